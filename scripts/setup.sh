@@ -1,0 +1,82 @@
+#!/bin/bash
+# usage: setup.sh [--build | --test]
+# Installs what building (--build) or building and testing (--test, the default) need on Debian 12,
+# with apt-get alone, as root or through sudo; fetches the pinned libfuse and the SigV4 test vectors
+# into subprojects/packagecache. Quiet and quick when nothing is to do.
+# Exit status: 0 all there, 1 something needed is missing. What only some tests need (the S3 server)
+# may be missing: one line says so, and those tests are skipped.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+what=test
+for arg; do
+	case $arg in
+	--build) what=build ;;
+	--test) what=test ;;
+	-h | --help)
+		sed -n '2,7s/^# \{0,1\}//p' "$0"
+		exit 0
+		;;
+	*)
+		echo "setup.sh: unknown argument '$arg'; usage: setup.sh [--build | --test]" >&2
+		exit 2
+		;;
+	esac
+done
+
+build_packages="gcc libc6-dev meson ninja-build pkg-config patch python3 ca-certificates
+	libfuse3-dev fuse3 libcurl4-openssl-dev libssl-dev libsqlite3-dev liblz4-dev libjansson-dev
+	libexpat1-dev liburing-dev libnuma-dev"
+test_packages="clang-14 clang-format-14 libclang-rt-14-dev ccache libcriterion-dev gcovr git curl
+	sqlite3 attr faketime openssl procps psmisc"
+server_packages="ceph-mon ceph-osd radosgw ceph-common"
+
+# Prints those of its arguments that are not installed.
+missing() {
+	local package
+	for package; do
+		dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
+			echo "$package"
+	done
+}
+
+as_root() {
+	if [ "$(id -u)" = 0 ]; then
+		"$@"
+	elif command -v sudo >/dev/null; then
+		sudo "$@"
+	else
+		echo "setup.sh: needs root or sudo to install packages" >&2
+		return 1
+	fi
+}
+
+apt_updated=
+install() {
+	[ $# -gt 0 ] || return 0
+	echo "setup: installing $*"
+	if [ -z "$apt_updated" ]; then
+		# A broken third-party source must not end this; the install tells.
+		as_root apt-get -qq update >/dev/null 2>&1 || true
+		apt_updated=1
+	fi
+	local log rc=0
+	log=$(mktemp)
+	as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 \
+		install --no-install-recommends "$@" </dev/null >"$log" 2>&1 || rc=1
+	[ $rc = 0 ] || tail -5 "$log" >&2
+	rm -f "$log"
+	return $rc
+}
+
+packages=$build_packages
+[ $what = build ] || packages="$packages $test_packages"
+if ! install $(missing $packages); then
+	echo "setup: missing packages: $(missing $packages | tr '\n' ' ')" >&2
+	exit 1
+fi
+"$root/scripts/fetch_fuse.sh" || true
+if [ $what = test ]; then
+	install $(missing $server_packages) ||
+		echo "setup: Ceph radosgw cannot be installed; tests on a real S3 server are skipped" >&2
+	"$root/scripts/fetch_vectors.sh" || true
+fi
