@@ -1,0 +1,173 @@
+/*
+ * The store: object storage behind one interface. Backends: S3 (store_s3*.c), a directory
+ * (store_dir.c), memory (store_memory.c).
+ *
+ * A request is a struct of the caller. ds_store_submit starts it and returns at once; `done` is
+ * called exactly once, later, from a thread of the store (never from within submit), and may submit again but must not block.
+ * Until then the request and everything that it points to belong to the store. ds_store_perform is
+ * the same for callers that may block. Retries (full jitter, token bucket), signing, checking of
+ * lengths and of Content-Range happen inside, until the request's deadline.
+ *
+ * Keys are relative to the store's prefix, are never empty (but for LIST), hold no NUL, and are
+ * passed as they are (percent-encoded names are the caller's business): "packs/ab/abcd...".
+ *
+ * Errors of a request (`result`, with `diag` saying more): 0; -DS_E_ABSENT (404); -DS_E_PRESENT
+ * (put if absent, and it is there: 412, or 409 that persists); -DS_E_DENIED (403);
+ * -DS_E_AUTH (wrong keys or signature); -DS_E_NO_BUCKET; -DS_E_THROTTLED, -DS_E_SERVER, -DS_E_NETWORK,
+ * -DS_E_PROTOCOL when the deadline passed while that was the last answer; -DS_E_TIMEOUT when there
+ * was none; -DS_E_UNSUPPORTED; -DS_E_LIMIT (object larger than the buffer's maximum); -DS_E_INTERRUPTED (cancelled); -ENOMEM;
+ * the directory backend also gives errnos of the disk. A 403 where listing is not
+ * allowed may mean absence: see the design; that judgement is the repo layer's.
+ *
+ * A PUT if absent whose reply was lost is sent again and may then meet its own object:
+ * -DS_E_PRESENT does not prove that somebody else won. Callers compare what is there.
+ */
+#ifndef DS_STORE_STORE_H
+#define DS_STORE_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "util/buf.h"
+#include "util/clock.h"
+#include "util/diag.h"
+#include "util/list.h"
+
+enum ds_store_op { DS_STORE_GET, DS_STORE_PUT, DS_STORE_HEAD, DS_STORE_LIST, DS_STORE_DELETE };
+
+#define DS_STORE_LEN_ALL UINT64_MAX
+
+struct ds_store_object { /* one row of a LIST */
+	char *key;	 /* relative to the store's prefix */
+	uint64_t size_bytes;
+	struct ds_time modified; /* the store's clock */
+};
+
+struct ds_store_listing {
+	struct ds_store_object *objects; /* in byte order of keys */
+	size_t objects_n;
+	size_t capacity_n;
+};
+void ds_store_listing_release(struct ds_store_listing *listing);
+
+struct ds_store_req {
+	/* set by the caller; everything else zero */
+	enum ds_store_op op;
+	const char *key; /* LIST: prefix, may be "" */
+	uint64_t off;	 /* GET: first byte; or with from_end: */
+	uint64_t
+		len_bytes; /* GET: DS_STORE_LEN_ALL or exactly so many bytes: an object that ends before is
+	                       * -DS_E_MALFORMED */
+	bool from_end; /* GET: the last len_bytes bytes, or all if there are fewer; off is ignored */
+	struct ds_buf *into; /* GET: appended here; its maximum bounds what is accepted */
+	const void *body;    /* PUT */
+	size_t body_len_bytes;
+	bool if_absent;			  /* PUT */
+	struct ds_store_listing *listing; /* LIST: rows are appended, all pages */
+	size_t list_max_n;		  /* LIST: stop after so many rows; 0: all */
+	const char *list_after;		  /* LIST: only keys after this one; NULL: all */
+	uint64_t deadline_ns; /* monotonic; 0: the store's default of 60 s from submit */
+	bool is_urgent;	      /* demand overtakes prefetch where something has to wait */
+	void (*done)(struct ds_store_req *req); /* submit only */
+	void *ctx;
+
+	/* set by the store before done */
+	int result;
+	struct ds_diag diag;
+	uint64_t object_size_bytes; /* GET, HEAD: of the whole object */
+	struct ds_time modified;    /* GET, HEAD */
+	struct ds_time store_time;  /* the store's clock when it answered; .s 0 if it did not say */
+
+	/* the store's own */
+	struct ds_list node;
+	void *internal;
+};
+
+struct ds_store_stats {		/* counters since the store was opened */
+	uint64_t requests_n[5]; /* by op, as sent on the wire: retries and pages count */
+	uint64_t retries_n;
+	uint64_t failures_n; /* requests that ended with an error other than ABSENT and PRESENT */
+	uint64_t received_bytes; /* bodies */
+	uint64_t sent_bytes;
+};
+
+struct ds_store;
+
+struct ds_store_options {
+	const char *
+		endpoint; /* S3: URL; NULL: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile's, then AWS's own by region */
+	const char
+		*region; /* NULL: AWS_REGION, AWS_DEFAULT_REGION, the profile's, then us-east-1 */
+	const char *profile;	/* NULL: AWS_PROFILE, then "default" */
+	bool insecure_http;	/* allow http:// to hosts other than loopback */
+	uint64_t timeout_ms;	/* default deadline; 0: 60,000 */
+	unsigned connections_n; /* S3: at most so many at once; 0: 64 */
+};
+
+/*
+ * Opens the store of a URL: `s3://bucket[/prefix]`, `file:///path`, or a path. Does no I/O beyond
+ * reading local configuration (credentials: environment, then ~/.aws/credentials and config) and, for a directory, opening it (`create`: making it;
+ * without it, a missing directory is -DS_E_NO_REPO). Threads are
+ * started by the first request, so that a process may still fork after this. -DS_E_USAGE with a
+ * reason in diag for a bad URL (credentials in it, bad bucket name, plain http), -DS_E_AUTH
+ * without credentials, -ENOMEM.
+ */
+int ds_store_open(const char *url, const struct ds_store_options *options, bool create,
+		  struct ds_store **ret_store, struct ds_diag *reterr_diag);
+/* For tests and simulations: a store in memory, empty. Several may share the objects of one: `share` NULL or such a
+ * store. The clock gives `modified` and `store_time`; NULL: the machine's. */
+int ds_store_memory_new(struct ds_store *share, const struct ds_clock *clock,
+			struct ds_store **ret_store);
+struct ds_store *ds_store_ref(struct ds_store *store);
+/* The last unref cancels what runs, waits for its done calls, and ends the threads. Not from done. Returns NULL. */
+struct ds_store *ds_store_unref(struct ds_store *store);
+
+void ds_store_submit(struct ds_store *store, struct ds_store_req *req);
+/* Asks that the request end soon with -DS_E_INTERRUPTED; its done is still called exactly once (it may have been already
+ * on its way: the caller must know that the request is not over, e.g. under its own lock). */
+void ds_store_cancel(struct ds_store *store, struct ds_store_req *req);
+/* Blocks until the request is over; returns req->result. `done` is ignored. */
+int ds_store_perform(struct ds_store *store, struct ds_store_req *req);
+
+/* Shorthands over ds_store_perform with the default deadline; diag may be NULL. */
+int ds_store_get(struct ds_store *store, const char *key, struct ds_buf *into,
+		 struct ds_diag *reterr_diag);
+int ds_store_put_if_absent(struct ds_store *store, const char *key, const void *body,
+			   size_t len_bytes, struct ds_diag *reterr_diag);
+int ds_store_put(struct ds_store *store, const char *key, const void *body, size_t len_bytes,
+		 struct ds_diag *reterr_diag);
+
+/* Time of the store's clock now: learned from its last answer and carried on by the monotonic clock. The first call asks
+ * the store if nothing was asked yet (blocks). */
+int ds_store_now(struct ds_store *store, struct ds_time *ret_now, struct ds_diag *reterr_diag);
+
+void ds_store_get_stats(struct ds_store *store, struct ds_store_stats *ret_stats);
+/* URL as given to open, without credentials; owned by the store. */
+const char *ds_store_url(const struct ds_store *store);
+/* Path of the directory, for a directory store; NULL otherwise. Owned by the store. */
+const char *ds_store_local_path(const struct ds_store *store);
+/* Directory store: takes the shared (writer) or exclusive (collector) lock on its lock file until the returned descriptor
+ * is closed; other backends give -1 in *ret_fd at once. Blocks. */
+int ds_store_lock(struct ds_store *store, bool exclusive, int *ret_fd);
+
+/* For decorators (tests) and backends: the ops table. */
+struct ds_store_ops {
+	void (*submit)(struct ds_store *store, struct ds_store_req *req);
+	void (*cancel)(struct ds_store *store, struct ds_store_req *req);
+	void (*destroy)(struct ds_store *store);
+	void (*get_stats)(struct ds_store *store, struct ds_store_stats *ret_stats);
+	const char *(*local_path)(const struct ds_store *store);
+	int (*lock)(struct ds_store *store, bool exclusive, int *ret_fd);
+};
+struct ds_store { /* first member of a backend's own struct; set up by ds_store_init */
+	const struct ds_store_ops *ops;
+	_Atomic unsigned refs_n;
+	char *url;
+	uint64_t timeout_ms;
+	struct ds_store_clock *clock; /* what was learned of the store's time */
+};
+int ds_store_init(struct ds_store *store, const struct ds_store_ops *ops, const char *url,
+		  uint64_t timeout_ms);
+void ds_store_release(struct ds_store *store); /* of the base; the backend frees itself */
+
+#endif
