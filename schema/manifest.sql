@@ -1,0 +1,66 @@
+CREATE TABLE entry (
+	id INTEGER PRIMARY KEY,
+	parent INTEGER NOT NULL,
+	name BLOB NOT NULL,
+	type INTEGER NOT NULL,
+	mtime_s INTEGER,
+	mtime_ns INTEGER,
+	nlink INTEGER,
+	size INTEGER,
+	digest BLOB,
+	pack INTEGER,
+	ordinal INTEGER,
+	stored_off INTEGER,
+	stored_len INTEGER,
+	raw_off INTEGER,
+	extents INTEGER,
+	target BLOB,
+	link INTEGER,
+	uid INTEGER,
+	gid INTEGER,
+	mode INTEGER
+) STRICT;
+CREATE UNIQUE INDEX entry_name ON entry (parent, name);
+CREATE TABLE extent (
+	file INTEGER NOT NULL,
+	off INTEGER NOT NULL,
+	slot INTEGER NOT NULL,
+	len INTEGER NOT NULL,
+	digest BLOB,
+	pack INTEGER,
+	ordinal INTEGER,
+	stored_off INTEGER,
+	stored_len INTEGER,
+	source INTEGER,
+	source_off INTEGER,
+	PRIMARY KEY (file, off)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE pack (
+	number INTEGER PRIMARY KEY,
+	id BLOB NOT NULL,
+	size INTEGER NOT NULL,
+	chunks INTEGER NOT NULL,
+	raw INTEGER NOT NULL,
+	live INTEGER NOT NULL
+) STRICT;
+CREATE TABLE xattr (
+	entry INTEGER NOT NULL,
+	name BLOB NOT NULL,
+	value BLOB NOT NULL,
+	PRIMARY KEY (entry, name)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE reject (
+	path BLOB PRIMARY KEY NOT NULL,
+	reason TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE source (
+	number INTEGER PRIMARY KEY,
+	url TEXT NOT NULL,
+	object BLOB NOT NULL,
+	object_version TEXT,
+	etag TEXT
+) STRICT;
+CREATE TABLE meta (
+	key TEXT PRIMARY KEY NOT NULL,
+	value ANY
+) STRICT, WITHOUT ROWID;
