@@ -1,0 +1,93 @@
+/*
+ * The cache: a directory of images, shared by all mounts and versions of a host.
+ *
+ * An image is a directory with `data` (the raw bytes of chunks at their offsets, sparse) and `map` (boot id,
+ * flags, and for each slot: digest, offset, length, and the bits `present` and `trusted`). A chunk is served only if it is trusted: filled, or
+ * checked against its digest, in this boot. Damage of whatever kind is a miss. There is no index: the directory is the index.
+ *
+ * Locks (all of them go with the process): who reads or fills holds a shared OFD lock on byte 0 of `map`; a fill an exclusive one on
+ * byte 2^40 + slot through a description of its own; punching and removing need byte 0 exclusively. An image whose `handed out` flag
+ * is set is never punched, only unlinked.
+ *
+ * The cache never makes a read fail: when the disk is full, read-only or broken, an image is "without a disk": reads
+ * of it miss, fills do nothing, and the fetcher serves from memory.
+ *
+ * Threads: all functions may be called from any thread. ds_image_read copies from the page cache or the local disk;
+ * fill, open and eviction do local disk I/O; nothing here touches the network.
+ */
+#ifndef DS_CACHE_CACHE_H
+#define DS_CACHE_CACHE_H
+
+#include "codec/chunk.h"
+#include "util/diag.h"
+
+struct ds_cache;
+
+struct ds_cache_options {
+	const char *
+		dir; /* created 0700 if absent; refused if it is not ours, or writable by others, or a symlink */
+	uint64_t
+		capacity_bytes; /* allocated blocks of all images; 0: half of what is free and used by the cache at open */
+	unsigned free_floor_percent; /* of the file system stays free; 0: 10 */
+};
+
+int ds_cache_open(const struct ds_cache_options *options, struct ds_cache **ret_cache,
+		  struct ds_diag *reterr_diag);
+/* No directory at all: every image is without a disk. */
+int ds_cache_open_none(struct ds_cache **ret_cache);
+struct ds_cache *ds_cache_ref(struct ds_cache *cache);
+struct ds_cache *ds_cache_unref(struct ds_cache *cache);
+const char *ds_cache_dir(const struct ds_cache *cache);
+
+struct ds_cache_stats {
+	uint64_t capacity_bytes;
+	uint64_t used_bytes; /* allocated, at the last look */
+	uint64_t images_n;
+	uint64_t hits_n, misses_n, fills_n, fill_failures_n, evictions_n, damaged_n;
+};
+void ds_cache_get_stats(struct ds_cache *cache, struct ds_cache_stats *ret_stats);
+
+/* What an image is, from its layout: the name is a digest over what fixes the layout. */
+struct ds_image_layout {
+	struct ds_digest name;
+	uint32_t slots_n;
+	uint64_t size_bytes; /* of `data`, at most */
+};
+/* Layout names: SHA-256 of a tag and the id. */
+enum ds_image_kind { DS_IMAGE_PACK, DS_IMAGE_FILE, DS_IMAGE_MANIFEST, DS_IMAGE_INDEX };
+void ds_image_name(enum ds_image_kind kind, const struct ds_digest *id, struct ds_digest *ret_name);
+
+struct ds_image;
+/* One object for each name and process, counted. Makes the directory if it is not there. Fails only with -ENOMEM: trouble with the disk gives an image without one. */
+int ds_image_open(struct ds_cache *cache, const struct ds_image_layout *layout,
+		  struct ds_image **ret_image);
+struct ds_image *ds_image_ref(struct ds_image *image);
+struct ds_image *ds_image_unref(struct ds_image *image);
+
+/* A chunk's place in an image, and what must lie there. */
+struct ds_image_slot {
+	uint32_t slot;
+	uint64_t raw_off;
+	uint32_t raw_len_bytes;
+	struct ds_digest digest;
+};
+
+/*
+ * Copies bytes [off, off + len) of the chunk. -DS_E_NOT_LOCAL: it is not there, or the map says something else about the
+ * slot. A chunk that is present but not yet trusted in this boot is checked first (reads and hashes it, CPU), with `may_check` only;
+ * without it the answer is -DS_E_NOT_LOCAL. An I/O error or a digest that does not fit makes it absent.
+ */
+int ds_image_read(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
+		  size_t len_bytes, bool may_check, void *ret_data);
+/* Cheap look without I/O: present and trusted. */
+bool ds_image_has(struct ds_image *image, const struct ds_image_slot *slot);
+/* Stores a chunk whose bytes were verified, evicting if need be. 0, or why it could not (-ENOSPC, -DS_E_MISMATCH: the slot or its neighbours are taken by other
+ * claims...); callers then serve from memory. */
+int ds_image_fill(struct ds_image *image, const struct ds_image_slot *slot, const void *raw);
+/* All slots trusted and of these claims: maps `data` read-only, for as long as the image is referenced; else NULL. A mapped image is flagged handed out. */
+const void *ds_image_map_whole(struct ds_image *image);
+
+/* Evicts until `bytes` more fit under quota and floor, as far as possible. */
+int ds_cache_make_room(struct ds_cache *cache, uint64_t bytes);
+
+#endif

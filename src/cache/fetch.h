@@ -1,0 +1,101 @@
+/*
+ * The fetcher: brings chunks from the store into images, once for all who wait.
+ *
+ * A want names a chunk and where it goes. If it is in flight already (in this process, or in another one of the
+ * host, seen by the slot's lock), the waiter joins; else the chunk is queued. Queued chunks that lie side by
+ * side in a pack travel in one range GET. Received bytes are decoded and verified on worker threads, written to the image, and then each
+ * waiter's `done` is called, from a worker, with the raw bytes, so that it can be answered even if the image could not take them.
+ *
+ * A pack that answers "absent" (or "denied") leads to its `.moved` note, which may chain; bytes that do not fit their digest are fetched anew once, then
+ * the want fails with -DS_E_CORRUPT.
+ *
+ * Every waiter has a deadline: past it, done gets -DS_E_TIMEOUT (or the error of the last attempt if there was one), also
+ * if the store never answers. No thread of the caller ever waits, except in ds_fetch_blocking.
+ *
+ * Threads: any. done must not block for long; it may call ds_fetcher_want.
+ */
+#ifndef DS_CACHE_FETCH_H
+#define DS_CACHE_FETCH_H
+
+#include "cache/cache.h"
+#include "codec/chunk.h"
+#include "store/store.h"
+#include "util/list.h"
+
+/* Raw bytes of one chunk, verified, counted, read-only. */
+struct ds_chunk_bytes {
+	_Atomic unsigned refs_n;
+	uint32_t len_bytes;
+	uint8_t data[];
+};
+struct ds_chunk_bytes *ds_chunk_bytes_ref(struct ds_chunk_bytes *bytes);
+struct ds_chunk_bytes *ds_chunk_bytes_unref(struct ds_chunk_bytes *bytes);
+
+struct ds_fetch_target {
+	struct ds_image *image; /* the waiter's caller holds a reference until the want is over */
+	uint32_t slot;
+	uint64_t raw_off;	 /* in the image */
+	struct ds_chunk_ref ref; /* where it lies and what it must be */
+};
+
+struct ds_fetch_waiter {
+	/* set by the caller */
+	void (*done)(struct ds_fetch_waiter *waiter, int result, struct ds_chunk_bytes *bytes,
+		     const struct ds_diag *diag);
+	uint64_t deadline_ns;
+	/* the fetcher's own */
+	struct ds_list node;
+	struct ds_list deadline_node;
+	void *flight;
+};
+
+struct ds_fetcher;
+
+struct ds_fetcher_options {
+	uint64_t
+		inflight_bytes_max; /* stored and raw bytes of all flights; 0: 256 MiB. Wants beyond it are queued. */
+	unsigned workers_n;	     /* 0: number of CPUs, at least 2 */
+	uint64_t coalesce_bytes_max; /* of one range GET; 0: 8 MiB */
+};
+
+/* Starts no thread before the first want. Holds references of store and cache. */
+int ds_fetcher_new(struct ds_store *store, struct ds_cache *cache,
+		   const struct ds_fetcher_options *options, struct ds_fetcher **ret_fetcher);
+/* Ends what runs: waiters get -DS_E_INTERRUPTED. Blocks until all is over. */
+struct ds_fetcher *ds_fetcher_free(struct ds_fetcher *fetcher);
+
+/* The waiter belongs to the fetcher until done is called or ds_fetcher_abandon has returned true. `bytes` in done is valid during the call: take a reference to keep it.
+ * May call done before it returns?  No: always later, from another thread. -ENOMEM: not taken. */
+int ds_fetcher_want(struct ds_fetcher *fetcher, const struct ds_fetch_target *target,
+		    struct ds_fetch_waiter *waiter);
+/* Chunks that will be wanted soon, nobody waits for; dropped when the budget is short. Demand overtakes them. */
+void ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
+			 size_t targets_n);
+/* Takes a waiter back: true: done will not be called; false: it is being called or has been. The flight goes on if others wait, else ends. */
+bool ds_fetcher_abandon(struct ds_fetcher *fetcher, struct ds_fetch_waiter *waiter);
+
+/* Puts bytes that are at hand (e.g. what a mount fetched in one GET) into an in-memory stash: wants of that digest are
+ * answered from it without a request. Lives as long as the fetcher; at most a few MiB. */
+int ds_fetcher_stash(struct ds_fetcher *fetcher, const struct ds_digest *digest,
+		     struct ds_chunk_bytes *bytes);
+
+/* For callers that may block: image, else fetch. Gives a reference to the bytes. */
+int ds_fetch_blocking(struct ds_fetcher *fetcher, const struct ds_fetch_target *target,
+		      uint64_t deadline_ns, struct ds_chunk_bytes **ret_bytes,
+		      struct ds_diag *reterr_diag);
+
+struct ds_fetcher_stats {
+	uint64_t wants_n, joined_n, gets_n, chunks_n, timeouts_n, corrupt_n, moved_n;
+	uint64_t waiting_n;	 /* now */
+	uint64_t inflight_bytes; /* now */
+};
+void ds_fetcher_get_stats(struct ds_fetcher *fetcher, struct ds_fetcher_stats *ret_stats);
+
+/* The table of contents of a pack, from the store (one or two GETs; blocks; follows nothing). Free with ds_free. */
+struct ds_pack_toc;
+int ds_fetch_toc(struct ds_store *store, const struct ds_digest *pack, struct ds_pack_toc **ret_toc,
+		 struct ds_diag *reterr_diag);
+/* Where chunk `ordinal` of a pack lies now, after following .moved notes (blocks; 0 with *ref unchanged if the pack is still there). */
+int ds_fetch_locate(struct ds_store *store, struct ds_chunk_ref *ref, struct ds_diag *reterr_diag);
+
+#endif
