@@ -1,0 +1,76 @@
+/*
+ * Commit: makes a version of a directory and puts it on a branch.
+ *
+ * Order (design, "Commit order"): packs, manifest packs, record, a look that each is there with its size, ref entry,
+ * index, hint. A crash at any point leaves only unreachable objects. A writer that lost the race commits the same tree
+ * again with the winner as its parent. All times are the store's.
+ *
+ * Blocks; uses its own threads. One call at a time for an options struct. Errors besides those of store and disk:
+ * -DS_E_SOURCE_REFUSED (special or unreadable files, source inside the repository or the other way round, names that cannot be kept),
+ * -DS_E_SOURCE_CHANGED (a file that did not stand still), -DS_E_CONFLICT (options.parent is no longer the head), -DS_E_LATE
+ * (half a grace passed; nothing was published), -DS_E_INTERRUPTED.
+ */
+#ifndef DS_REPO_COMMIT_H
+#define DS_REPO_COMMIT_H
+
+#include "repo/repo.h"
+#include "repo/record.h"
+
+struct ds_commit_progress { /* snapshot; totals are what is known so far */
+	const char *phase;  /* "scanning", "reading", "uploading", "publishing" */
+	uint64_t files_n, files_total_n;
+	uint64_t bytes, bytes_total;
+	uint64_t uploaded_bytes;
+};
+
+struct ds_commit_options {
+	const char *source;  /* directory */
+	const char *branch;  /* NULL: the default branch */
+	const char *tag;     /* NULL: none; must be free */
+	const char *message; /* NULL: "" */
+	const char *author;  /* NULL: user@host is NOT used (nothing of the host): "" */
+	const char *parent;  /* selector; NULL: whatever the head is */
+	const char *const *
+		excludes; /* fnmatch patterns (FNM_PATHNAME; without '/' they match names anywhere), NULL-terminated; or NULL */
+	bool allow_empty, mtime;
+	bool skip_special, skip_unreadable;
+	bool rehash, trust_mtime;
+	const char *
+		state_dir; /* stat cache and temporary files; NULL: $XDG_CACHE_HOME/dsfs or /var/cache/dsfs for root; "" : none kept */
+	uint64_t memory_bytes; /* budget for chunks and packs in flight; 0: 512 MiB */
+	unsigned jobs_n;       /* readers; 0: CPUs + 2 */
+	uint32_t page_size;    /* of a first manifest; 0: the default */
+	void (*progress)(
+		void *ctx,
+		const struct ds_commit_progress *
+			progress); /* called about 5 times a second, from one thread; may be NULL */
+	void (*warn)(
+		void *ctx, const char *path,
+		const char *reason); /* each rejected or excluded-by-error path; path is quoted */
+	void *ctx;
+	const volatile int *interrupted; /* becomes non-zero: stop soon; may be NULL */
+};
+
+struct ds_commit_result {
+	bool unchanged;	 /* no new version was made; version is the head's */
+	uint64_t number; /* of the branch entry */
+	struct ds_digest version;
+	struct ds_digest fingerprint;
+	struct ds_version_totals totals;
+	uint64_t added_n, changed_n, removed_n; /* files and links, against the parent */
+	uint64_t uploaded_data_bytes, uploaded_manifest_bytes; /* stored bytes of packs */
+	uint64_t
+		reused_bytes; /* raw bytes found in packs that were already there, other than by the same path */
+	uint64_t read_bytes; /* of files that were read */
+	unsigned races_n;    /* times that another writer was first */
+};
+
+int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
+	      struct ds_commit_result *ret_result, struct ds_diag *reterr_diag);
+
+/* Fingerprint of a directory as commit would compute it, without a repository. */
+int ds_fingerprint_directory(const struct ds_commit_options *options,
+			     struct ds_digest *ret_fingerprint,
+			     struct ds_version_totals *ret_totals, struct ds_diag *reterr_diag);
+
+#endif

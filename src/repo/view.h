@@ -1,0 +1,80 @@
+/*
+ * A view: one version, open for reading, over the cache. What a mount and the reading commands use.
+ *
+ * Look-ups never wait in a view that is opened for a mount: when something is not local, they note it in the caller's `demand`, end with
+ * -DS_E_NOT_LOCAL, and the caller parks until ds_demand_wait calls back, then calls again. A demand keeps what was delivered to it
+ * (pins the bytes), so that each run gets further even if the cache can hold nothing.
+ *
+ * A blocking view (demand NULL) waits inside.
+ *
+ * Threads: a view is shared; a demand belongs to one request. Errors: -DS_E_NOT_LOCAL, -ENOENT (only from the verified manifest), -ENOTDIR, -EISDIR,
+ * -EINVAL, -DS_E_MALFORMED, -DS_E_CORRUPT, -ENOMEM, in a blocking view also what the fetcher gives.
+ */
+#ifndef DS_REPO_VIEW_H
+#define DS_REPO_VIEW_H
+
+#include "cache/fetch.h"
+#include "manifest/manifest.h"
+#include "repo/record.h"
+
+struct ds_view;
+
+/* Takes references of fetcher-side objects; `record` is copied. Fetches the record's prefetch list in one GET in the background of the
+ * first wait (non-blocking) or at once (blocking). fetcher and cache must outlive the view. */
+int ds_view_open(struct ds_repo *repo, struct ds_cache *cache, struct ds_fetcher *fetcher,
+		 const struct ds_record *record, bool blocking, uint64_t timeout_ms,
+		 struct ds_view **ret_view, struct ds_diag *reterr_diag);
+/* All requests must be over. */
+struct ds_view *ds_view_close(struct ds_view *view);
+const struct ds_digest *ds_view_version(const struct ds_view *view);
+/* For blocking use: the manifest itself (verify, diff); `want` is NULL there. */
+struct ds_manifest *ds_view_manifest(struct ds_view *view);
+const struct ds_page_source *ds_view_page_source(struct ds_view *view);
+
+#define DS_DEMAND_TARGETS_MAX 16
+
+struct ds_demand {
+	/* set by ds_view_* on -DS_E_NOT_LOCAL: what this request misses now */
+	struct ds_fetch_target targets[DS_DEMAND_TARGETS_MAX];
+	size_t targets_n;
+	/* the demand's own */
+	struct ds_view *view;
+	struct ds_list pins; /* what was delivered */
+	struct ds_diag diag; /* of an error */
+	void *wait;
+};
+void ds_demand_init(struct ds_demand *demand, struct ds_view *view);
+/* Drops pins. Not while a wait is on. */
+void ds_demand_release(struct ds_demand *demand);
+/*
+ * Waits for the targets: `done` is called exactly once, later, from a worker, with 0 (run the request again) or the first error, unless
+ * ds_demand_abandon returns true first. -ENOMEM: nothing was started.
+ */
+int ds_demand_wait(struct ds_demand *demand, uint64_t deadline_ns,
+		   void (*done)(struct ds_demand *demand, int result, void *ctx), void *ctx);
+/* true: done will not be called. */
+bool ds_demand_abandon(struct ds_demand *demand);
+
+/* As in manifest.h, with a demand (NULL in a blocking view) as `want`. */
+int ds_view_lookup(struct ds_view *view, struct ds_demand *demand, uint64_t parent,
+		   const char *name, size_t name_len, struct ds_entry *ret_entry);
+int ds_view_get(struct ds_view *view, struct ds_demand *demand, uint64_t ino,
+		struct ds_entry *ret_entry);
+int ds_view_list(struct ds_view *view, struct ds_demand *demand, uint64_t dir, uint64_t after,
+		 ds_manifest_list_fn *fn, void *ctx);
+int ds_view_readlink(struct ds_view *view, struct ds_demand *demand, uint64_t ino,
+		     struct ds_buf *buf);
+/*
+ * Reads up to len bytes at off of a file; fewer only at its end. All or nothing: on -DS_E_NOT_LOCAL every missing chunk of the range (up
+ * to DS_DEMAND_TARGETS_MAX) is in demand->targets. `may_check`: chunks of another boot may be hashed here (workers and blocking callers only).
+ */
+int ds_view_read(struct ds_view *view, struct ds_demand *demand, uint64_t ino, uint64_t off,
+		 size_t len_bytes, bool may_check, void *ret_data, size_t *ret_n);
+/* The next data (or hole, with `hole`) at or after off: SEEK_DATA and SEEK_HOLE. -ENXIO past the end. */
+int ds_view_seek(struct ds_view *view, struct ds_demand *demand, uint64_t ino, uint64_t off,
+		 bool hole, uint64_t *ret_off);
+/* Walks a path ("a/b/c", no leading slash, no ".." handling; "" is the root) without following symlinks. */
+int ds_view_walk(struct ds_view *view, struct ds_demand *demand, const char *path,
+		 struct ds_entry *ret_entry);
+
+#endif
