@@ -107,7 +107,7 @@ int ds_file_read_fd(int fd, struct ds_buf *buf)
 		return -EINVAL;
 	/* One byte more than it should have, to see the end; the file may still grow meanwhile. */
 	for (;;) {
-		size_t want = DS_MIN((size_t)65536, buf->max_bytes - buf->len_bytes), n;
+		size_t want = DS_MIN((size_t)65536, buf->max_bytes - buf->len_bytes), n = 0;
 
 		if (want == 0) {
 			char more;
