@@ -1,0 +1,334 @@
+/*
+ * commit, fingerprint.
+ */
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "cli/commands.h"
+#include "cli/session.h"
+#include "repo/commit.h"
+#include "repo/refs.h"
+#include "util/mem.h"
+#include "util/str.h"
+
+#define EXCLUDES_MAX 128
+
+struct commit_ui {
+	struct cli_call *call;
+	struct cli_progress progress;
+	json_t *rejected;
+	uint64_t warned_n;
+};
+
+static void show_progress(void *ctx, const struct ds_commit_progress *progress)
+{
+	struct commit_ui *ui = ctx;
+
+	cli_progress_show(&ui->progress, progress->phase, progress->files_n,
+			  progress->files_total_n, progress->bytes, progress->bytes_total);
+}
+
+static void show_warning(void *ctx, const char *path, const char *reason)
+{
+	struct commit_ui *ui = ctx;
+
+	ui->warned_n++;
+	if (ui->rejected)
+		json_array_append_new(ui->rejected,
+				      json_pack("{s:s, s:s}", "path", path, "reason", reason));
+	else
+		fprintf(stderr, "dsfs: %s: %s\n", path, reason);
+}
+
+static int fill_options(struct cli_call *call, struct commit_ui *ui, const char **excludes,
+			struct ds_commit_options *options)
+{
+	uint64_t jobs_n;
+	size_t n = 0;
+	int r;
+
+	while (n < EXCLUDES_MAX && (excludes[n] = cli_text_at(call, "exclude", n)))
+		n++;
+	if (n == EXCLUDES_MAX)
+		return ds_diag_set(&call->diag, -DS_E_USAGE, NULL, "at most %d --exclude",
+				   EXCLUDES_MAX - 1);
+	*options = (struct ds_commit_options){
+		.source = call->args[0],
+		.branch = cli_text(call, "branch"),
+		.tag = cli_text(call, "tag"),
+		.message = cli_text(call, "message"),
+		.author = cli_text(call, "author"),
+		.parent = cli_text(call, "parent"),
+		.excludes = excludes,
+		.allow_empty = cli_has(call, "allow-empty"),
+		.mtime = cli_has(call, "mtime"),
+		.skip_special = cli_has(call, "skip-special"),
+		.skip_unreadable = cli_has(call, "skip-unreadable"),
+		.rehash = cli_has(call, "rehash"),
+		.trust_mtime = cli_has(call, "trust-mtime"),
+		.state_dir = cli_text(call, "state-dir"),
+		.progress = show_progress,
+		.warn = show_warning,
+		.ctx = ui,
+		.interrupted = &cli_interrupted,
+	};
+	r = cli_size(call, "memory", 0, &options->memory_bytes);
+	if (r == 0)
+		r = cli_number(call, "jobs", 0, 256, &jobs_n);
+	if (r == 0)
+		options->jobs_n = (unsigned)jobs_n;
+	return r;
+}
+
+static void print_result(struct cli_call *call, struct ds_repo *repo,
+			 const struct ds_commit_options *options,
+			 const struct ds_commit_result *result, json_t *rejected)
+{
+	const char *branch = options->branch ? options->branch : ds_repo_default_branch(repo);
+	char id[DS_DIGEST_TEXT_MAX], fingerprint[DS_DIGEST_TEXT_MAX], size[32], up[32];
+
+	ds_digest_format(&result->version, id);
+	ds_digest_format(&result->fingerprint, fingerprint);
+	if (call->json) {
+		json_t *row = json_pack("{s:s, s:s, s:I, s:s, s:b, s:{s:I, s:I, s:I, s:I, s:I}}",
+					"version", id, "branch", branch, "number",
+					(json_int_t)result->number, "fingerprint", fingerprint,
+					"unchanged", result->unchanged, "totals", "files",
+					(json_int_t)result->totals.files_n, "directories",
+					(json_int_t)result->totals.directories_n, "symlinks",
+					(json_int_t)result->totals.symlinks_n, "bytes",
+					(json_int_t)result->totals.bytes, "rejected",
+					(json_int_t)result->totals.rejected_n);
+
+		json_object_update_new(row,
+				       json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+						 "added", (json_int_t)result->added_n, "changed",
+						 (json_int_t)result->changed_n, "removed",
+						 (json_int_t)result->removed_n,
+						 "uploaded_data_bytes",
+						 (json_int_t)result->uploaded_data_bytes,
+						 "uploaded_manifest_bytes",
+						 (json_int_t)result->uploaded_manifest_bytes,
+						 "reused_bytes", (json_int_t)result->reused_bytes,
+						 "read_bytes", (json_int_t)result->read_bytes,
+						 "races", (json_int_t)result->races_n));
+		json_object_set(row, "rejected", rejected);
+		cli_print_json(row);
+		return;
+	}
+	if (cli_has(call, "quiet")) {
+		puts(id);
+		return;
+	}
+	printf("%s:%" PRIu64 " %s\n", branch, result->number, id);
+	if (result->unchanged) {
+		printf("nothing has changed; no new version\n");
+		return;
+	}
+	printf("%" PRIu64 " files, %s; %" PRIu64 " added, %" PRIu64 " changed, %" PRIu64
+	       " removed; %s uploaded\n",
+	       result->totals.files_n, ds_format_size(result->totals.bytes, size, sizeof(size)),
+	       result->added_n, result->changed_n, result->removed_n,
+	       ds_format_size(result->uploaded_data_bytes + result->uploaded_manifest_bytes, up,
+			      sizeof(up)));
+	if (result->totals.rejected_n)
+		printf("%" PRIu64 " left out\n", result->totals.rejected_n);
+}
+
+static int open_or_init(struct cli_call *call, struct ds_locator *locator,
+			struct ds_repo **ret_repo)
+{
+	struct ds_store_options store;
+	int r = cli_open_repo(call, call->args[1], locator, ret_repo);
+
+	if (r != -DS_E_NO_REPO || !cli_has(call, "init"))
+		return r;
+	r = cli_store_of(call, &store);
+	if (r == 0) {
+		ds_diag_clear(&call->diag);
+		r = ds_repo_init(locator->url, &store, "main", ret_repo, &call->diag);
+	}
+	/* Another writer made it meanwhile. */
+	if (r == -DS_E_PRESENT)
+		r = ds_repo_open(locator->url, &store, ret_repo, &call->diag);
+	return r;
+}
+
+static int run_commit(struct cli_call *call)
+{
+	struct commit_ui ui = {.call = call, .rejected = call->json ? json_array() : NULL};
+	const char *excludes[EXCLUDES_MAX];
+	struct ds_commit_options options;
+	struct ds_commit_result result;
+	struct ds_locator locator = {0};
+	struct ds_repo *repo = NULL;
+	int r;
+
+	r = fill_options(call, &ui, excludes, &options);
+	if (r == 0)
+		r = open_or_init(call, &locator, &repo);
+	if (r == 0 && locator.selector)
+		r = ds_diag_set(&call->diag, -DS_E_USAGE, call->args[1],
+				"a commit goes to a branch: give --branch, not @VERSION");
+	if (r == 0) {
+		cli_catch_signals();
+		cli_progress_start(&ui.progress, call);
+		r = ds_commit(repo, &options, &result, &call->diag);
+		cli_progress_end(&ui.progress);
+	}
+	if (r == 0)
+		print_result(call, repo, &options, &result, ui.rejected);
+	if (r == -DS_E_NO_REPO && !call->diag.detail[0])
+		ds_diag_set(&call->diag, r, call->args[1], "make it with 'dsfs init' or --init");
+	if (ui.rejected)
+		json_decref(ui.rejected);
+	ds_repo_unref(repo);
+	ds_locator_release(&locator);
+	return r < 0 ? cli_fail(call, r, NULL) : cli_finish_output(call);
+}
+
+#define SOURCE_OPTIONS                                                                             \
+	{0, "exclude", "PATTERN",                                                                  \
+	 "leave out paths that fit this shell pattern; without a slash it fits names "             \
+	 "anywhere; may be given several times",                                                   \
+	 true},                                                                                    \
+		{0, "skip-special", NULL,                                                          \
+		 "leave out FIFOs, sockets and devices instead of failing", false},                \
+		{0, "skip-unreadable", NULL, "leave out what cannot be read instead of failing",   \
+		 false},                                                                           \
+		{'j', "jobs", "N", "read so many files at once (CPUs + 2)", false},                \
+		{0, "memory", "SIZE", "memory for what is being read and uploaded (512M)", false}, \
+	{                                                                                          \
+		0, "state-dir", "DIR",                                                             \
+			"where the local stat cache lies; default: the cache directory; '' for "   \
+			"none",                                                                    \
+			false                                                                      \
+	}
+
+static const struct cli_option commit_options[] = {
+	{'m', "message", "MSG", "what changed and why", false},
+	{0, "author", "NAME", "who made it", false},
+	{0, "branch", "NAME", "branch to commit to; default: the repository's; made if it is new",
+	 false},
+	{0, "tag", "NAME", "also give the new version this tag", false},
+	{0, "init", NULL, "make the repository if there is none", false},
+	{0, "parent", "VERSION", "fail (exit status 7) if this is not the newest version any more",
+	 false},
+	{0, "allow-empty", NULL, "make a version even if nothing has changed", false},
+	{0, "mtime", NULL, "make a version even if only times or hard links have changed", false},
+	{0, "rehash", NULL, "read every file, whatever the stat cache says", false},
+	{0, "trust-mtime", NULL,
+	 "take a file for unchanged if size and time are as in the parent version", false},
+	SOURCE_OPTIONS,
+	{0},
+};
+
+const struct cli_command cli_command_commit = {
+	.name = "commit",
+	.arguments = "SOURCE REPO",
+	.summary = "make a new version of a directory",
+	.details =
+		"The new version is SOURCE exactly: files, directories, symlinks, hard links, the "
+		"executable bit and modification times. Only what is not in the repository yet is "
+		"uploaded. On success the version's number and id are printed. An unchanged SOURCE "
+		"makes no version.\n"
+		"If somebody else commits at the same time, the one who is later commits the same "
+		"tree again with the other's version as its parent, unless --parent forbids it. "
+		"Interrupted or killed, a commit leaves nothing half-visible, and repeating it "
+		"soon "
+		"uses what was uploaded.",
+	.examples = "  dsfs commit ./data s3://bucket/imagenet -m 'relabelled cats'\n"
+		    "  dsfs commit --init ./data /srv/datasets/imagenet --tag v1\n",
+	.options = commit_options,
+	.takes_store = true,
+	.takes_json = true,
+	.args_min = 2,
+	.args_max = 2,
+	.run = run_commit,
+};
+
+static int fingerprint_version(struct cli_call *call, struct dsfs_error *error, char *ret_text)
+{
+	struct dsfs_repository *repository = NULL;
+	struct dsfs_version *version = NULL;
+	struct ds_locator locator = {0};
+	int r;
+
+	r = cli_open_library(call, call->args[0], &locator, &repository);
+	if (r == 0)
+		r = dsfs_version_open(repository, locator.selector, &version, error);
+	if (r == 0) {
+		strcpy(ret_text, dsfs_version_info(version)->fingerprint);
+		if (!ret_text[0])
+			r = ds_diag_set(&call->diag, -DS_E_MALFORMED, call->args[0],
+					"this version has no fingerprint");
+	}
+	dsfs_version_close(version);
+	dsfs_repository_close(repository);
+	ds_locator_release(&locator);
+	return r;
+}
+
+static bool is_plain_directory(const char *path)
+{
+	_ds_cleanup_free_ char *marker = ds_asprintf("%s/dsfs.json", path);
+	struct stat st;
+
+	return stat(path, &st) == 0 && S_ISDIR(st.st_mode) && marker && stat(marker, &st) < 0;
+}
+
+static int run_fingerprint(struct cli_call *call)
+{
+	struct commit_ui ui = {.call = call, .rejected = call->json ? json_array() : NULL};
+	const char *excludes[EXCLUDES_MAX];
+	struct ds_version_totals totals;
+	struct ds_commit_options options;
+	struct ds_digest fingerprint;
+	char text[DS_DIGEST_TEXT_MAX] = "";
+	int r;
+
+	if (is_plain_directory(call->args[0])) {
+		r = fill_options(call, &ui, excludes, &options);
+		if (r == 0) {
+			cli_catch_signals();
+			cli_progress_start(&ui.progress, call);
+			r = ds_fingerprint_directory(&options, &fingerprint, &totals, &call->diag);
+			cli_progress_end(&ui.progress);
+		}
+		if (r == 0)
+			ds_digest_format(&fingerprint, text);
+	} else {
+		r = fingerprint_version(call, &call->error, text);
+	}
+	if (r == 0 && call->json)
+		cli_print_json(json_pack("{s:s}", "fingerprint", text));
+	else if (r == 0)
+		puts(text);
+	if (ui.rejected)
+		json_decref(ui.rejected);
+	return r < 0 ? cli_fail(call, r, NULL) : cli_finish_output(call);
+}
+
+static const struct cli_option fingerprint_options[] = {
+	{0, "rehash", NULL, "read every file, whatever the stat cache says", false},
+	SOURCE_OPTIONS,
+	{0},
+};
+
+const struct cli_command cli_command_fingerprint = {
+	.name = "fingerprint",
+	.arguments = "REPO[@VERSION]|DIR",
+	.summary = "print the fingerprint of a version, or of a directory as it is now",
+	.details = "Equal content has an equal fingerprint, on any machine at any time: names, "
+		   "types, the executable bit, contents and link targets count, times do not.",
+	.options = fingerprint_options,
+	.takes_store = true,
+	.takes_json = true,
+	.args_min = 1,
+	.args_max = 1,
+	.run = run_fingerprint,
+};

@@ -1,0 +1,182 @@
+/*
+ * doctor: what this machine and this store allow, and what would have to be done for more. Never touches a mount.
+ */
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "cli/commands.h"
+#include "cli/mountinfo.h"
+#include "cli/session.h"
+#include "fs/fs.h"
+#include "repo/refs.h"
+#include "util/clock.h"
+#include "util/file.h"
+#include "util/mem.h"
+#include "util/str.h"
+
+enum verdict { GOOD, NOTE, BAD };
+
+struct doctor {
+	struct cli_call *call;
+	json_t *rows;
+	unsigned bad_n;
+};
+
+static void say(struct doctor *doctor, enum verdict verdict, const char *what, const char *format,
+		...) __attribute__((format(printf, 4, 5)));
+
+static void say(struct doctor *doctor, enum verdict verdict, const char *what, const char *format,
+		...)
+{
+	static const char *const names[] = {"ok", "note", "bad"};
+	char text[1024];
+	va_list ap;
+
+	va_start(ap, format);
+	vsnprintf(text, sizeof(text), format, ap);
+	va_end(ap);
+	doctor->bad_n += verdict == BAD;
+	if (doctor->rows)
+		json_array_append_new(doctor->rows,
+				      json_pack("{s:s, s:s, s:s}", "what", what, "verdict",
+						names[verdict], "text", text));
+	else
+		printf("%-4s  %-12s %s\n", names[verdict], what, text);
+}
+
+static void check_kernel(struct doctor *doctor)
+{
+	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(256);
+	struct utsname name;
+
+	if (uname(&name) == 0)
+		say(doctor, GOOD, "kernel", "%s %s", name.sysname, name.release);
+	say(doctor, GOOD, "libfuse", "%s", ds_fs_fuse_version());
+	if (access("/dev/fuse", R_OK | W_OK) == 0)
+		say(doctor, GOOD, "/dev/fuse", "can be opened");
+	else
+		say(doctor, BAD, "/dev/fuse",
+		    "cannot be opened: load it with 'modprobe fuse', or in a container add "
+		    "--device /dev/fuse --cap-add SYS_ADMIN");
+	if (geteuid() != 0 && system("command -v fusermount3 >/dev/null 2>&1") != 0)
+		say(doctor, BAD, "fusermount3", "is missing: install the package fuse3");
+	if (ds_file_read_at(AT_FDCWD, "/sys/module/fuse/parameters/enable_uring", &buf) == 0)
+		say(doctor, NOTE, "io_uring",
+		    "the kernel has fuse-over-io_uring (%s); this release does not use it yet",
+		    ds_buf_str(&buf)[0] == 'Y' ? "switched on" : "switched off");
+}
+
+static void check_cache(struct doctor *doctor)
+{
+	_ds_cleanup_free_ char *dir = cli_default_cache_dir();
+	struct ds_cache_options options = {.dir = dir};
+	struct ds_diag diag = {0};
+	struct ds_cache *cache = NULL;
+	char total[32], avail[32], line[512];
+	struct statvfs st;
+	int r;
+
+	if (!dir) {
+		say(doctor, BAD, "cache", "there is no home directory: give -o cache_dir=");
+		return;
+	}
+	r = ds_cache_open(&options, &cache, &diag);
+	if (r < 0) {
+		diag.code = r;
+		say(doctor, BAD, "cache", "%s", ds_diag_format(&diag, line, sizeof(line)));
+		return;
+	}
+	if (statvfs(dir, &st) == 0)
+		say(doctor, GOOD, "cache", "%s, on a file system of %s with %s free", dir,
+		    ds_format_size((uint64_t)st.f_blocks * st.f_frsize, total, sizeof(total)),
+		    ds_format_size((uint64_t)st.f_bavail * st.f_frsize, avail, sizeof(avail)));
+	ds_cache_unref(cache);
+}
+
+static void check_mounts(struct doctor *doctor)
+{
+	struct cli_mounts mounts = {0};
+
+	if (cli_mounts_read(&mounts) < 0)
+		return;
+	for (size_t i = 0; i < mounts.mounts_n; i++)
+		if (mounts.mounts[i].pid)
+			say(doctor, GOOD, "mount", "%s on %s, process %d", mounts.mounts[i].source,
+			    mounts.mounts[i].mountpoint, (int)mounts.mounts[i].pid);
+		else
+			say(doctor, NOTE, "mount",
+			    "%s: its process is not known here; if it is dead: dsfs umount %s",
+			    mounts.mounts[i].mountpoint, mounts.mounts[i].mountpoint);
+	cli_mounts_release(&mounts);
+}
+
+static void check_repository(struct doctor *doctor, const char *text)
+{
+	struct cli_call *call = doctor->call;
+	struct ds_locator locator = {0};
+	struct ds_repo *repo = NULL;
+	struct ds_resolved resolved;
+	uint64_t start_ns = ds_mono_ns();
+	char line[1024], id[DS_DIGEST_TEXT_MAX];
+	struct ds_time now;
+	int r;
+
+	r = cli_open_repo(call, text, &locator, &repo);
+	if (r == 0)
+		say(doctor, GOOD, "repository", "%s answers in %llu ms", locator.url,
+		    (unsigned long long)((ds_mono_ns() - start_ns) / DS_NS_PER_MS));
+	if (r == 0 && ds_store_now(ds_repo_store(repo), &now, NULL) == 0) {
+		int64_t skew_s = ds_time_diff_ns(ds_real_now(), now) / (int64_t)DS_NS_PER_S;
+
+		say(doctor, skew_s > 300 || skew_s < -300 ? NOTE : GOOD, "clock",
+		    "%lld s ahead of the store's", (long long)skew_s);
+	}
+	if (r == 0) {
+		r = ds_resolve(repo, locator.selector, &resolved, &call->diag);
+		if (r == 0)
+			say(doctor, GOOD, "version", "%s", ds_digest_format(&resolved.version, id));
+	}
+	if (r < 0) {
+		call->diag.code = r;
+		say(doctor, BAD, "repository", "%s",
+		    ds_diag_format(&call->diag, line, sizeof(line)));
+	}
+	ds_repo_unref(repo);
+	ds_locator_release(&locator);
+}
+
+static int run_doctor(struct cli_call *call)
+{
+	struct doctor doctor = {.call = call, .rows = call->json ? json_array() : NULL};
+	int status;
+
+	check_kernel(&doctor);
+	check_cache(&doctor);
+	check_mounts(&doctor);
+	if (call->args_n)
+		check_repository(&doctor, call->args[0]);
+	cli_print_json(doctor.rows);
+	status = cli_finish_output(call);
+	return status == 0 && doctor.bad_n ? CLI_EXIT_FAILURE : status;
+}
+
+const struct cli_command cli_command_doctor = {
+	.name = "doctor",
+	.arguments = "[REPO[@VERSION]]",
+	.summary = "say what this machine and this store allow, and what is missing",
+	.details = "Never looks into a mount, so that a dead one cannot hang it. Exits with 1 if "
+		   "something "
+		   "would keep dsfs from working.",
+	.takes_store = true,
+	.takes_json = true,
+	.args_max = 1,
+	.run = run_doctor,
+};

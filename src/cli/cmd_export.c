@@ -1,0 +1,347 @@
+/*
+ * export: a plain copy of a version. Everything is created below one directory descriptor, by names that
+ * the manifest layer has checked (no "/", "." or ".."), with O_EXCL and O_NOFOLLOW, into a directory that was empty: nothing that
+ * a hostile version holds can make it write elsewhere. Set-uid bits and owners are never set.
+ */
+#include <dirent.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cli/commands.h"
+#include "cli/session.h"
+#include "util/file.h"
+#include "util/map.h"
+#include "util/mem.h"
+
+#define COPY_BYTES DS_MIB(4)
+
+struct level { /* a directory that is being written; the stack is a list, not recursion */
+	struct level *up;
+	int fd;
+	struct dsfs_stat stat;
+	uint64_t after;
+};
+
+struct export
+{
+	struct cli_call *call;
+	struct dsfs_version *version;
+	struct cli_progress progress;
+	struct ds_map *links; /* inode -> path of its first name, for files with more names */
+	char *buffer;
+	int root_fd;
+	struct ds_buf path; /* of the current directory, relative to the root */
+	uint64_t files_n, bytes;
+};
+
+static struct timespec times_of(const struct dsfs_stat *stat)
+{
+	return stat->mtime;
+}
+
+static int set_times(int dir_fd, const char *name, const struct dsfs_stat *stat)
+{
+	struct timespec times[2] = {times_of(stat), times_of(stat)};
+
+	return utimensat(dir_fd, name, times, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+}
+
+static int note(struct export *export, int r, const char *name)
+{
+	_ds_cleanup_free_ char *path = NULL;
+
+	if (r >= 0 || export->call->error.code == r)
+		return r;
+	path = ds_asprintf("%s%s%s", ds_buf_str(&export->path), export->path.len_bytes ? "/" : "",
+			   name);
+	return ds_diag_set(&export->call->diag, r, path ? path : name, NULL);
+}
+
+static int copy_bytes(struct export *export, const struct dsfs_stat *stat, int fd)
+{
+	uint64_t off = 0, hole, n64;
+	size_t n;
+	int r;
+
+	if (ftruncate(fd, (off_t)stat->size_bytes) < 0)
+		return -errno;
+	while (off < stat->size_bytes) {
+		r = dsfs_seek(export->version, stat->inode, off, false, &off, &export->call->error);
+		if (r == -ENXIO) {
+			export->call->error.code = 0;
+			break;
+		}
+		if (r == 0)
+			r = dsfs_seek(export->version, stat->inode, off, true, &hole,
+				      &export->call->error);
+		if (r < 0)
+			return r;
+		while (off < hole) {
+			if (cli_interrupted)
+				return -DS_E_INTERRUPTED;
+			n64 = DS_MIN(hole - off, COPY_BYTES);
+			r = dsfs_read(export->version, stat->inode, off, export->buffer,
+				      (size_t)n64, &n, &export->call->error);
+			if (r == 0)
+				r = ds_pwrite_full(fd, export->buffer, n, off);
+			if (r < 0)
+				return r;
+			off += n;
+			export->bytes += n;
+			cli_progress_show(&export->progress, "exporting", export->files_n,
+					  dsfs_version_info(export->version)->files_n,
+					  export->bytes, dsfs_version_info(export->version)->bytes);
+		}
+	}
+	return 0;
+}
+
+/* A further name of a file that was written already. 1: linked, 0: it is the first. */
+static int has_link(struct export *export, const struct level *level, const struct dsfs_stat *stat)
+{
+	char *path;
+	int r;
+
+	if (stat->nlink < 2)
+		return 0;
+	path = ds_map_get(export->links, &stat->inode, sizeof(stat->inode));
+	if (path)
+		return linkat(export->root_fd, path, level->fd, stat->name, 0) < 0 ? -errno : 1;
+	path = ds_asprintf("%s%s%s", ds_buf_str(&export->path), export->path.len_bytes ? "/" : "",
+			   stat->name);
+	if (!path)
+		return -ENOMEM;
+	r = ds_map_put(export->links, &stat->inode, sizeof(stat->inode), path, NULL);
+	if (r < 0)
+		ds_free(path);
+	return r;
+}
+
+static int export_file(struct export *export, const struct level *level,
+		       const struct dsfs_stat *stat)
+{
+	_ds_cleanup_close_ int fd = -1;
+	int r = has_link(export, level, stat);
+
+	if (r != 0)
+		return r < 0 ? r : 0;
+	fd = openat(level->fd, stat->name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+		    stat->executable ? 0777 : 0666);
+	if (fd < 0)
+		return -errno;
+	r = copy_bytes(export, stat, fd);
+	return r < 0 ? r : set_times(level->fd, stat->name, stat);
+}
+
+static int export_symlink(struct export *export, const struct level *level,
+			  const struct dsfs_stat *stat)
+{
+	char target[4096];
+	int r = dsfs_readlink(export->version, stat->inode, target, sizeof(target),
+			      &export->call->error);
+
+	if (r < 0)
+		return r;
+	if (symlinkat(target, level->fd, stat->name) < 0)
+		return -errno;
+	return set_times(level->fd, stat->name, stat);
+}
+
+#define BATCH_N 256
+
+struct batch {
+	size_t n;
+	struct dsfs_stat stats[BATCH_N];
+};
+
+static int collect_one(void *ctx, const struct dsfs_stat *stat)
+{
+	struct batch *batch = ctx;
+
+	batch->stats[batch->n++] = *stat;
+	return batch->n == BATCH_N;
+}
+
+static int push(struct export *export, struct level **stack, const struct dsfs_stat *stat)
+{
+	struct level *level = ds_calloc(1, sizeof(*level));
+	int r;
+
+	if (!level)
+		return -ENOMEM;
+	level->stat = *stat;
+	level->up = *stack;
+	if (*stack) {
+		if (mkdirat((*stack)->fd, stat->name, 0777) < 0) {
+			r = -errno;
+			ds_free(level);
+			return r;
+		}
+		level->fd = openat((*stack)->fd, stat->name,
+				   O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		r = export->path.len_bytes ? ds_buf_append_byte(&export->path, '/') : 0;
+		if (r == 0)
+			r = ds_buf_append_str(&export->path, stat->name);
+	} else {
+		level->fd = dup(export->root_fd);
+		r = 0;
+	}
+	if (level->fd < 0)
+		r = -errno;
+	*stack = level;
+	return r;
+}
+
+static int pop(struct export *export, struct level **stack)
+{
+	struct level *level = *stack;
+	struct timespec times[2] = {level->stat.mtime, level->stat.mtime};
+	const char *slash = strrchr(ds_buf_str(&export->path), '/');
+	int r = futimens(level->fd, times) < 0 ? -errno : 0;
+
+	ds_buf_truncate(&export->path, slash ? (size_t)(slash - ds_buf_str(&export->path)) : 0);
+	*stack = level->up;
+	close(level->fd);
+	ds_free(level);
+	return r;
+}
+
+static int export_entry(struct export *export, struct level **stack, const struct dsfs_stat *stat)
+{
+	switch (stat->type) {
+	case DSFS_DIRECTORY:
+		return push(export, stack, stat);
+	case DSFS_SYMLINK:
+		return export_symlink(export, *stack, stat);
+	default:
+		export->files_n++;
+		return export_file(export, *stack, stat);
+	}
+}
+
+static int export_tree(struct export *export)
+{
+	_ds_cleanup_free_ struct batch *batch = ds_malloc(sizeof(*batch));
+	struct level *stack = NULL;
+	struct dsfs_stat root;
+	int r;
+
+	if (!batch)
+		return -ENOMEM;
+	r = dsfs_stat(export->version, "", &root, &export->call->error);
+	if (r == 0)
+		r = push(export, &stack, &root);
+	while (r == 0 && stack) {
+		struct level *level = stack;
+
+		/* Lists again from the last name after each directory: the listing holds no state. */
+		batch->n = 0;
+		r = dsfs_list(export->version, level->stat.inode, level->after, collect_one, batch,
+			      &export->call->error);
+		if (r >= 0)
+			r = 0;
+		if (r == 0 && batch->n == 0)
+			r = note(export, pop(export, &stack), "");
+		for (size_t i = 0; r == 0 && i < batch->n && stack == level; i++) {
+			level->after = batch->stats[i].cookie;
+			r = note(export, export_entry(export, &stack, &batch->stats[i]),
+				 batch->stats[i].name);
+			if (r == 0 && cli_interrupted)
+				r = -DS_E_INTERRUPTED;
+		}
+	}
+	while (stack) {
+		struct level *level = stack;
+
+		stack = level->up;
+		if (level->fd >= 0)
+			close(level->fd);
+		ds_free(level);
+	}
+	return r;
+}
+
+/* Opens the target, making it if need be; -ENOTEMPTY if something is in it. */
+static int open_target(struct cli_call *call, const char *path, int *ret_fd)
+{
+	struct dirent *entry;
+	DIR *dir;
+	int fd, r = ds_mkdir_p(AT_FDCWD, path, 0777);
+
+	if (r < 0)
+		return ds_diag_set(&call->diag, r, path, "cannot make the directory");
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return ds_diag_set(&call->diag, -errno, path, NULL);
+	dir = fdopendir(dup(fd));
+	while (dir && (entry = readdir(dir)))
+		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+			r = -ENOTEMPTY;
+	if (dir)
+		closedir(dir);
+	if (r < 0) {
+		close(fd);
+		return ds_diag_set(&call->diag, r, path,
+				   "export writes only into a new or empty directory");
+	}
+	*ret_fd = fd;
+	return 0;
+}
+
+static int run_export(struct cli_call *call)
+{
+	struct export export = {.call = call, .root_fd = -1, .path = DS_BUF_INIT(DS_MIB(8))};
+	struct dsfs_repository *repository = NULL;
+	struct ds_locator locator = {0};
+	int r;
+
+	export.buffer = ds_malloc(COPY_BYTES);
+	r = export.buffer ? ds_map_new(&export.links) : -ENOMEM;
+	if (r == 0)
+		r = cli_open_library(call, call->args[0], &locator, &repository);
+	if (r == 0)
+		r = dsfs_version_open(repository, locator.selector, &export.version, &call->error);
+	if (r == 0)
+		r = open_target(call, call->args[1], &export.root_fd);
+	if (r == 0) {
+		cli_catch_signals();
+		cli_progress_start(&export.progress, call);
+		r = export_tree(&export);
+		cli_progress_end(&export.progress);
+	}
+	if (r == 0 && call->json)
+		cli_print_json(json_pack("{s:s, s:I, s:I}", "version",
+					 dsfs_version_info(export.version)->id, "files",
+					 (json_int_t) export.files_n, "bytes",
+					 (json_int_t) export.bytes));
+	else if (r == 0 && !cli_has(call, "quiet"))
+		printf("exported %" PRIu64 " files of %s\n", export.files_n,
+		       dsfs_version_info(export.version)->id);
+	if (export.root_fd >= 0)
+		close(export.root_fd);
+	ds_map_free(export.links, ds_free);
+	ds_free(export.buffer);
+	ds_buf_release(&export.path);
+	dsfs_version_close(export.version);
+	dsfs_repository_close(repository);
+	ds_locator_release(&locator);
+	return r < 0 ? cli_fail(call, r, NULL) : cli_finish_output(call);
+}
+
+const struct cli_command cli_command_export = {
+	.name = "export",
+	.arguments = "REPO[@VERSION] DIR",
+	.summary = "write a plain copy of a version into an empty directory",
+	.details = "Keeps the executable bit, modification times, hard links, symlinks and holes. "
+		   "DIR is made if it is not there, and refused if it is not empty.",
+	.takes_store = true,
+	.takes_json = true,
+	.args_min = 2,
+	.args_max = 2,
+	.run = run_export,
+};

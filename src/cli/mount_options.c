@@ -1,0 +1,232 @@
+#include "cli/mount_options.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "util/mem.h"
+#include "util/str.h"
+
+const struct cli_option cli_mount_option_table[] = {
+	{0, "version", "VERSION",
+	 "which version: number, tag, branch, BRANCH:NUMBER, date or id prefix; "
+	 "instead of REPO@VERSION",
+	 false},
+	{0, "cache_dir", "DIR",
+	 "where the cache lies (/var/cache/dsfs for root, else "
+	 "$XDG_CACHE_HOME/dsfs); it is shared by all mounts of the user",
+	 false},
+	{0, "cache_size", "SIZE",
+	 "the cache's quota, such as 500G (half of what is free; 10 % of the "
+	 "file system always stay free)",
+	 false},
+	{0, "endpoint", "URL", "S3 endpoint", false},
+	{0, "region", "NAME", "S3 region", false},
+	{0, "profile", "NAME", "profile of ~/.aws/credentials", false},
+	{0, "allow_other", NULL,
+	 "let other users in; not for root needs user_allow_other in "
+	 "/etc/fuse.conf",
+	 false},
+	{0, "uid", "UID", "owner of all files (the mounting user)", false},
+	{0, "gid", "GID", "group of all files (the mounting user's)", false},
+	{0, "umask", "MODE",
+	 "octal permission bits to take away from 0444 or 0555 for files and 0555 for "
+	 "directories (0)",
+	 false},
+	{0, "timeout", "TIME", "how long a read waits for the store before it fails with EIO (60s)",
+	 false},
+	{0, "log", "FILE|syslog|stderr",
+	 "where messages go (syslog in the background, stderr with -f)", false},
+	{0, "debug", NULL, "log more", false},
+	{0, "insecure_http", NULL, "allow plain http:// to hosts other than this one", false},
+	{0},
+};
+
+/* What fstab and mount(8) mean for themselves or for other file systems, and what a dsfs mount is anyway. */
+static const char *const ignored[] = {
+	"defaults",    "rw",
+	"ro",	       "exec",
+	"noexec",      "suid",
+	"nosuid",      "dev",
+	"nodev",       "user",
+	"nouser",      "users",
+	"owner",       "group",
+	"auto",	       "noauto",
+	"nofail",      "_netdev",
+	"atime",       "noatime",
+	"relatime",    "norelatime",
+	"strictatime", "nostrictatime",
+	"diratime",    "nodiratime",
+	"lazytime",    "nolazytime",
+	"sync",	       "async",
+	"dirsync",     "mand",
+	"nomand",      "silent",
+	"loud",	       "iversion",
+	"noiversion",  "default_permissions",
+	"remount",
+};
+
+void cli_mount_options_init(struct cli_mount_options *options)
+{
+	*options = (struct cli_mount_options){0};
+}
+
+void cli_mount_options_release(struct cli_mount_options *options)
+{
+	ds_free(options->version);
+	ds_free(options->cache_dir);
+	ds_free(options->endpoint);
+	ds_free(options->region);
+	ds_free(options->profile);
+	ds_free(options->log);
+	cli_mount_options_init(options);
+}
+
+static bool is_ignored(const char *name)
+{
+	if (ds_starts_with(name, "x-") || ds_starts_with(name, "X-") ||
+	    strcmp(name, "comment") == 0)
+		return true;
+	for (size_t i = 0; i < DS_ARRAY_SIZE(ignored); i++)
+		if (strcmp(name, ignored[i]) == 0)
+			return true;
+	return false;
+}
+
+static int set_text(char **field, const char *value)
+{
+	char *copy = ds_strdup(value);
+
+	if (!copy)
+		return -ENOMEM;
+	ds_free(*field);
+	*field = copy;
+	return 0;
+}
+
+static int set_id(const char *value, uint32_t *ret_id, bool *ret_has)
+{
+	uint64_t id;
+
+	if (ds_parse_u64(value, UINT32_MAX - 1, &id) < 0)
+		return -EINVAL;
+	*ret_id = (uint32_t)id;
+	*ret_has = true;
+	return 0;
+}
+
+static int set_umask(const char *value, uint32_t *ret_mask)
+{
+	uint32_t mask = 0;
+
+	if (!value[0] || strlen(value) > 4)
+		return -EINVAL;
+	for (; *value; value++) {
+		if (*value < '0' || *value > '7')
+			return -EINVAL;
+		mask = mask * 8 + (uint32_t)(*value - '0');
+	}
+	if (mask > 0777)
+		return -EINVAL;
+	*ret_mask = mask;
+	return 0;
+}
+
+/* -EINVAL: the value makes no sense. -ENOENT: no such option. */
+static int apply(struct cli_mount_options *options, const char *name, const char *value)
+{
+	if (strcmp(name, "version") == 0)
+		return value[0] ? set_text(&options->version, value) : -EINVAL;
+	if (strcmp(name, "cache_dir") == 0)
+		return value[0] ? set_text(&options->cache_dir, value) : -EINVAL;
+	if (strcmp(name, "cache_size") == 0)
+		return ds_parse_size(value, &options->cache_bytes) < 0 || !options->cache_bytes
+			       ? -EINVAL
+			       : 0;
+	if (strcmp(name, "endpoint") == 0)
+		return set_text(&options->endpoint, value);
+	if (strcmp(name, "region") == 0)
+		return set_text(&options->region, value);
+	if (strcmp(name, "profile") == 0)
+		return set_text(&options->profile, value);
+	if (strcmp(name, "uid") == 0)
+		return set_id(value, &options->uid, &options->has_uid);
+	if (strcmp(name, "gid") == 0)
+		return set_id(value, &options->gid, &options->has_gid);
+	if (strcmp(name, "umask") == 0)
+		return set_umask(value, &options->umask);
+	if (strcmp(name, "timeout") == 0)
+		return ds_parse_duration_ms(value, &options->timeout_ms) < 0 || !options->timeout_ms
+			       ? -EINVAL
+			       : 0;
+	if (strcmp(name, "log") == 0)
+		return value[0] ? set_text(&options->log, value) : -EINVAL;
+	if (strcmp(name, "allow_other") == 0)
+		options->allow_other = true;
+	else if (strcmp(name, "insecure_http") == 0)
+		options->insecure_http = true;
+	else if (strcmp(name, "debug") == 0)
+		options->debug = true;
+	else
+		return -ENOENT;
+	return 0;
+}
+
+static const struct cli_option *row_of(const char *name)
+{
+	for (const struct cli_option *row = cli_mount_option_table; row->name; row++)
+		if (strcmp(row->name, name) == 0)
+			return row;
+	return NULL;
+}
+
+static int parse_one(struct cli_mount_options *options, char *text, struct ds_diag *reterr_diag)
+{
+	char *value = strchr(text, '=');
+	const struct cli_option *row;
+	int r;
+
+	if (value)
+		*value++ = '\0';
+	if (!text[0] || is_ignored(text))
+		return 0;
+	row = row_of(text);
+	if (!row)
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, text, "unknown mount option");
+	if (!row->argument && value)
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, text, "takes no value");
+	if (row->argument && !value)
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, text, "needs a value: %s=%s", text,
+				   row->argument);
+	r = apply(options, text, value ? value : "");
+	if (r == -EINVAL)
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, value,
+				   "bad value for the mount option %s", text);
+	return r;
+}
+
+int cli_mount_options_parse(struct cli_mount_options *options, const char *text,
+			    struct ds_diag *reterr_diag)
+{
+	_ds_cleanup_free_ char *copy = ds_strdup(text);
+	char *one = copy, *out = copy;
+	int r = 0;
+
+	if (!copy)
+		return -ENOMEM;
+	for (char *at = copy; r == 0; at++) {
+		if (at[0] == '\\' && at[1] == ',') {
+			*out++ = *++at;
+		} else if (*at == ',' || *at == '\0') {
+			bool is_last = *at == '\0';
+
+			*out = '\0';
+			r = parse_one(options, one, reterr_diag);
+			if (is_last)
+				break;
+			one = out = at + 1;
+		} else {
+			*out++ = *at;
+		}
+	}
+	return r;
+}

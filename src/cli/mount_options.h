@@ -1,0 +1,34 @@
+/*
+ * The options of a mount, as fstab spells them: "version=v2.1,cache_dir=/nvme,ro,nofail".
+ */
+#ifndef DS_CLI_MOUNT_OPTIONS_H
+#define DS_CLI_MOUNT_OPTIONS_H
+
+#include "cli/cli.h"
+
+struct cli_mount_options {
+	char *version; /* NULL: not given */
+	char *cache_dir;
+	uint64_t cache_bytes; /* 0: default */
+	char *endpoint, *region, *profile;
+	bool allow_other, insecure_http;
+	bool has_uid, has_gid;
+	uint32_t uid, gid;
+	uint32_t umask; /* 0: none */
+	uint64_t timeout_ms;
+	char *log; /* "syslog", "stderr", a path; NULL: default */
+	bool debug;
+	bool is_fake; /* only mount.dsfs -f */
+};
+
+/* Table for help and man page, in struct cli_option's form (letter unused). */
+extern const struct cli_option cli_mount_option_table[];
+
+void cli_mount_options_init(struct cli_mount_options *options);
+void cli_mount_options_release(struct cli_mount_options *options);
+/* Takes one comma-separated list; "\," stands for a comma in a value. May be called several times: later wins. -DS_E_USAGE naming the
+ * option; -ENOMEM. */
+int cli_mount_options_parse(struct cli_mount_options *options, const char *text,
+			    struct ds_diag *reterr_diag);
+
+#endif

@@ -1,0 +1,284 @@
+#include "cli/mount_state.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "codec/digest.h"
+#include "util/clock.h"
+#include "util/file.h"
+#include "util/mem.h"
+
+#define STATE_MAX DS_KIB(64)
+
+static char *state_dir(void)
+{
+	const char *runtime = getenv("XDG_RUNTIME_DIR");
+
+	if (geteuid() == 0)
+		return ds_strdup("/run/dsfs");
+	if (runtime && runtime[0] == '/')
+		return ds_asprintf("%s/dsfs", runtime);
+	return ds_asprintf("/tmp/dsfs-%u", (unsigned)geteuid());
+}
+
+/* The directory must be ours alone: a stranger's could name any pid. */
+static int open_state_dir(bool create)
+{
+	_ds_cleanup_free_ char *path = state_dir();
+	struct stat st;
+	int fd;
+
+	if (!path)
+		return -ENOMEM;
+	if (create)
+		mkdir(path, 0700);
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (fstat(fd, &st) < 0 || st.st_uid != geteuid() || (st.st_mode & 022)) {
+		close(fd);
+		return -EPERM;
+	}
+	return fd;
+}
+
+/* The mountpoint's digest: any path makes a short, safe name. */
+static int state_name(const char *mountpoint, char *ret_name)
+{
+	struct ds_digest digest;
+	int r = ds_digest_of(mountpoint, strlen(mountpoint), &digest);
+
+	if (r == 0)
+		ds_digest_format(&digest, ret_name);
+	return r;
+}
+
+static int open_state(const char *mountpoint, int flags)
+{
+	_ds_cleanup_close_ int dir_fd = open_state_dir(flags & O_CREAT);
+	char name[DS_DIGEST_TEXT_MAX];
+	int fd;
+
+	if (dir_fd < 0)
+		return dir_fd;
+	if (state_name(mountpoint, name) < 0)
+		return -ENOMEM;
+	fd = openat(dir_fd, name, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+	return fd < 0 ? -errno : fd;
+}
+
+/* Somebody else holds the lock: the process lives. */
+static bool is_locked(int fd)
+{
+	if (flock(fd, LOCK_SH | LOCK_NB) == 0) {
+		flock(fd, LOCK_UN);
+		return false;
+	}
+	return errno == EWOULDBLOCK;
+}
+
+void cli_mount_state_read(struct cli_mount *mount)
+{
+	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(STATE_MAX);
+	_ds_cleanup_close_ int fd = open_state(mount->mountpoint, O_RDONLY | O_NONBLOCK);
+	const char *version, *selector;
+	json_t *state;
+	int pid;
+
+	if (fd < 0 || !is_locked(fd) || ds_file_read_fd(fd, &buf) < 0)
+		return;
+	state = json_loadb(ds_buf_str(&buf), buf.len_bytes, 0, NULL);
+	if (state && json_unpack(state, "{s:i, s:s, s:s}", "pid", &pid, "version", &version,
+				 "selector", &selector) == 0) {
+		mount->pid = pid;
+		mount->version = ds_strdup(version);
+		mount->selector = ds_strdup(selector);
+	}
+	json_decref(state);
+}
+
+void cli_mount_state_write(const char *mountpoint, const char *source, const char *version,
+			   const char *selector, int *ret_fd)
+{
+	int fd = open_state(mountpoint, O_RDWR | O_CREAT);
+	json_t *state;
+	char *text;
+
+	*ret_fd = -1;
+	if (fd < 0)
+		return;
+	/* A predecessor at the same place may still be ending; the name is ours from now on. */
+	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+		_ds_cleanup_close_ int dir_fd = open_state_dir(false);
+		char name[DS_DIGEST_TEXT_MAX];
+
+		close(fd);
+		if (dir_fd < 0 || state_name(mountpoint, name) < 0)
+			return;
+		unlinkat(dir_fd, name, 0);
+		fd = open_state(mountpoint, O_RDWR | O_CREAT);
+		if (fd < 0)
+			return;
+		if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+			close(fd);
+			return;
+		}
+	}
+	state = json_pack("{s:i, s:s*, s:s, s:s}", "pid", (int)getpid(), "source", source,
+			  "version", version, "selector", selector ? selector : "");
+	text = state ? json_dumps(state, JSON_COMPACT) : NULL;
+	if (text && ftruncate(fd, 0) == 0 && ds_pwrite_full(fd, text, strlen(text), 0) == 0) {
+		*ret_fd = fd;
+		fd = -1;
+	}
+	free(text);
+	json_decref(state);
+	if (fd >= 0)
+		close(fd);
+}
+
+void cli_mount_state_remove(const char *mountpoint, int fd)
+{
+	_ds_cleanup_close_ int dir_fd = open_state_dir(false);
+	char name[DS_DIGEST_TEXT_MAX];
+	struct stat ours, there;
+
+	if (fd < 0)
+		return;
+	/* Only if the name still means our file. */
+	if (dir_fd >= 0 && state_name(mountpoint, name) == 0 && fstat(fd, &ours) == 0 &&
+	    fstatat(dir_fd, name, &there, AT_SYMLINK_NOFOLLOW) == 0 && ours.st_ino == there.st_ino)
+		unlinkat(dir_fd, name, 0);
+	close(fd);
+}
+
+bool cli_mount_wait_end(const struct cli_mount *mount, uint64_t timeout_ms)
+{
+	uint64_t deadline_ns = ds_deadline_in_ms(timeout_ms);
+	char path[64];
+
+	if (mount->pid <= 0)
+		return true;
+	snprintf(path, sizeof(path), "/proc/%d", (int)mount->pid);
+	while (access(path, F_OK) == 0) {
+		if (ds_mono_ns() > deadline_ns)
+			return false;
+		ds_sleep_ms(10);
+	}
+	return true;
+}
+
+static bool is_below(const char *path, const char *mountpoint)
+{
+	size_t len = strlen(mountpoint);
+
+	return strncmp(path, mountpoint, len) == 0 && (path[len] == '/' || path[len] == '\0');
+}
+
+static bool link_is_below(int proc_fd, const char *name, const char *mountpoint, char *ret_what)
+{
+	char target[PATH_MAX];
+	ssize_t n = readlinkat(proc_fd, name, target, sizeof(target) - 1);
+
+	if (n < 0)
+		return false;
+	target[n] = '\0';
+	if (!is_below(target, mountpoint))
+		return false;
+	snprintf(ret_what, 160, "%.150s", target);
+	return true;
+}
+
+static bool has_open_file(int proc_fd, const char *mountpoint, char *ret_what)
+{
+	int fd = openat(proc_fd, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct dirent *entry;
+	bool found = false;
+	DIR *dir;
+
+	if (fd < 0)
+		return false;
+	dir = fdopendir(fd);
+	if (!dir) {
+		close(fd);
+		return false;
+	}
+	while (!found && (entry = readdir(dir)))
+		found = link_is_below(dirfd(dir), entry->d_name, mountpoint, ret_what);
+	closedir(dir);
+	return found;
+}
+
+static bool has_mapping(int proc_fd, const char *mountpoint, char *ret_what)
+{
+	int fd = openat(proc_fd, "maps", O_RDONLY | O_CLOEXEC);
+	bool found = false;
+	char *line = NULL, *path;
+	size_t size = 0;
+	FILE *file;
+
+	if (fd < 0)
+		return false;
+	file = fdopen(fd, "r");
+	if (!file) {
+		close(fd);
+		return false;
+	}
+	while (!found && getline(&line, &size, file) > 0) {
+		line[strcspn(line, "\n")] = '\0';
+		path = strchr(line, '/');
+		found = path && is_below(path, mountpoint);
+		if (found)
+			snprintf(ret_what, 160, "%.150s", path);
+	}
+	free(line);
+	fclose(file);
+	return found;
+}
+
+size_t cli_mount_print_holders(const char *mountpoint)
+{
+	struct dirent *entry;
+	DIR *proc = opendir("/proc");
+	size_t n = 0;
+
+	while (proc && (entry = readdir(proc))) {
+		_ds_cleanup_close_ int fd = -1;
+		char comm[64] = "?", what[160];
+		size_t len = 0;
+		int comm_fd;
+
+		if (!isdigit((unsigned char)entry->d_name[0]))
+			continue;
+		fd = openat(dirfd(proc), entry->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (fd < 0)
+			continue;
+		if (!link_is_below(fd, "cwd", mountpoint, what) &&
+		    !link_is_below(fd, "root", mountpoint, what) &&
+		    !link_is_below(fd, "exe", mountpoint, what) &&
+		    !has_open_file(fd, mountpoint, what) && !has_mapping(fd, mountpoint, what))
+			continue;
+		comm_fd = openat(fd, "comm", O_RDONLY | O_CLOEXEC);
+		if (comm_fd >= 0) {
+			ds_read_full(comm_fd, comm, sizeof(comm) - 1, &len);
+			comm[len] = '\0';
+			comm[strcspn(comm, "\n")] = '\0';
+			close(comm_fd);
+		}
+		fprintf(stderr, "dsfs:   held by process %s (%s): %s\n", entry->d_name, comm, what);
+		n++;
+	}
+	if (proc)
+		closedir(proc);
+	return n;
+}

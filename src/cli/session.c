@@ -1,0 +1,49 @@
+#include "cli/session.h"
+
+#include <errno.h>
+
+#include "util/mem.h"
+
+int cli_open_repo(struct cli_call *call, const char *text, struct ds_locator *ret_locator,
+		  struct ds_repo **ret_repo)
+{
+	struct ds_store_options options;
+	int r;
+
+	r = cli_store_of(call, &options);
+	if (r == 0)
+		r = ds_locator_parse(text, ret_locator, &call->diag);
+	if (r < 0)
+		return r;
+	return ds_repo_open(ret_locator->url, &options, ret_repo, &call->diag);
+}
+
+int cli_open_library(struct cli_call *call, const char *text, struct ds_locator *ret_locator,
+		     struct dsfs_repository **ret_repository)
+{
+	_ds_cleanup_free_ char *cache_dir = cli_default_cache_dir();
+	struct ds_store_options store;
+	struct dsfs_options options;
+	int r;
+
+	r = cli_store_of(call, &store);
+	if (r == 0)
+		r = ds_locator_parse(text, ret_locator, &call->diag);
+	if (r < 0)
+		return r;
+	options = (struct dsfs_options){
+		.endpoint = store.endpoint,
+		.region = store.region,
+		.profile = store.profile,
+		.insecure_http = store.insecure_http,
+		.timeout_ms = store.timeout_ms,
+		.cache_dir = cache_dir,
+	};
+	r = dsfs_repository_open(ret_locator->url, &options, ret_repository, &call->error);
+	if (r < 0 && cache_dir && (r == -EACCES || r == -EROFS || r == -EPERM || r == -ENOENT)) {
+		/* The cache is a help, not a need: e.g. a home that is read-only. */
+		options.cache_dir = NULL;
+		r = dsfs_repository_open(ret_locator->url, &options, ret_repository, &call->error);
+	}
+	return r;
+}

@@ -1,0 +1,19 @@
+/*
+ * What the reading commands share: a repository opened from the command line's words.
+ */
+#ifndef DS_CLI_SESSION_H
+#define DS_CLI_SESSION_H
+
+#include "cli/cli.h"
+#include "dsfs/dsfs.h"
+#include "repo/locator.h"
+#include "repo/repo.h"
+
+/* Opens REPO[@V] for the layers' own calls. The locator is released by the caller. Errors are in call->diag. */
+int cli_open_repo(struct cli_call *call, const char *text, struct ds_locator *ret_locator,
+		  struct ds_repo **ret_repo);
+/* Opens REPO[@V] through libdsfs, with the user's cache where it can be had. Errors are in call->error or call->diag. */
+int cli_open_library(struct cli_call *call, const char *text, struct ds_locator *ret_locator,
+		     struct dsfs_repository **ret_repository);
+
+#endif
