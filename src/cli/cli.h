@@ -61,7 +61,7 @@ struct cli_command {
 	const char *examples;		  /* lines, each a command; may be NULL */
 	const struct cli_option *options; /* ends with name NULL; may be NULL */
 	const struct cli_option *mount_options; /* what -o takes, for the help; may be NULL */
-	bool takes_store;		  /* also --endpoint and the like */
+	bool takes_store;			/* also --endpoint and the like */
 	bool takes_json;
 	unsigned args_min, args_max;
 	int (*run)(struct cli_call *call); /* returns an exit status */

@@ -1,0 +1,173 @@
+/*
+ * mount, umount.
+ */
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "cli/commands.h"
+#include "cli/mount_run.h"
+#include "cli/mountinfo.h"
+#include "util/mem.h"
+
+#define END_TIMEOUT_MS 10000u
+
+static int list_mounts(struct cli_call *call)
+{
+	struct cli_mounts mounts = {0};
+	json_t *rows = call->json ? json_array() : NULL;
+	int r = cli_mounts_read(&mounts);
+
+	for (size_t i = 0; r == 0 && i < mounts.mounts_n; i++) {
+		const struct cli_mount *m = &mounts.mounts[i];
+		char source[512], place[4096];
+
+		if (rows)
+			json_array_append_new(rows,
+					      json_pack("{s:s, s:s, s:s*, s:o, s:b}", "source",
+							m->source, "mountpoint", m->mountpoint,
+							"version", m->version, "pid",
+							m->pid ? json_integer(m->pid) : json_null(),
+							"alive", m->pid != 0));
+		else
+			printf("%s on %s%s%.16s%s\n",
+			       cli_safe(m->source, strlen(m->source), source, sizeof(source)),
+			       cli_safe(m->mountpoint, strlen(m->mountpoint), place, sizeof(place)),
+			       m->version ? " version " : "", m->version ? m->version : "",
+			       m->pid ? "" : " (process unknown or dead)");
+	}
+	cli_print_json(rows);
+	cli_mounts_release(&mounts);
+	return r < 0 ? cli_fail(call, r, NULL) : cli_finish_output(call);
+}
+
+static int run_mount(struct cli_call *call)
+{
+	struct cli_mount_options options;
+	struct cli_mount_request request;
+	bool printed = false;
+	const char *text;
+	int r = 0;
+
+	if (call->args_n == 0 && call->values_n == (call->json ? 1u : 0u))
+		return list_mounts(call);
+	if (call->args_n != 2) {
+		ds_diag_set(&call->diag, -DS_E_USAGE, NULL,
+			    "arguments are missing: dsfs mount REPO[@VERSION] MOUNTPOINT");
+		return cli_fail(call, -DS_E_USAGE, NULL);
+	}
+	cli_mount_options_init(&options);
+	for (size_t i = 0; r == 0 && (text = cli_text_at(call, "options", i)); i++)
+		r = cli_mount_options_parse(&options, text, &call->diag);
+	request = (struct cli_mount_request){
+		.source = call->args[0],
+		.mountpoint = call->args[1],
+		.options = &options,
+		.foreground = cli_has(call, "foreground"),
+		.quiet = cli_has(call, "quiet"),
+	};
+	if (r == 0)
+		r = cli_mount_run(call, &request, &printed);
+	cli_mount_options_release(&options);
+	if (printed)
+		return r;
+	return r < 0 ? cli_fail(call, r, NULL) : CLI_EXIT_OK;
+}
+
+static const struct cli_option mount_options[] = {
+	{'o', "options", "LIST", "mount options, separated by commas; see below", true},
+	{'f', "foreground", NULL, "stay in the foreground and log to standard error", false},
+	{0},
+};
+
+const struct cli_command cli_command_mount = {
+	.name = "mount",
+	.arguments = "[REPO[@VERSION] MOUNTPOINT]",
+	.summary = "mount a version as a directory; alone: list the mounts",
+	.details = "Returns once the mount answers, or prints the error. The mount is read-only, "
+		   "and its "
+		   "contents never change, whatever is committed meanwhile. SIGTERM or 'dsfs "
+		   "umount' ends it.\n"
+		   "Every byte that is read was checked; what cannot be had, or does not fit its "
+		   "digest, "
+		   "is an I/O error and a line in the log, never wrong data.",
+	.examples = "  dsfs mount s3://bucket/imagenet@v2.1 /mnt/imagenet\n"
+		    "  dsfs mount /srv/datasets/imagenet /mnt/imagenet -o version=2026-03-01\n"
+		    "  mount -t dsfs s3://bucket/imagenet /mnt/imagenet -o "
+		    "version=v2.1,cache_size=500G\n",
+	.options = mount_options,
+	.mount_options = cli_mount_option_table,
+	.takes_json = true,
+	.args_max = 2,
+	.run = run_mount,
+};
+
+static int unmount(struct cli_call *call, const char *typed, bool lazy)
+{
+	const struct cli_mount *mount;
+	struct cli_mounts mounts = {0};
+	char *path = NULL;
+	int r;
+
+	r = cli_mountpoint_path(typed, &path);
+	if (r < 0)
+		return ds_diag_set(&call->diag, -ENOENT, typed, "the mount point does not exist");
+	r = cli_mounts_read(&mounts);
+	mount = r == 0 ? cli_mounts_find(&mounts, path) : NULL;
+	if (r == 0 && !mount)
+		r = ds_diag_set(&call->diag, -ENOENT, typed, "no dsfs is mounted there");
+	if (r == 0) {
+		/* Nobody can use a dead mount: what still holds it must not keep it in the way. */
+		bool dead = !mount->pid && cli_mount_is_dead(path);
+
+		r = cli_unmount(path, lazy || dead);
+		if (r == -EBUSY) {
+			ds_diag_set(&call->diag, r, typed,
+				    "the mount is in use; -l detaches it now");
+			cli_mount_print_holders(path);
+		} else if (r < 0) {
+			ds_diag_set(&call->diag, r, typed, "cannot unmount");
+		}
+	}
+	if (r == 0 && !lazy && !cli_mount_wait_end(mount, END_TIMEOUT_MS))
+		r = ds_diag_set(&call->diag, -DS_E_TIMEOUT, typed,
+				"unmounted, but process %d has not ended yet", (int)mount->pid);
+	cli_mounts_release(&mounts);
+	ds_free(path);
+	return r;
+}
+
+static int run_umount(struct cli_call *call)
+{
+	int status = CLI_EXIT_OK;
+
+	for (size_t i = 0; i < call->args_n; i++) {
+		int r;
+
+		ds_diag_clear(&call->diag);
+		r = unmount(call, call->args[i], cli_has(call, "lazy"));
+		if (r < 0)
+			status = cli_fail(call, r, NULL);
+	}
+	return status;
+}
+
+static const struct cli_option umount_options[] = {
+	{'l', "lazy", NULL, "detach now, and let it end when the last user is gone", false},
+	{0},
+};
+
+const struct cli_command cli_command_umount = {
+	.name = "umount",
+	.arguments = "MOUNTPOINT...",
+	.summary = "unmount, and wait for the mount's process to end",
+	.details = "A mount that is in use stays (exit status 10), and its holders are named. A "
+		   "dead mount "
+		   "is cleaned away.",
+	.options = umount_options,
+	.args_min = 1,
+	.args_max = CLI_ARGS_MAX,
+	.run = run_umount,
+};

@@ -1,0 +1,378 @@
+/*
+ * A mount's life: check the place, fork, open the repository in the child (threads, curl and SQLite start
+ * there only), mount, tell the parent, serve until the end.
+ *
+ * The parent waits on a pipe for one byte: the child's exit status so far. 0 means that the mount answers. A pipe that
+ * closes without a byte means that the child died.
+ */
+#include "cli/mount_run.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cli/mountinfo.h"
+#include "cli/session.h"
+#include "fs/fs.h"
+#include "repo/record.h"
+#include "repo/refs.h"
+#include "repo/view.h"
+#include "util/clock.h"
+#include "util/file.h"
+#include "util/log.h"
+#include "util/mem.h"
+#include "util/str.h"
+
+#define TIMEOUT_MS_DEFAULT 60000u
+
+struct mount_job {
+	struct cli_call *call;
+	const struct cli_mount_request *request;
+	char *mountpoint; /* absolute */
+	char *cache_dir;
+	struct ds_locator locator;
+	struct ds_repo *repo;
+	struct ds_cache *cache;
+	struct ds_fetcher *fetcher;
+	struct ds_record *record;
+	struct ds_view *view;
+	int ready_fd; /* -1 in the foreground */
+	int state_fd;
+	bool is_ready;
+};
+
+static bool is_below(const char *path, const char *dir)
+{
+	size_t len = strlen(dir);
+
+	return strncmp(path, dir, len) == 0 && (path[len] == '/' || path[len] == '\0');
+}
+
+/* The nearest existing ancestor, resolved, with the rest appended: works for what does not exist yet. */
+static char *resolve_future(const char *path)
+{
+	_ds_cleanup_free_ char *copy = ds_strdup(path);
+	char *tail, *found, *whole;
+
+	for (tail = copy ? copy + strlen(copy) : NULL; tail;) {
+		char c = *tail;
+
+		*tail = '\0';
+		found = realpath(copy[0] ? copy : path[0] == '/' ? "/" : ".", NULL);
+		*tail = c;
+		if (found) {
+			whole = ds_asprintf("%s%s%s", strcmp(found, "/") == 0 ? "" : found,
+					    *tail && *tail != '/' ? "/" : "", tail);
+			free(found);
+			return whole;
+		}
+		while (tail > copy && *--tail != '/')
+			;
+		if (tail == copy && *tail != '/') {
+			found = realpath(".", NULL);
+			whole = found ? ds_asprintf("%s/%s", found, copy) : NULL;
+			free(found);
+			return whole;
+		}
+	}
+	return NULL;
+}
+
+/* Looks at the place: exists, is a directory, is free (a dead mount of ours is detached), lies apart from the cache. */
+static int check_place(struct mount_job *job)
+{
+	const char *typed = job->request->mountpoint;
+	struct ds_diag *diag = &job->call->diag;
+	const struct cli_mount *there;
+	struct cli_mounts mounts = {0};
+	_ds_cleanup_free_ char *cache = NULL;
+	struct stat st;
+	int r;
+
+	r = cli_mountpoint_path(typed, &job->mountpoint);
+	if (r < 0)
+		return ds_diag_set(diag, -ENOENT, typed, "the mount point does not exist");
+	r = cli_mounts_read(&mounts);
+	if (r < 0)
+		return r;
+	there = cli_mounts_find(&mounts, job->mountpoint);
+	if (there && cli_mount_is_dead(job->mountpoint)) {
+		r = cli_unmount(job->mountpoint, true);
+		if (r < 0)
+			r = ds_diag_set(diag, r, typed,
+					"cannot detach the dead mount that is there");
+	} else if (there) {
+		r = ds_diag_set(diag, -EBUSY, typed, "%s is mounted there already", there->source);
+	}
+	cli_mounts_release(&mounts);
+	if (r < 0)
+		return r;
+	if (lstat(job->mountpoint, &st) < 0)
+		return ds_diag_set(diag, errno == ENOENT ? -ENOENT : -errno, typed,
+				   errno == ENOENT ? "the mount point does not exist"
+						   : "the mount point cannot be looked at");
+	if (S_ISLNK(st.st_mode)) {
+		/* Resolve it once; the mount goes to what it means now. */
+		char *real = realpath(job->mountpoint, NULL);
+
+		if (!real)
+			return ds_diag_set(diag, -ENOENT, typed, "a symlink that leads nowhere");
+		ds_free(job->mountpoint);
+		job->mountpoint = real;
+		if (stat(job->mountpoint, &st) < 0)
+			return ds_diag_set(diag, -errno, typed, NULL);
+	}
+	if (!S_ISDIR(st.st_mode))
+		return ds_diag_set(diag, -ENOTDIR, typed, "the mount point is not a directory");
+	if (!job->cache_dir)
+		return 0;
+	cache = resolve_future(job->cache_dir);
+	if (!cache)
+		return -ENOMEM;
+	if (is_below(cache, job->mountpoint))
+		return ds_diag_set(diag, -DS_E_USAGE, typed,
+				   "the cache %s lies inside the mount point; give -o cache_dir=",
+				   job->cache_dir);
+	if (is_below(job->mountpoint, cache))
+		return ds_diag_set(diag, -DS_E_USAGE, typed,
+				   "the mount point lies inside the cache %s", job->cache_dir);
+	return 0;
+}
+
+static int open_everything(struct mount_job *job)
+{
+	struct cli_mount_options *o = job->request->options;
+	struct ds_store_options store = {
+		.endpoint = o->endpoint,
+		.region = o->region,
+		.profile = o->profile,
+		.insecure_http = o->insecure_http,
+		.timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_MS_DEFAULT,
+	};
+	struct ds_cache_options cache = {.dir = job->cache_dir, .capacity_bytes = o->cache_bytes};
+	struct ds_diag *diag = &job->call->diag;
+	struct ds_resolved resolved;
+	int r;
+
+	r = job->cache_dir ? ds_cache_open(&cache, &job->cache, diag)
+			   : ds_diag_set(diag, -DS_E_USAGE, NULL,
+					 "there is no home directory for the cache: give -o "
+					 "cache_dir=");
+	if (r == 0)
+		r = ds_repo_open(job->locator.url, &store, &job->repo, diag);
+	if (r == 0)
+		r = ds_resolve(job->repo, job->locator.selector, &resolved, diag);
+	if (r == 0)
+		r = ds_record_get(job->repo, &resolved.version, &job->record, diag);
+	if (r == 0)
+		r = ds_fetcher_new(ds_repo_store(job->repo), job->cache, NULL, &job->fetcher);
+	if (r == 0)
+		r = ds_view_open(job->repo, job->cache, job->fetcher, job->record, false,
+				 store.timeout_ms, &job->view, diag);
+	return r;
+}
+
+static void release_everything(struct mount_job *job)
+{
+	if (job->view)
+		ds_view_close(job->view);
+	if (job->fetcher)
+		ds_fetcher_free(job->fetcher);
+	if (job->cache)
+		ds_cache_unref(job->cache);
+	ds_record_free(job->record);
+	ds_repo_unref(job->repo);
+	ds_locator_release(&job->locator);
+	ds_free(job->cache_dir);
+	ds_free(job->mountpoint);
+}
+
+/* Called once the kernel's INIT was answered: from now on paths below the mountpoint work. */
+static void on_ready(void *ctx)
+{
+	struct mount_job *job = ctx;
+	const char *log = job->request->options->log;
+	char id[DS_DIGEST_TEXT_MAX];
+	unsigned char status = 0;
+	int null;
+
+	ds_digest_format(&job->record->id, id);
+	cli_mount_state_write(job->mountpoint, job->request->source, id, job->locator.selector,
+			      &job->state_fd);
+	job->is_ready = true;
+	if (job->ready_fd < 0) {
+		ds_log_info("mounted %s (version %s) on %s", job->request->source, id,
+			    job->mountpoint);
+		return;
+	}
+	if (!log)
+		ds_log_init("syslog", ds_log_get_level());
+	ds_log_info("mounted %s (version %s) on %s", job->request->source, id, job->mountpoint);
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null >= 0) {
+		dup2(null, STDIN_FILENO);
+		dup2(null, STDOUT_FILENO);
+		if (!log || strcmp(log, "stderr") != 0)
+			dup2(null, STDERR_FILENO);
+		if (null > STDERR_FILENO)
+			close(null);
+	}
+	if (write(job->ready_fd, &status, 1) < 0)
+		ds_log_warning("the parent did not wait for the mount");
+	close(job->ready_fd);
+	job->ready_fd = -1;
+}
+
+static int serve(struct mount_job *job)
+{
+	struct cli_mount_options *o = job->request->options;
+	struct ds_fs_options options = {
+		.mountpoint = job->mountpoint,
+		.source = job->request->source,
+		.allow_other = o->allow_other,
+		.uid = o->has_uid ? o->uid : (uint32_t)geteuid(),
+		.gid = o->has_gid ? o->gid : (uint32_t)getegid(),
+		.umask = o->umask,
+		.timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_MS_DEFAULT,
+		.ready = on_ready,
+		.ctx = job,
+	};
+	int r = open_everything(job);
+
+	if (r == 0)
+		r = ds_fs_run(&options, job->view, job->record, job->fetcher, &job->call->diag);
+	cli_mount_state_remove(job->mountpoint, job->state_fd);
+	return r;
+}
+
+static int start_log(struct mount_job *job)
+{
+	struct cli_mount_options *o = job->request->options;
+	enum ds_log_level level = o->debug ? DS_LOG_DEBUG : ds_log_get_level();
+	int r;
+
+	if (!o->log) {
+		ds_log_set_level(level);
+		return 0;
+	}
+	r = ds_log_init(o->log, level);
+	return r < 0 ? ds_diag_set(&job->call->diag, r, o->log, "cannot open the log") : 0;
+}
+
+/* The child: never returns. */
+static void background(struct mount_job *job, int fd) __attribute__((noreturn));
+
+static void background(struct mount_job *job, int fd)
+{
+	unsigned char status;
+	int r;
+
+	setsid();
+	job->ready_fd = fd;
+	if (chdir("/") < 0)
+		ds_log_warning("cannot change to the root directory");
+	r = serve(job);
+	if (!job->is_ready) {
+		status = (unsigned char)cli_fail(job->call, r, NULL);
+		if (write(fd, &status, 1) < 0)
+			_exit(status);
+	} else if (r < 0) {
+		ds_log_error("the mount on %s ended: %s", job->mountpoint, ds_strerror(r));
+	}
+	status = (unsigned char)cli_exit_of(r);
+	release_everything(job);
+	exit(status);
+}
+
+/* 0, or the exit status that the child gave; its message is printed already. */
+static int wait_ready(struct mount_job *job, int fd, pid_t pid)
+{
+	unsigned char status;
+	int child;
+	size_t n;
+
+	if (ds_read_full(fd, &status, 1, &n) == 0 && n == 1) {
+		if (status != 0)
+			waitpid(pid, NULL, 0);
+		return status;
+	}
+	if (waitpid(pid, &child, 0) == pid && WIFSIGNALED(child))
+		fprintf(stderr, "dsfs: %s: the background process was killed by signal %d\n",
+			job->request->mountpoint, WTERMSIG(child));
+	else
+		fprintf(stderr, "dsfs: %s: the background process ended without a word\n",
+			job->request->mountpoint);
+	return CLI_EXIT_FAILURE;
+}
+
+static int prepare(struct mount_job *job)
+{
+	struct cli_mount_options *o = job->request->options;
+	struct ds_diag *diag = &job->call->diag;
+	char *absolute;
+	int r;
+
+	r = ds_locator_parse(job->request->source, &job->locator, diag);
+	if (r < 0)
+		return r;
+	if (job->locator.selector && o->version && strcmp(job->locator.selector, o->version) != 0)
+		return ds_diag_set(diag, -DS_E_USAGE, job->request->source,
+				   "the source and version= name different versions");
+	if (!job->locator.selector && o->version) {
+		job->locator.selector = ds_strdup(o->version);
+		if (!job->locator.selector)
+			return -ENOMEM;
+	}
+	/* The background process changes its directory. */
+	if (!strstr(job->locator.url, "://") && job->locator.url[0] != '/') {
+		absolute = resolve_future(job->locator.url);
+		if (!absolute)
+			return -ENOMEM;
+		ds_free(job->locator.url);
+		job->locator.url = absolute;
+	}
+	job->cache_dir = o->cache_dir ? resolve_future(o->cache_dir) : cli_default_cache_dir();
+	return check_place(job);
+}
+
+int cli_mount_run(struct cli_call *call, const struct cli_mount_request *request, bool *ret_printed)
+{
+	struct mount_job job = {.call = call, .request = request, .ready_fd = -1, .state_fd = -1};
+	int fds[2], r;
+	pid_t pid;
+
+	*ret_printed = false;
+	r = prepare(&job);
+	if (r == 0)
+		r = start_log(&job);
+	if (r < 0 || request->foreground) {
+		if (r == 0)
+			r = serve(&job);
+		release_everything(&job);
+		return r;
+	}
+	if (pipe2(fds, O_CLOEXEC) < 0)
+		r = -errno;
+	fflush(NULL);
+	pid = r == 0 ? fork() : -1;
+	if (pid == 0) {
+		close(fds[0]);
+		background(&job, fds[1]);
+	}
+	if (pid < 0) {
+		r = r < 0 ? r : -errno;
+	} else {
+		close(fds[1]);
+		r = wait_ready(&job, fds[0], pid);
+		*ret_printed = r != 0;
+		close(fds[0]);
+	}
+	release_everything(&job);
+	return r;
+}
