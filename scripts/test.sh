@@ -114,7 +114,7 @@ build() {
 
 # Runs a build's tests: NAME SUITE_OPTIONS...
 run() {
-	local name=$1 dir=build-test/$1 log counts rc report
+	local name=$1 dir=build-test/$1 log rc report
 	local rebuild=--no-rebuild
 	shift
 	[ "$name" != tsan ] || rebuild=
@@ -130,8 +130,8 @@ run() {
 		tee "$tmp/$name.log" | sed -nE 's/^ *([0-9]+\/[0-9]+ .*)/   \1/p'
 	rc=${PIPESTATUS[0]}
 	if [ -s "$log" ]; then
-		if counts=$(python3 scripts/lib/test_results.py "$log"); then
-			set -- $counts
+		if python3 scripts/lib/test_results.py "$log" "$tmp/counts"; then
+			set -- $(cat "$tmp/counts")
 			passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
 			say "$name: $1 passed, $2 failed, $3 skipped"
 			[ "$rc" = 0 ] || [ "$2" -gt 0 ] || fail "$name: meson test ended with $rc"

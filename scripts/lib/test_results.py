@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""usage: test_results.py TESTLOG_JSON
+"""usage: test_results.py TESTLOG_JSON COUNTS
 
-Counts what a `meson test` run says in its testlog.json and prints one line "PASSED FAILED SKIPPED";
-what failed is told on stderr with the tail of its output. A Criterion program counts as its own
+Counts what a `meson test` run says in its testlog.json and writes one line "PASSED FAILED SKIPPED"
+to the file COUNTS; what failed is told with the tail of its output. A Criterion program counts as its own
 tests, any other as one. Where CI=true a skipped test is a failure, unless it is in the suite
 `optional`: a server or a device that is missing there must not go unnoticed.
 """
@@ -34,14 +34,13 @@ def counts_of(entry, strict):
 
 def tell(entry):
     print(f"\n--- {entry['result']}: {entry['name']} ({entry.get('duration', 0):.1f} s, "
-          f"exit status {entry.get('returncode')})", file=sys.stderr)
+          f"exit status {entry.get('returncode')})")
     for stream in "stdout", "stderr":
         lines = (entry.get(stream) or "").splitlines()
         if lines:
-            print(f"    {stream}, last {min(TAIL, len(lines))} of {len(lines)} lines:",
-                  file=sys.stderr)
+            print(f"    {stream}, last {min(TAIL, len(lines))} of {len(lines)} lines:")
             for line in lines[-TAIL:]:
-                print(f"    {line}", file=sys.stderr)
+                print(f"    {line}")
 
 
 def main():
@@ -57,8 +56,9 @@ def main():
             elif counts[2]:
                 reason = ((entry.get("stderr") or entry.get("stdout") or "").strip()
                           .splitlines() or ["no reason given"])[-1]
-                print(f"skipped: {entry['name']}: {reason}", file=sys.stderr)
-    print(*total)
+                print(f"skipped: {entry['name']}: {reason}")
+    with open(sys.argv[2], "w", encoding="utf-8") as counts:
+        print(*total, file=counts)
 
 
 if __name__ == "__main__":
