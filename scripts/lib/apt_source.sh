@@ -32,7 +32,8 @@ apt_source_tool() {
 	timeout -k 5 240 "$tool" -q \
 		-o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null \
 		-o Dir::State="$dir/state" -o Dir::State::status=/dev/null -o Dir::Cache="$dir/cache" \
-		-o Acquire::Check-Valid-Until=false -o Acquire::Languages=none -o Acquire::http::Timeout=20 -o Acquire::Retries=2 \
+		-o Acquire::Check-Valid-Until=false -o Acquire::Languages=none \
+		-o Acquire::http::Timeout=20 -o Acquire::Retries=2 \
 		-o APT::Sandbox::User=root "$@"
 }
 
