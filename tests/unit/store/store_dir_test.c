@@ -1,0 +1,264 @@
+#include <criterion/criterion.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <signal.h>
+
+#include "store_contract.h"
+#include "util/file.h"
+#include "util/mem.h"
+
+TestSuite(store_dir, .fini = test_leak_check);
+
+static char root[64];
+
+static struct ds_store *open_new(void)
+{
+	struct ds_store *store = NULL;
+
+	strcpy(root, "/tmp/dsfs-store-dir-XXXXXX");
+	cr_assert_not_null(mkdtemp(root));
+	cr_assert_eq(ds_store_open(root, NULL, false, &store, NULL), 0);
+	return store;
+}
+
+static void close_and_remove(struct ds_store *store)
+{
+	cr_assert_null(ds_store_unref(store));
+	cr_assert_eq(ds_rmtree_at(AT_FDCWD, root), 0);
+}
+
+#define T(name)                                      \
+	Test(store_dir, name)                        \
+	{                                            \
+		struct ds_store *store = open_new(); \
+                                                     \
+		contract_##name(store);              \
+		close_and_remove(store);             \
+	}
+STORE_CONTRACT(T)
+
+static const char *in_root(const char *name)
+{
+	static char path[2][256];
+	static int i;
+
+	i = !i;
+	snprintf(path[i], sizeof(path[i]), "%s/%s", root, name);
+	return path[i];
+}
+
+Test(store_dir, open_makes_a_directory_only_if_it_is_told_to)
+{
+	struct ds_store *store = open_new(), *other = NULL;
+	struct ds_diag diag = {0};
+	char url[128];
+
+	cr_assert_eq(ds_store_open(in_root("x/y"), NULL, false, &other, &diag), -DS_E_NO_REPO);
+	cr_assert(strstr(diag.object, "x/y"));
+	cr_assert_eq(ds_store_open(in_root("x/y"), NULL, true, &other, NULL), 0);
+	cr_assert_str_eq(ds_store_local_path(other), in_root("x/y"));
+	cr_assert_str_eq(ds_store_url(other), in_root("x/y"));
+	cr_assert_eq(ds_store_put(other, "k", "v", 1, NULL), 0);
+	other = ds_store_unref(other);
+	snprintf(url, sizeof(url), "file://%s/x/%%79", root);
+	cr_assert_eq(ds_store_open(url, NULL, false, &other, NULL), 0);
+	cr_assert_str_eq(ds_store_local_path(other), in_root("x/y"));
+	other = ds_store_unref(other);
+	cr_assert_eq(ds_store_open(in_root("x/y/k"), NULL, true, &other, NULL), -DS_E_NO_REPO);
+	cr_assert_eq(ds_store_open("file://host/x", NULL, true, &other, NULL), -DS_E_USAGE);
+	cr_assert_eq(ds_store_open("file:///x%zz", NULL, true, &other, NULL), -DS_E_USAGE);
+	cr_assert_eq(ds_store_open("file:///x%00", NULL, true, &other, NULL), -DS_E_USAGE);
+	cr_assert_eq(ds_store_open("http://x/y", NULL, true, &other, NULL), -DS_E_USAGE);
+	cr_assert_eq(ds_store_open("", NULL, true, &other, NULL), -DS_E_USAGE);
+	close_and_remove(store);
+}
+
+Test(store_dir, links_and_special_files_in_the_store_are_refused)
+{
+	struct ds_store *store = open_new();
+	struct ds_buf buf = DS_BUF_INIT(100);
+	struct ds_store_listing listing = {0};
+	struct ds_store_req list = {.op = DS_STORE_LIST, .key = "", .listing = &listing};
+	struct ds_diag diag = {0};
+
+	cr_assert_eq(ds_store_put(store, "real/k", "v", 1, NULL), 0);
+	cr_assert_eq(symlink("/etc/passwd", in_root("file")), 0);
+	cr_assert_eq(symlink("/etc", in_root("dir")), 0);
+	cr_assert_eq(symlink("real", in_root("inside")), 0);
+	cr_assert_eq(mkfifo(in_root("fifo"), 0600), 0);
+	cr_assert_eq(ds_store_get(store, "file", &buf, &diag), -ELOOP);
+	cr_assert(strstr(diag.object, root), "the path is named: %s", diag.object);
+	cr_assert_eq(ds_store_get(store, "dir/passwd", &buf, NULL), -ELOOP);
+	cr_assert_eq(ds_store_get(store, "inside/k", &buf, NULL), -ELOOP);
+	cr_assert_eq(ds_store_put(store, "inside/l", "v", 1, NULL), -ELOOP);
+	cr_assert_eq(ds_store_get(store, "fifo", &buf, NULL), -EINVAL);
+	cr_assert_eq(ds_store_perform(store, &list), 0);
+	cr_assert_eq(listing.objects_n, 1);
+	cr_assert_str_eq(listing.objects[0].key, "real/k");
+	ds_store_listing_release(&listing);
+	ds_buf_release(&buf);
+	close_and_remove(store);
+}
+
+Test(store_dir, list_leaves_out_temporary_files_and_the_lock)
+{
+	struct ds_store *store = open_new();
+	struct ds_store_listing listing = {0};
+	struct ds_store_req list = {.op = DS_STORE_LIST, .key = "", .listing = &listing};
+	int fd;
+
+	cr_assert_eq(ds_store_put(store, "a/k", "v", 1, NULL), 0);
+	cr_assert_eq(ds_store_put(store, "a/lock", "v", 1, NULL), 0);
+	cr_assert_eq(ds_store_lock(store, false, &fd), 0);
+	close(fd);
+	fd = open(in_root("a/.tmp-0123456789abcdef"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	cr_assert_geq(fd, 0);
+	close(fd);
+	cr_assert_eq(ds_store_perform(store, &list), 0);
+	cr_assert_eq(listing.objects_n, 2);
+	cr_assert_str_eq(listing.objects[0].key, "a/k");
+	cr_assert_str_eq(listing.objects[1].key, "a/lock");
+	ds_store_listing_release(&listing);
+	close_and_remove(store);
+}
+
+Test(store_dir, writers_share_the_lock_and_a_collector_has_it_alone)
+{
+	struct ds_store *store = open_new();
+	int a, b, probe;
+
+	cr_assert_eq(ds_store_lock(store, false, &a), 0);
+	cr_assert_eq(ds_store_lock(store, false, &b), 0);
+	probe = open(in_root("lock"), O_RDONLY | O_CLOEXEC);
+	cr_assert_eq(flock(probe, LOCK_EX | LOCK_NB), -1);
+	close(a);
+	close(b);
+	cr_assert_eq(ds_store_lock(store, true, &a), 0);
+	cr_assert_eq(flock(probe, LOCK_SH | LOCK_NB), -1);
+	close(a);
+	cr_assert_eq(flock(probe, LOCK_SH | LOCK_NB), 0);
+	close(probe);
+	close_and_remove(store);
+}
+
+static int count_entries(const char *path)
+{
+	char command[300];
+	FILE *out;
+	int n = -1;
+
+	snprintf(command, sizeof(command), "find %s -type f | wc -l", path);
+	out = popen(command, "r");
+	cr_assert_eq(fscanf(out, "%d", &n), 1);
+	pclose(out);
+	return n;
+}
+
+/* A limit on the file's size fails as a full disk does: in the middle of a write. */
+Test(store_dir, F01_a_write_that_fails_leaves_nothing_and_names_the_path)
+{
+	struct ds_store *store = open_new();
+	struct rlimit limit = {4096, RLIM_INFINITY};
+	struct ds_diag diag = {0};
+	char *body = calloc(1, 10000);
+
+	signal(SIGXFSZ, SIG_IGN);
+	cr_assert_eq(ds_store_put(store, "dir/small", body, 4096, NULL), 0);
+	cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+	cr_assert_eq(ds_store_put_if_absent(store, "dir/big", body, 10000, &diag), -EFBIG);
+	cr_assert(strstr(diag.object, "dir/big"));
+	cr_assert_eq(count_entries(root), 1);
+	limit.rlim_cur = RLIM_INFINITY;
+	cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+	cr_assert_eq(ds_store_put_if_absent(store, "dir/big", body, 10000, NULL), 0);
+	free(body);
+	close_and_remove(store);
+}
+
+Test(store_dir, J02_running_out_of_descriptors_is_an_error_and_passes)
+{
+	struct rlimit old, limit;
+	struct ds_store *store = open_new();
+	struct ds_buf buf = DS_BUF_INIT(10);
+	unsigned failed_n = 0;
+	int fd;
+
+	cr_assert_eq(ds_store_put(store, "a/b/k", "v", 1, NULL), 0);
+	fd = dup(0);
+	close(fd);
+	getrlimit(RLIMIT_NOFILE, &old);
+	for (rlim_t n = (rlim_t)fd;; n++) {
+		int r;
+
+		limit = old;
+		limit.rlim_cur = n;
+		cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+		r = ds_store_get(store, "a/b/k", &buf, NULL);
+		cr_assert_eq(setrlimit(RLIMIT_NOFILE, &old), 0);
+		if (r == 0)
+			break;
+		cr_assert_eq(r, -EMFILE);
+		failed_n++;
+	}
+	cr_assert_gt(failed_n, 1);
+	cr_assert_str_eq(ds_buf_str(&buf), "v");
+	ds_buf_release(&buf);
+	close_and_remove(store);
+}
+
+static int whole_life(void)
+{
+	struct ds_store_listing listing = {0};
+	struct ds_store_req list = {.op = DS_STORE_LIST, .key = "d", .listing = &listing};
+	struct ds_buf buf = DS_BUF_INIT(1000);
+	struct ds_store *store = NULL;
+	int r = ds_store_open(root, NULL, true, &store, NULL);
+
+	for (int i = 0; i < 8 && r == 0; i++) {
+		char key[32];
+
+		snprintf(key, sizeof(key), "d%d/e/f%d", i / 2, i);
+		r = ds_store_put(store, key, "value", 5, NULL);
+	}
+	if (r == 0)
+		r = ds_store_get(store, "d1/e/f3", &buf, NULL);
+	if (r == 0)
+		r = ds_store_perform(store, &list);
+	cr_assert(r == 0 ? listing.objects_n == 8 : listing.objects_n == 0);
+	ds_store_listing_release(&listing);
+	ds_buf_release(&buf);
+	ds_store_unref(store);
+	return r;
+}
+
+Test(store_dir, J01_every_failing_allocation_is_an_error_or_does_not_matter)
+{
+	uint64_t delivered_n = 0;
+	unsigned errors_n = 0;
+
+	ds_store_unref(open_new());
+	for (int64_t n = 0;; n++) {
+		uint64_t failed_n;
+		int r;
+
+		ds_mem_fail_after(n, 0);
+		r = whole_life();
+		failed_n = ds_mem_fail_after(-1, 0);
+		delivered_n += failed_n;
+		if (failed_n == 0) {
+			cr_assert_eq(r, 0);
+			break;
+		}
+		errors_n += r < 0;
+		cr_assert(r == 0 || r == -ENOMEM, "allocation %d: %s", (int)n, ds_strerror(r));
+	}
+	cr_assert_gt(delivered_n, 20);
+	cr_assert_gt(errors_n, 10);
+	cr_assert_eq(ds_rmtree_at(AT_FDCWD, root), 0);
+}
