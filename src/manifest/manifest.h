@@ -94,8 +94,11 @@ struct ds_manifest;
 int ds_manifest_new(const struct ds_page_source *source, struct ds_manifest **ret_manifest);
 struct ds_manifest *ds_manifest_free(struct ds_manifest *manifest);
 
-/* Schema, application id, root. Look-ups do this by themselves when they first get a connection. */
+/* Header, schema and root. The first two are checked by every look-up that opens a connection, too. */
 int ds_manifest_check(struct ds_manifest *manifest, void *want, struct ds_diag *reterr_diag);
+/* Why the last call that failed did so (-DS_E_NOT_LOCAL and -ENOENT apart); code 0 if none has. With many threads, it may be
+ * another's failure: for log lines only. */
+void ds_manifest_error(struct ds_manifest *manifest, struct ds_diag *ret_diag);
 
 /* Entry of `name` in the directory `parent`; -ENOENT; -ENOTDIR if parent is no directory is not checked here. */
 int ds_manifest_lookup(struct ds_manifest *manifest, void *want, uint64_t parent, const char *name,

@@ -1,0 +1,781 @@
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "codec/content.h"
+#include "codec/pack.h"
+#include "manifest_support.h"
+#include "util/mem.h"
+
+void model_init(struct model *model, uint64_t seed)
+{
+	memset(model, 0, sizeof(*model));
+	model->random.state = seed;
+	model->next_id = DS_ENTRY_ID_FIRST;
+	model->inodes = calloc(1, sizeof(*model->inodes));
+	model->inodes[0] =
+		(struct model_inode){.ino = DS_ROOT_ID, .type = DS_ENTRY_DIRECTORY, .nlink = 2};
+	model->inodes_n = 1;
+}
+
+static void free_contents(struct model_inode *inode)
+{
+	free(inode->extents);
+	free(inode->target);
+	inode->extents = NULL;
+	inode->target = NULL;
+	inode->extents_n = 0;
+}
+
+void model_release(struct model *model)
+{
+	for (size_t i = 0; i < model->inodes_n; i++)
+		free_contents(&model->inodes[i]);
+	free(model->inodes);
+	free(model->names);
+	free(model->packs);
+}
+
+struct model_inode *model_inode(struct model *model, uint64_t ino)
+{
+	for (size_t i = 0; i < model->inodes_n; i++) {
+		if (model->inodes[i].ino == ino)
+			return &model->inodes[i];
+	}
+	return NULL;
+}
+
+const struct model_name *model_name(const struct model *model, uint64_t id)
+{
+	for (size_t i = 0; i < model->names_n; i++) {
+		if (model->names[i].id == id)
+			return &model->names[i];
+	}
+	return NULL;
+}
+
+static const struct model_name *find_name(const struct model *model, uint64_t parent,
+					  const char *name, size_t len)
+{
+	for (size_t i = 0; i < model->names_n; i++) {
+		const struct model_name *n = &model->names[i];
+
+		if (n->parent == parent && n->name_len == len && memcmp(n->name, name, len) == 0)
+			return n;
+	}
+	return NULL;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+	const struct model_name *x = *(const struct model_name *const *)a;
+	const struct model_name *y = *(const struct model_name *const *)b;
+
+	return ds_name_compare(x->name, x->name_len, y->name, y->name_len);
+}
+
+const struct model_name **model_list(const struct model *model, uint64_t dir, size_t *ret_n)
+{
+	const struct model_name **list = malloc((model->names_n + 1) * sizeof(struct model_name *));
+	size_t n = 0;
+
+	for (size_t i = 0; i < model->names_n; i++) {
+		if (model->names[i].parent == dir)
+			list[n++] = &model->names[i];
+	}
+	qsort(list, n, sizeof(*list), compare_names);
+	*ret_n = n;
+	return list;
+}
+
+static uint64_t below(struct model *model, uint64_t bound)
+{
+	return ds_prng_below(&model->random, bound);
+}
+
+static void random_digest(struct model *model, struct ds_digest *digest)
+{
+	for (size_t i = 0; i < DS_DIGEST_LEN; i++)
+		digest->bytes[i] = (uint8_t)ds_prng_next(&model->random);
+}
+
+/* A chunk in one of the last few packs; now and then a new one is begun. */
+static struct ds_entry_chunk random_chunk(struct model *model, struct ds_builder *builder,
+					  uint32_t raw_len)
+{
+	struct ds_pack_row *pack;
+
+	if (model->packs_n == 0 || below(model, 20) == 0) {
+		uint32_t number;
+
+		cr_assert_eq(ds_builder_add_pack(builder, &number), 0);
+		model->packs = realloc(model->packs, (model->packs_n + 1) * sizeof(*model->packs));
+		pack = &model->packs[model->packs_n++];
+		*pack = (struct ds_pack_row){.number = number};
+		random_digest(model, &pack->id);
+		pack->size_bytes = DS_MIB(64);
+		pack->chunks_n = 1000;
+		pack->raw_bytes = DS_MIB(100);
+	}
+	pack = &model->packs[model->packs_n - 1 - below(model, DS_MIN(model->packs_n, (size_t)4))];
+	pack->live_n++;
+	return (struct ds_entry_chunk){
+		.pack = pack->number,
+		.ordinal = (uint32_t)below(model, 1000),
+		.stored_off = DS_PACK_HEAD_LEN + below(model, DS_MIB(32)),
+		.stored_len_bytes = (uint32_t)(1 + below(model, raw_len)),
+		.raw_off = below(model, DS_MIB(50)),
+	};
+}
+
+static void unref_pack(struct model *model, uint32_t number)
+{
+	for (size_t i = 0; i < model->packs_n; i++) {
+		if (model->packs[i].number == number) {
+			cr_assert(model->packs[i].live_n > 0);
+			model->packs[i].live_n--;
+			return;
+		}
+	}
+	cr_assert_fail("no such pack");
+}
+
+static void unref_contents(struct model *model, const struct model_inode *inode)
+{
+	if (inode->type != DS_ENTRY_FILE)
+		return;
+	if (inode->extents_n == 0 && inode->size_bytes > 0)
+		unref_pack(model, inode->chunk.pack);
+	for (size_t i = 0; i < inode->extents_n; i++) {
+		if (!inode->extents[i].is_zeros)
+			unref_pack(model, inode->extents[i].chunk.pack);
+	}
+}
+
+static void random_extents(struct model *model, struct ds_builder *builder,
+			   struct model_inode *inode)
+{
+	struct ds_content_hasher *hasher;
+	uint64_t off = 0;
+
+	cr_assert_eq(ds_content_hasher_new(inode->size_bytes, &hasher), 0);
+	while (off < inode->size_bytes) {
+		uint64_t left = inode->size_bytes - off;
+		struct ds_extent *extent;
+
+		inode->extents =
+			realloc(inode->extents, (inode->extents_n + 1) * sizeof(*inode->extents));
+		extent = &inode->extents[inode->extents_n];
+		memset(extent, 0, sizeof(*extent));
+		extent->off = off;
+		extent->slot = (uint32_t)inode->extents_n++;
+		extent->is_zeros = below(model, 4) == 0;
+		extent->len_bytes = 1 + below(model, extent->is_zeros ? DS_MIB(40) : DS_CHUNK_MAX);
+		extent->len_bytes = DS_MIN(extent->len_bytes, left);
+		if (!extent->is_zeros) {
+			random_digest(model, &extent->digest);
+			extent->chunk = random_chunk(model, builder, (uint32_t)extent->len_bytes);
+			extent->chunk.raw_off = 0;
+		}
+		ds_content_hasher_extent(hasher, extent->len_bytes,
+					 extent->is_zeros ? NULL : &extent->digest);
+		off += extent->len_bytes;
+	}
+	ds_content_hasher_finish(hasher, &inode->digest);
+	ds_content_hasher_free(hasher);
+}
+
+/* Fills an inode whose type and size are set. */
+static void random_contents(struct model *model, struct ds_builder *builder,
+			    struct model_inode *inode)
+{
+	inode->mtime = (struct ds_time){.s = (int64_t)below(model, 4000000000u) - 1000000000,
+					.ns = (uint32_t)below(model, DS_NS_PER_S)};
+	if (inode->type == DS_ENTRY_SYMLINK) {
+		inode->target_len = 1 + below(model, below(model, 10) ? 60 : DS_TARGET_MAX);
+		inode->target = malloc(inode->target_len);
+		for (size_t i = 0; i < inode->target_len; i++)
+			inode->target[i] = (char)(1 + below(model, 255));
+		inode->size_bytes = inode->target_len;
+		cr_assert_eq(ds_digest_of(inode->target, inode->target_len, &inode->digest), 0);
+	}
+	if (inode->type != DS_ENTRY_FILE)
+		return;
+	inode->is_executable = below(model, 2);
+	if (inode->size_bytes > DS_CHUNK_MAX) {
+		random_extents(model, builder, inode);
+	} else if (inode->size_bytes > 0) {
+		random_digest(model, &inode->digest);
+		inode->chunk = random_chunk(model, builder, (uint32_t)inode->size_bytes);
+	} else {
+		cr_assert_eq(ds_digest_of("", 0, &inode->digest), 0);
+	}
+}
+
+static uint64_t random_size(struct model *model)
+{
+	switch (below(model, 8)) {
+	case 0:
+		return 0;
+	case 1:
+		return DS_CHUNK_MAX;
+	case 2:
+		return DS_CHUNK_MAX + 1 + below(model, DS_MIB(30));
+	default:
+		return 1 + below(model, UINT64_C(1) << (1 + below(model, 21)));
+	}
+}
+
+static struct ds_entry to_entry(const struct model_inode *inode)
+{
+	return (struct ds_entry){
+		.type = inode->type,
+		.is_executable = inode->is_executable,
+		.mtime = inode->mtime,
+		.size_bytes = inode->size_bytes,
+		.digest = inode->digest,
+		.chunk = inode->chunk,
+	};
+}
+
+static void add_name(struct model *model, uint64_t id, uint64_t parent, const char *name,
+		     size_t name_len, uint64_t ino)
+{
+	struct model_name *n;
+	struct model_inode *dir = model_inode(model, parent);
+
+	model->names = realloc(model->names, (model->names_n + 1) * sizeof(*model->names));
+	n = &model->names[model->names_n++];
+	*n = (struct model_name){.id = id, .parent = parent, .ino = ino, .name_len = name_len};
+	memcpy(n->name, name, name_len);
+	dir->size_bytes++;
+	if (model_inode(model, ino)->type == DS_ENTRY_DIRECTORY)
+		dir->nlink++;
+	cr_assert_eq(id, model->next_id);
+	model->next_id++;
+}
+
+uint64_t model_add(struct model *model, struct ds_builder *builder, uint64_t parent,
+		   const char *name, size_t name_len, enum ds_entry_type type, uint64_t size_bytes)
+{
+	struct model_inode inode = {.type = type, .size_bytes = size_bytes};
+	struct ds_entry entry;
+	uint64_t id;
+
+	inode.nlink = type == DS_ENTRY_DIRECTORY ? 2 : 1;
+	random_contents(model, builder, &inode);
+	entry = to_entry(&inode);
+	entry.parent = parent;
+	entry.name_len = (uint8_t)name_len;
+	memcpy(entry.name, name, name_len);
+	cr_assert_eq(ds_builder_add(builder, &entry, inode.extents, inode.extents_n, inode.target,
+				    inode.target_len, &id),
+		     0);
+	inode.ino = id;
+	model->inodes = realloc(model->inodes, (model->inodes_n + 1) * sizeof(*model->inodes));
+	model->inodes[model->inodes_n++] = inode;
+	add_name(model, id, parent, name, name_len, id);
+	return id;
+}
+
+static uint64_t random_directory(struct model *model)
+{
+	for (;;) {
+		const struct model_inode *inode = &model->inodes[below(model, model->inodes_n)];
+
+		if (inode->type == DS_ENTRY_DIRECTORY)
+			return inode->ino;
+	}
+}
+
+static size_t random_name(struct model *model, char *name)
+{
+	size_t len = 1 + below(model, below(model, 8) ? 12 : DS_NAME_MAX);
+
+	for (;;) {
+		for (size_t i = 0; i < len; i++) {
+			/* Few letters, so that names share beginnings. */
+			name[i] = (char)(below(model, 4) ? 'a' + (char)below(model, 3)
+							 : (char)(1 + below(model, 255)));
+			if (name[i] == '/')
+				name[i] = '.';
+		}
+		if (!(len <= 2 && memcmp(name, "..", len) == 0))
+			return len;
+	}
+}
+
+static void remove_inode(struct model *model, struct model_inode *inode)
+{
+	unref_contents(model, inode);
+	free_contents(inode);
+	*inode = model->inodes[--model->inodes_n];
+}
+
+static void remove_name(struct model *model, uint64_t id)
+{
+	struct model_name gone = *model_name(model, id);
+	struct model_inode *inode = model_inode(model, gone.ino);
+
+	if (inode->type == DS_ENTRY_DIRECTORY) {
+		for (size_t i = 0; i < model->names_n;) {
+			if (model->names[i].parent == id) {
+				remove_name(model, model->names[i].id);
+				i = 0;
+			} else {
+				i++;
+			}
+		}
+		inode = model_inode(model, gone.ino);
+	}
+	model_inode(model, gone.parent)->size_bytes--;
+	if (inode->type == DS_ENTRY_DIRECTORY)
+		model_inode(model, gone.parent)->nlink--;
+	for (size_t i = 0; i < model->names_n; i++) {
+		if (model->names[i].id == id) {
+			model->names[i] = model->names[--model->names_n];
+			break;
+		}
+	}
+	if (inode->type == DS_ENTRY_FILE && inode->nlink > 1) {
+		uint64_t first = UINT64_MAX;
+
+		inode->nlink--;
+		if (gone.id != gone.ino)
+			return;
+		for (size_t i = 0; i < model->names_n; i++) {
+			if (model->names[i].ino == gone.ino)
+				first = DS_MIN(first, model->names[i].id);
+		}
+		inode->ino = first;
+		for (size_t i = 0; i < model->names_n; i++) {
+			if (model->names[i].ino == gone.ino)
+				model->names[i].ino = first;
+		}
+		return;
+	}
+	remove_inode(model, inode);
+}
+
+static void change_contents(struct model *model, struct ds_builder *builder,
+			    struct model_inode *inode)
+{
+	struct model_inode old = *inode;
+	struct ds_entry entry;
+
+	inode->extents = NULL;
+	inode->extents_n = 0;
+	inode->target = NULL;
+	inode->is_executable = false;
+	memset(&inode->chunk, 0, sizeof(inode->chunk));
+	if (old.nlink == 1 && below(model, 4) == 0)
+		inode->type = old.type == DS_ENTRY_FILE ? DS_ENTRY_SYMLINK : DS_ENTRY_FILE;
+	inode->size_bytes = random_size(model);
+	if (old.extents_n > 0 && inode->type == DS_ENTRY_FILE && below(model, 2)) {
+		/* The same file with its tail replaced: a row or so in common. */
+		inode->size_bytes = old.extents[0].len_bytes + DS_CHUNK_MAX;
+		inode->extents = malloc(sizeof(*inode->extents) * 3);
+		inode->extents[0] = old.extents[0];
+		if (!old.extents[0].is_zeros) {
+			struct ds_pack_row *pack = model->packs;
+
+			while (pack->number != old.extents[0].chunk.pack)
+				pack++;
+			pack->live_n++;
+		}
+		inode->extents[1] = (struct ds_extent){.off = old.extents[0].len_bytes,
+						       .slot = 1,
+						       .is_zeros = true,
+						       .len_bytes = 1};
+		inode->extents[2] = (struct ds_extent){.off = old.extents[0].len_bytes + 1,
+						       .slot = 2,
+						       .len_bytes = DS_CHUNK_MAX - 1};
+		random_digest(model, &inode->extents[2].digest);
+		inode->extents[2].chunk = random_chunk(model, builder, DS_CHUNK_MAX - 1);
+		inode->extents[2].chunk.raw_off = 0;
+		inode->extents_n = 3;
+		struct ds_content_hasher *hasher;
+		cr_assert_eq(ds_content_hasher_new(inode->size_bytes, &hasher), 0);
+		for (size_t i = 0; i < 3; i++)
+			ds_content_hasher_extent(hasher, inode->extents[i].len_bytes,
+						 inode->extents[i].is_zeros
+							 ? NULL
+							 : &inode->extents[i].digest);
+		ds_content_hasher_finish(hasher, &inode->digest);
+		ds_content_hasher_free(hasher);
+	} else {
+		random_contents(model, builder, inode);
+	}
+	unref_contents(model, &old);
+	free_contents(&old);
+	entry = to_entry(inode);
+	cr_assert_eq(ds_builder_set(builder, inode->ino, &entry, inode->extents, inode->extents_n,
+				    inode->target, inode->target_len),
+		     0, "%s", ds_builder_error(builder)->detail);
+}
+
+void model_change(struct model *model, struct ds_builder *builder)
+{
+	uint64_t what = below(model, 100), dir = random_directory(model), id;
+	char name[DS_NAME_MAX];
+	size_t len = random_name(model, name);
+	const struct model_name *n;
+
+	if (model->names_n == 0 || what < 45) {
+		enum ds_entry_type type = what < 6    ? DS_ENTRY_DIRECTORY
+					  : what < 12 ? DS_ENTRY_SYMLINK
+						      : DS_ENTRY_FILE;
+
+		if (find_name(model, dir, name, len)) {
+			struct ds_entry entry = {.type = DS_ENTRY_DIRECTORY,
+						 .parent = dir,
+						 .name_len = (uint8_t)len};
+
+			memcpy(entry.name, name, len);
+			cr_assert_eq(ds_builder_add(builder, &entry, NULL, 0, NULL, 0, &id),
+				     -EEXIST);
+			return;
+		}
+		model_add(model, builder, dir, name, len, type,
+			  type == DS_ENTRY_FILE ? random_size(model) : 0);
+		return;
+	}
+	n = &model->names[below(model, model->names_n)];
+	if (what < 58) {
+		uint64_t ino = n->ino;
+		struct model_inode *inode = model_inode(model, ino);
+
+		if (inode->type != DS_ENTRY_FILE)
+			return;
+		if (find_name(model, dir, name, len)) {
+			cr_assert_eq(ds_builder_add_link(builder, dir, name, len, ino, &id),
+				     -EEXIST);
+			return;
+		}
+		cr_assert_eq(ds_builder_add_link(builder, dir, name, len, ino, &id), 0);
+		inode->nlink++;
+		add_name(model, id, dir, name, len, ino);
+	} else if (what < 70) {
+		struct model_inode *inode = model_inode(model, n->ino);
+
+		if (inode->type != DS_ENTRY_DIRECTORY)
+			change_contents(model, builder, inode);
+	} else if (what < 75) {
+		struct model_inode *inode = model_inode(model, n->ino);
+
+		inode->mtime.s++;
+		cr_assert_eq(ds_builder_set_mtime(builder, inode->ino, inode->mtime), 0);
+	} else {
+		struct model_inode *inode = model_inode(model, n->ino);
+
+		/* Rarely a whole directory, or the tree stays small. */
+		if (inode->type == DS_ENTRY_DIRECTORY && inode->size_bytes > 0 && below(model, 4))
+			return;
+		id = n->id;
+		remove_name(model, id);
+		cr_assert_eq(ds_builder_remove(builder, id), 0);
+	}
+}
+
+static void seal_directory(struct model *model, struct ds_builder *builder, uint64_t dir)
+{
+	const struct model_name **list;
+	struct ds_tree_hasher *hasher;
+	struct model_inode *inode;
+	size_t n;
+
+	list = model_list(model, dir, &n);
+	cr_assert_eq(ds_tree_hasher_new(&hasher), 0);
+	for (size_t i = 0; i < n; i++) {
+		static const enum ds_content_type types[] = {[DS_ENTRY_FILE] = DS_CONTENT_FILE,
+							     [DS_ENTRY_DIRECTORY] =
+								     DS_CONTENT_DIRECTORY,
+							     [DS_ENTRY_SYMLINK] =
+								     DS_CONTENT_SYMLINK};
+
+		inode = model_inode(model, list[i]->ino);
+		if (inode->type == DS_ENTRY_DIRECTORY)
+			seal_directory(model, builder, inode->ino);
+		ds_tree_hasher_entry(hasher, types[inode->type], inode->is_executable,
+				     list[i]->name, list[i]->name_len, &inode->digest);
+	}
+	inode = model_inode(model, dir);
+	ds_tree_hasher_finish(hasher, &inode->digest);
+	ds_tree_hasher_free(hasher);
+	free(list);
+	cr_assert_eq(ds_builder_set_directory(builder, dir, &inode->digest, inode->mtime), 0);
+}
+
+void model_seal(struct model *model, struct ds_builder *builder)
+{
+	seal_directory(model, builder, DS_ROOT_ID);
+	for (size_t i = 0; i < model->packs_n; i++) {
+		const struct ds_pack_row *pack = &model->packs[i];
+		uint32_t number;
+
+		if (ds_builder_pack_number(builder, &pack->id, &number) == 0) {
+			cr_assert_eq(number, pack->number);
+			continue;
+		}
+		cr_assert_eq(ds_builder_set_pack(builder, pack->number, &pack->id, pack->size_bytes,
+						 pack->chunks_n, pack->raw_bytes),
+			     0);
+	}
+	for (size_t i = model->packs_n; i-- > 0;) {
+		if (model->packs[i].live_n == 0) {
+			model->packs_n--;
+			memmove(&model->packs[i], &model->packs[i + 1],
+				(model->packs_n - i) * sizeof(*model->packs));
+		}
+	}
+}
+
+static unsigned class_of(uint64_t size)
+{
+	unsigned bits = 0;
+
+	for (; size; size >>= 1)
+		bits++;
+	return bits;
+}
+
+uint64_t model_total(const struct model *model, const char *key)
+{
+	uint64_t total = 0;
+
+	for (size_t i = 0; i < model->inodes_n; i++) {
+		const struct model_inode *inode = &model->inodes[i];
+		char class[32];
+
+		snprintf(class, sizeof(class), "size_%u", class_of(inode->size_bytes));
+		if (inode->type == DS_ENTRY_DIRECTORY)
+			total += strcmp(key, "directories") == 0 && inode->ino != DS_ROOT_ID;
+		else if (inode->type == DS_ENTRY_SYMLINK)
+			total += strcmp(key, "symlinks") == 0;
+		else if (strcmp(key, "files") == 0 || strcmp(key, class) == 0)
+			total += inode->nlink;
+		else if (strcmp(key, "bytes") == 0)
+			total += inode->size_bytes;
+	}
+	return total;
+}
+
+static void check_entry(struct model *model, const struct model_name *name,
+			const struct ds_entry *entry)
+{
+	const struct model_inode *inode = model_inode(model, name->ino);
+
+	cr_assert_eq(entry->id, name->id);
+	cr_assert_eq(entry->ino, name->ino);
+	cr_assert_eq(entry->parent, name->parent);
+	cr_assert_eq(entry->name_len, name->name_len);
+	cr_assert_arr_eq(entry->name, name->name, name->name_len);
+	cr_assert_eq(entry->name[entry->name_len], 0);
+	cr_assert_eq(entry->type, inode->type);
+	cr_assert_eq(entry->is_executable, inode->is_executable);
+	cr_assert_eq(ds_time_compare(entry->mtime, inode->mtime), 0);
+	cr_assert_eq(entry->nlink, inode->nlink);
+	cr_assert_eq(entry->size_bytes, inode->size_bytes);
+	cr_assert(inode->type == DS_ENTRY_DIRECTORY ||
+		  ds_digest_equal(&entry->digest, &inode->digest));
+	cr_assert_eq(entry->extents_n, inode->extents_n);
+	cr_assert_eq(entry->chunk.pack, inode->chunk.pack);
+	cr_assert_eq(entry->chunk.ordinal, inode->chunk.ordinal);
+	cr_assert_eq(entry->chunk.stored_off, inode->chunk.stored_off);
+	cr_assert_eq(entry->chunk.stored_len_bytes, inode->chunk.stored_len_bytes);
+	cr_assert_eq(entry->chunk.raw_off, inode->chunk.raw_off);
+}
+
+static void check_extents(const struct ds_extent *a, const struct ds_extent *b, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		cr_assert_eq(a[i].off, b[i].off);
+		cr_assert_eq(a[i].len_bytes, b[i].len_bytes);
+		cr_assert_eq(a[i].slot, b[i].slot);
+		cr_assert_eq(a[i].is_zeros, b[i].is_zeros);
+		cr_assert(ds_digest_equal(&a[i].digest, &b[i].digest));
+		cr_assert_eq(a[i].chunk.pack, b[i].chunk.pack);
+		cr_assert_eq(a[i].chunk.ordinal, b[i].chunk.ordinal);
+		cr_assert_eq(a[i].chunk.stored_off, b[i].chunk.stored_off);
+		cr_assert_eq(a[i].chunk.stored_len_bytes, b[i].chunk.stored_len_bytes);
+	}
+}
+
+static const char *const keys[] = {"files",  "directories", "symlinks", "bytes",   "size_0",
+				   "size_1", "size_5",	    "size_20",	"size_23", "size_24"};
+
+void model_check_builder(struct model *model, struct ds_builder *builder)
+{
+	struct ds_extent *extents = malloc(10000 * sizeof(*extents));
+
+	for (size_t d = 0; d < model->inodes_n; d++) {
+		const struct model_name **list;
+		struct ds_entry entry;
+		size_t n;
+
+		if (model->inodes[d].type != DS_ENTRY_DIRECTORY)
+			continue;
+		list = model_list(model, model->inodes[d].ino, &n);
+		for (size_t i = 0; i < n; i++) {
+			cr_assert_eq(ds_builder_next(builder, model->inodes[d].ino,
+						     i ? list[i - 1]->name : NULL,
+						     i ? list[i - 1]->name_len : 0, &entry),
+				     0);
+			check_entry(model, list[i], &entry);
+		}
+		cr_assert_eq(ds_builder_next(builder, model->inodes[d].ino,
+					     n ? list[n - 1]->name : NULL,
+					     n ? list[n - 1]->name_len : 0, &entry),
+			     -ENOENT);
+		free(list);
+		cr_assert_eq(ds_builder_get(builder, model->inodes[d].ino, &entry), 0);
+		cr_assert_eq(entry.size_bytes, model->inodes[d].size_bytes);
+		cr_assert_eq(entry.nlink, model->inodes[d].nlink);
+	}
+	for (size_t i = 0; i < model->inodes_n; i++) {
+		size_t n;
+
+		if (model->inodes[i].extents_n == 0)
+			continue;
+		cr_assert_eq(ds_builder_extents(builder, model->inodes[i].ino, extents, 10000, &n),
+			     0);
+		cr_assert_eq(n, model->inodes[i].extents_n);
+		check_extents(extents, model->inodes[i].extents, n);
+	}
+	free(extents);
+	for (size_t i = 0; i < DS_ARRAY_SIZE(keys); i++)
+		cr_assert_eq(ds_builder_total(builder, keys[i]), model_total(model, keys[i]), "%s",
+			     keys[i]);
+	for (size_t i = 0; i < model->packs_n; i++) {
+		struct ds_pack_row row;
+		int r = ds_builder_pack(builder, model->packs[i].number, &row);
+
+		cr_assert(r == 0 || (r == -ENOENT && model->packs[i].live_n == 0));
+		cr_assert(r < 0 || row.live_n == model->packs[i].live_n);
+	}
+}
+
+struct list_check {
+	struct model *model;
+	const struct model_name **list;
+	size_t i, n;
+};
+
+static int check_listed(void *ctx, const struct ds_entry *entry)
+{
+	struct list_check *check = ctx;
+
+	cr_assert(check->i < check->n);
+	check_entry(check->model, check->list[check->i++], entry);
+	return 0;
+}
+
+static int check_pack(void *ctx, const struct ds_pack_row *row)
+{
+	struct model *model = ctx;
+
+	for (size_t i = 0; i < model->packs_n; i++) {
+		if (model->packs[i].number == row->number) {
+			cr_assert(ds_digest_equal(&row->id, &model->packs[i].id));
+			cr_assert_eq(row->live_n, model->packs[i].live_n);
+			cr_assert_eq(row->size_bytes, model->packs[i].size_bytes);
+			cr_assert_eq(row->chunks_n, model->packs[i].chunks_n);
+			cr_assert_eq(row->raw_bytes, model->packs[i].raw_bytes);
+			return 0;
+		}
+	}
+	cr_assert_fail("a pack too many");
+	return -ENOENT;
+}
+
+void model_check_manifest(struct model *model, struct ds_manifest *manifest, void *want)
+{
+	struct ds_extent *extents = malloc(10000 * sizeof(*extents));
+	struct ds_entry entry;
+	uint64_t value;
+	size_t n;
+
+	cr_assert_eq(ds_manifest_check(manifest, want, NULL), 0);
+	for (size_t d = 0; d < model->inodes_n; d++) {
+		struct list_check check = {.model = model};
+		uint64_t dir = model->inodes[d].ino;
+
+		if (model->inodes[d].type != DS_ENTRY_DIRECTORY)
+			continue;
+		check.list = model_list(model, dir, &check.n);
+		cr_assert_eq(ds_manifest_list(manifest, want, dir, 0, check_listed, &check), 0);
+		cr_assert_eq(check.i, check.n);
+		if (check.n > 0) {
+			size_t from = below(model, check.n);
+
+			check.i = from + 1;
+			cr_assert_eq(ds_manifest_list(manifest, want, dir, check.list[from]->id,
+						      check_listed, &check),
+				     0);
+			cr_assert_eq(check.i, check.n);
+		}
+		free(check.list);
+	}
+	for (size_t i = 0; i < model->names_n; i++) {
+		const struct model_name *name = &model->names[i];
+
+		cr_assert_eq(ds_manifest_lookup(manifest, want, name->parent, name->name,
+						name->name_len, &entry),
+			     0);
+		check_entry(model, name, &entry);
+		cr_assert_eq(ds_manifest_get(manifest, want, name->id, &entry),
+			     name->id == name->ino ? 0 : -ENOENT);
+		if (name->id == name->ino)
+			check_entry(model, name, &entry);
+	}
+	for (size_t i = 0; i < model->inodes_n; i++) {
+		const struct model_inode *inode = &model->inodes[i];
+		struct ds_buf buf = DS_BUF_INIT(DS_TARGET_MAX);
+
+		if (inode->type == DS_ENTRY_SYMLINK) {
+			cr_assert_eq(ds_manifest_readlink(manifest, want, inode->ino, &buf), 0);
+			cr_assert_eq(buf.len_bytes, inode->target_len);
+			cr_assert_arr_eq(buf.data, inode->target, inode->target_len);
+		} else {
+			cr_assert_eq(ds_manifest_readlink(manifest, want, inode->ino, &buf),
+				     -EINVAL);
+		}
+		ds_buf_release(&buf);
+		if (inode->extents_n > 0) {
+			size_t at = below(model, inode->extents_n), max = 1 + below(model, 5);
+			const struct ds_extent *from = &inode->extents[at];
+			uint64_t off = from->off + below(model, from->len_bytes);
+
+			cr_assert_eq(ds_manifest_extents(manifest, want, inode->ino, 0,
+							 inode->size_bytes, extents, 10000, &n),
+				     0);
+			cr_assert_eq(n, inode->extents_n);
+			check_extents(extents, inode->extents, n);
+			cr_assert_eq(ds_manifest_extents(manifest, want, inode->ino, off, 1,
+							 extents, max, &n),
+				     0);
+			cr_assert_eq(n, 1);
+			check_extents(extents, from, 1);
+			cr_assert_eq(ds_manifest_extents(manifest, want, inode->ino, off,
+							 UINT64_MAX, extents, max, &n),
+				     0);
+			cr_assert_eq(n, DS_MIN(max, inode->extents_n - at));
+			check_extents(extents, from, n);
+		}
+	}
+	free(extents);
+	for (size_t i = 0; i < DS_ARRAY_SIZE(keys); i++) {
+		cr_assert_eq(ds_manifest_total(manifest, want, keys[i], &value), 0);
+		cr_assert_eq(value, model_total(model, keys[i]), "%s", keys[i]);
+	}
+	n = 0;
+	for (size_t i = 0; i < model->packs_n; i++) {
+		struct ds_pack_row row;
+
+		n += model->packs[i].live_n > 0;
+		cr_assert_eq(ds_manifest_pack(manifest, want, model->packs[i].number, &row),
+			     model->packs[i].live_n ? 0 : -ENOENT);
+	}
+	cr_assert_eq(ds_manifest_packs(manifest, want, 0, check_pack, model), 0);
+}
