@@ -34,6 +34,10 @@ uint64_t ds_entry_number_parse(const char *text);
 int ds_ref_key_parse(const char *key, enum ds_ref_kind *ret_kind, char *ret_name,
 		     uint64_t *ret_number);
 
+/* Whether `entry` follows `before` in its log: chain and times. -DS_E_MALFORMED. */
+int ds_ref_chain_check(const struct ds_ref_entry *before, const struct ds_ref_entry *entry,
+		       struct ds_diag *reterr_diag);
+
 static inline void ds_diag_copy(struct ds_diag *to, const struct ds_diag *from)
 {
 	if (to)
