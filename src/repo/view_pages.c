@@ -3,6 +3,7 @@
  * node n of the index is slot n of another; both are named by the digest of the index's root.
  */
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "codec/pack.h"
