@@ -63,6 +63,8 @@ void demand_clear(struct ds_demand *demand)
 
 void demand_add(struct ds_demand *demand, const struct ds_fetch_target *target)
 {
+	if (!demand)
+		return;
 	for (size_t i = 0; i < demand->targets_n; i++)
 		if (ds_digest_equal(&demand->targets[i].ref.digest, &target->ref.digest))
 			return;
