@@ -77,7 +77,8 @@ static void on_fuse_log(enum fuse_log_level level, const char *format, va_list a
 static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
 {
 	_ds_cleanup_buf_ struct ds_buf options = DS_BUF_INIT(OPTIONS_MAX);
-	char *argv[] = {"dsfs", "-o", NULL, NULL};
+	char name[] = "dsfs", flag[] = "-o";
+	char *argv[] = {name, flag, NULL, NULL};
 	struct fuse_args args = FUSE_ARGS_INIT(3, argv);
 	int r = make_options(&fs->options, &options);
 
