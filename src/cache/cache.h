@@ -24,13 +24,16 @@
 struct ds_cache;
 
 struct ds_cache_options {
-	const char *
-		dir; /* created 0700 if absent; refused if it is not ours, or writable by others, or a symlink */
-	uint64_t
-		capacity_bytes; /* allocated blocks of all images; 0: half of what is free and used by the cache at open */
+	/* Created 0700 if absent; refused if it is not ours, or writable by others, or a symlink, or if others
+	 * may write to the directory above (unless that is sticky). */
+	const char *dir;
+	/* Allocated blocks of all images; 0: half of what is free and used by the cache. */
+	uint64_t capacity_bytes;
 	unsigned free_floor_percent; /* of the file system stays free; 0: 10 */
+	const uint8_t *boot_id;	     /* for tests: 16 bytes instead of the kernel's; NULL */
 };
 
+/* Errnos, with a reason in diag. Starts no thread before the first image is used, and scans nothing. */
 int ds_cache_open(const struct ds_cache_options *options, struct ds_cache **ret_cache,
 		  struct ds_diag *reterr_diag);
 /* No directory at all: every image is without a disk. */
@@ -57,6 +60,7 @@ struct ds_image_layout {
 enum ds_image_kind { DS_IMAGE_PACK, DS_IMAGE_FILE, DS_IMAGE_MANIFEST, DS_IMAGE_INDEX };
 void ds_image_name(enum ds_image_kind kind, const struct ds_digest *id, struct ds_digest *ret_name);
 
+/* Layouts that differ in any field are different images, whatever the name says. */
 struct ds_image;
 /* One object for each name and process, counted. Makes the directory if it is not there. Fails only with -ENOMEM: trouble with the disk gives an image without one. */
 int ds_image_open(struct ds_cache *cache, const struct ds_image_layout *layout,
@@ -79,13 +83,19 @@ struct ds_image_slot {
  */
 int ds_image_read(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
 		  size_t len_bytes, bool may_check, void *ret_data);
-/* Cheap look without I/O: present and trusted. */
+/* Like it, but only from page cache: -EAGAIN if the chunk is here and its bytes have to come from the disk (then a worker
+ * calls ds_image_read). Never checks. */
+int ds_image_read_now(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
+		      size_t len_bytes, void *ret_data);
+/* Cheap look at the map: present and trusted. */
 bool ds_image_has(struct ds_image *image, const struct ds_image_slot *slot);
 /* Stores a chunk whose bytes were verified, evicting if need be. 0, or why it could not (-ENOSPC, -DS_E_MISMATCH: the slot or its neighbours are taken by other
  * claims...); callers then serve from memory. */
 int ds_image_fill(struct ds_image *image, const struct ds_image_slot *slot, const void *raw);
-/* All slots trusted and of these claims: maps `data` read-only, for as long as the image is referenced; else NULL. A mapped image is flagged handed out. */
-const void *ds_image_map_whole(struct ds_image *image);
+/* If these slots (all chunks of the image; the rest of `data` is holes) are trusted under these claims: maps `data` read-only,
+ * for as long as the image is referenced; else NULL. A mapped image is flagged handed out. */
+const void *ds_image_map_slots(struct ds_image *image, const struct ds_image_slot *slots,
+			       size_t slots_n);
 
 /* Evicts until `bytes` more fit under quota and floor, as far as possible. */
 int ds_cache_make_room(struct ds_cache *cache, uint64_t bytes);

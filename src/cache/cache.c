@@ -1,0 +1,563 @@
+/*
+ * The cache's directory: checks when it is opened (and opened anew, if it was moved away or deleted under a
+ * mount), the counter of used bytes, and the keeper, a thread that looks after both.
+ *
+ * Below DIR: images/XX/NAME/{data,map}; tmp/ for images that are being made or deleted; usage, the counter
+ * that the processes share. `usage` is a hint that scans put right; deleting it loses nothing.
+ *
+ * INV-1 Nothing below a directory is touched that is not ours alone to write.
+ * INV-2 seen + pending is this process's best knowledge of the bytes in use.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cache/cache_internal.h"
+#include "util/clock.h"
+#include "util/file.h"
+#include "util/random.h"
+#include "util/str.h"
+
+#define DIR_FLAGS	  (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+#define KEEPER_PERIOD_MS  2000u
+#define IDLE_MS		  30000u  /* an image nobody used for so long is let go */
+#define SCAN_PERIOD_MS	  300000u /* accounting is put right */
+#define ROOT_RETRY_MS	  1000u
+#define FLOOR_PERCENT	  10u
+#define ATTACHED_MAX	  16384u
+#define USAGE_MAGIC	  "dsfsuse1"
+#define USAGE_PENDING_MAX ((int64_t)DS_KIB(256))
+
+struct usage_file {
+	char magic[8];
+	int64_t used_bytes;
+};
+
+uint64_t ds_cache_now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME_COARSE, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* ---- the directory */
+
+struct ds_cache_root *ds_cache_root_unref(struct ds_cache_root *root)
+{
+	if (root && atomic_fetch_sub(&root->refs_n, 1) == 1) {
+		ds_close_ptr(&root->usage_fd);
+		ds_close_ptr(&root->tmp_fd);
+		ds_close_ptr(&root->images_fd);
+		ds_close_ptr(&root->fd);
+		ds_free(root);
+	}
+	return NULL;
+}
+
+static int check_dir(int fd, const char *path, struct ds_diag *reterr_diag)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return ds_diag_set(reterr_diag, -errno, path, "the cache directory");
+	if (st.st_uid != geteuid())
+		return ds_diag_set(reterr_diag, -EPERM, path,
+				   "the cache directory belongs to another user");
+	if (st.st_mode & 022)
+		return ds_diag_set(reterr_diag, -EPERM, path,
+				   "the cache directory may be written by others (chmod 700 it)");
+	return 0;
+}
+
+/* Who may write to the directory above may put another one in its place, unless it is sticky. */
+static int check_parent(const char *path, struct ds_diag *reterr_diag)
+{
+	_ds_cleanup_free_ char *parent = NULL;
+	size_t len = strlen(path);
+	struct stat st;
+
+	while (len > 1 && path[len - 1] == '/')
+		len--;
+	while (len > 0 && path[len - 1] != '/')
+		len--;
+	while (len > 1 && path[len - 1] == '/')
+		len--;
+	parent = len ? ds_strndup(path, len) : ds_strdup(".");
+	if (!parent)
+		return -ENOMEM;
+	if (stat(parent, &st) < 0)
+		return ds_diag_set(reterr_diag, -errno, parent, "the directory of the cache");
+	if ((st.st_mode & 022) && !(st.st_mode & S_ISVTX))
+		return ds_diag_set(reterr_diag, -EPERM, parent,
+				   "others may write to the directory that holds the cache");
+	return 0;
+}
+
+/* A directory of ours below root; what else has its name is moved out of the way. */
+static int open_below(int root_fd, const char *name, int *ret_fd)
+{
+	struct stat st;
+	int fd;
+
+	for (int tries = 0;; tries++) {
+		if (mkdirat(root_fd, name, 0700) == 0) {
+			if (fchmodat(root_fd, name, 0700, 0) < 0)
+				return -errno;
+		} else if (errno != EEXIST) {
+			return -errno;
+		}
+		fd = openat(root_fd, name, DIR_FLAGS);
+		if (fd >= 0 || tries == 1 || (errno != ENOTDIR && errno != ELOOP))
+			break;
+		if (unlinkat(root_fd, name, 0) < 0)
+			return -errno;
+	}
+	if (fd < 0)
+		return -errno;
+	if (fstat(fd, &st) < 0 || st.st_uid != geteuid() || (st.st_mode & 022)) {
+		close(fd);
+		return -EPERM;
+	}
+	*ret_fd = fd;
+	return 0;
+}
+
+/* -1 if it cannot be had. */
+static int open_usage(int root_fd)
+{
+	static const struct usage_file fresh = {.magic = USAGE_MAGIC};
+
+	for (int tries = 0; tries < 2; tries++) {
+		int fd = openat(root_fd, "usage",
+				O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY,
+				0600);
+		struct usage_file file = {0};
+		struct stat st;
+		size_t n;
+
+		if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) &&
+		    st.st_uid == geteuid() && st.st_nlink == 1) {
+			fchmod(fd, 0600);
+			if (ds_pread_full(fd, &file, sizeof(file), 0, &n) == 0 &&
+			    n == sizeof(file) &&
+			    memcmp(file.magic, USAGE_MAGIC, sizeof(file.magic)) == 0)
+				return fd;
+			if (ds_pwrite_full(fd, &fresh, sizeof(fresh), 0) == 0)
+				return fd;
+			close(fd);
+			return -1;
+		}
+		ds_close_ptr(&fd);
+		ds_rmtree_at(root_fd, "usage");
+	}
+	return -1;
+}
+
+static int root_open(const char *path, struct ds_cache_root **ret_root, struct ds_diag *reterr_diag)
+{
+	struct ds_cache_root *root = ds_calloc(1, sizeof(*root));
+	bool is_new;
+	int r;
+
+	if (!root)
+		return -ENOMEM;
+	root->refs_n = 1;
+	root->fd = root->images_fd = root->tmp_fd = root->usage_fd = -1;
+	is_new = access(path, F_OK) < 0;
+	r = ds_mkdir_p(AT_FDCWD, path, 0700);
+	if (r < 0)
+		ds_diag_set(reterr_diag, r, path, "the cache directory cannot be made");
+	if (r == 0)
+		r = check_parent(path, reterr_diag);
+	if (r == 0) {
+		root->fd = open(path, DIR_FLAGS);
+		if (root->fd < 0)
+			r = ds_diag_set(reterr_diag, -errno, path,
+					errno == ELOOP || errno == ENOTDIR
+						? "the cache directory is a symbolic link"
+						: "the cache directory");
+	}
+	if (r == 0 && is_new && fchmod(root->fd, 0700) < 0) /* whatever the umask */
+		r = -errno;
+	if (r == 0)
+		r = check_dir(root->fd, path, reterr_diag);
+	if (r == 0) {
+		r = open_below(root->fd, "images", &root->images_fd);
+		if (r == 0)
+			r = open_below(root->fd, "tmp", &root->tmp_fd);
+		if (r < 0)
+			ds_diag_set(reterr_diag, r, path, "the cache directory cannot be used");
+	}
+	if (r < 0) {
+		ds_cache_root_unref(root);
+		return r;
+	}
+	root->usage_fd = open_usage(root->fd);
+	*ret_root = root;
+	return 0;
+}
+
+struct ds_cache_root *ds_cache_root_get(struct ds_cache *cache)
+{
+	struct ds_cache_root *root;
+
+	if (!cache->dir)
+		return NULL;
+	pthread_mutex_lock(&cache->mutex);
+	if (!cache->locked.root && ds_mono_ns() >= cache->locked.root_tried_ns) {
+		cache->locked.root_tried_ns = ds_deadline_in_ms(ROOT_RETRY_MS);
+		if (root_open(cache->dir, &root, NULL) == 0)
+			cache->locked.root = root;
+	}
+	root = cache->locked.root;
+	if (root)
+		atomic_fetch_add(&root->refs_n, 1);
+	pthread_mutex_unlock(&cache->mutex);
+	return root;
+}
+
+void ds_cache_root_suspect(struct ds_cache *cache)
+{
+	struct ds_cache_root *root;
+	struct stat have, found, below;
+	bool is_lost;
+
+	pthread_mutex_lock(&cache->mutex);
+	root = cache->locked.root;
+	if (root) {
+		is_lost = lstat(cache->dir, &found) < 0 || fstat(root->fd, &have) < 0 ||
+			  have.st_ino != found.st_ino || have.st_dev != found.st_dev;
+		/* Or emptied: the directories that we hold are not there any more. */
+		if (!is_lost)
+			is_lost = fstat(root->images_fd, &below) < 0 || below.st_nlink == 0 ||
+				  fstat(root->tmp_fd, &below) < 0 || below.st_nlink == 0;
+		if (is_lost)
+			cache->locked.root = NULL;
+		else
+			root = NULL;
+	}
+	pthread_mutex_unlock(&cache->mutex);
+	ds_cache_root_unref(root);
+}
+
+/* ---- used bytes */
+
+static int usage_read(int fd, int64_t *ret_bytes)
+{
+	struct usage_file file;
+	size_t n;
+	int r = ds_pread_full(fd, &file, sizeof(file), 0, &n);
+
+	if (r == 0 && (n != sizeof(file) || memcmp(file.magic, USAGE_MAGIC, 8) != 0))
+		r = -EIO;
+	if (r == 0)
+		*ret_bytes = DS_MAX(file.used_bytes, (int64_t)0);
+	return r;
+}
+
+/* Adds what is pending, or with `set` replaces all. The file's lock is held for two system calls; if it cannot be had
+ * soon (its holder was stopped), the pending bytes wait for the next time. */
+static void usage_write_locked(struct ds_cache *cache, struct ds_cache_root *root,
+			       const uint64_t *set)
+{
+	struct ds_cache_usage *usage = &cache->usage;
+	int64_t base = usage->locked.seen_bytes;
+	struct usage_file file = {.magic = USAGE_MAGIC};
+	int r = -1;
+
+	for (int tries = 0; root->usage_fd >= 0 && tries < 100; tries++) {
+		r = ds_map_lock(root->usage_fd, F_WRLCK, 0);
+		if (r != -EAGAIN)
+			break;
+		if (tries > 16)
+			ds_sleep_ms(1);
+	}
+	if (root->usage_fd >= 0 && r < 0 && !set)
+		return;
+	if (r == 0)
+		usage_read(root->usage_fd, &base);
+	base += usage->locked.pending_bytes;
+	if (set)
+		base = (int64_t)*set;
+	file.used_bytes = usage->locked.seen_bytes = DS_MAX(base, (int64_t)0);
+	usage->locked.pending_bytes = 0;
+	if (r == 0) {
+		ds_pwrite_full(root->usage_fd, &file, sizeof(file), 0);
+		ds_map_lock(root->usage_fd, F_UNLCK, 0);
+	}
+}
+
+void ds_cache_usage_add(struct ds_cache *cache, struct ds_cache_root *root, int64_t delta_bytes)
+{
+	int64_t limit =
+		DS_MIN(USAGE_PENDING_MAX, (int64_t)(cache->capacity_bytes / 64 & INT64_MAX));
+
+	if (!root)
+		return;
+	pthread_mutex_lock(&cache->usage.mutex);
+	cache->usage.locked.pending_bytes += delta_bytes;
+	if (llabs(cache->usage.locked.pending_bytes) >= limit)
+		usage_write_locked(cache, root, NULL);
+	pthread_mutex_unlock(&cache->usage.mutex);
+}
+
+void ds_cache_usage_set(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes)
+{
+	pthread_mutex_lock(&cache->usage.mutex);
+	usage_write_locked(cache, root, &bytes);
+	pthread_mutex_unlock(&cache->usage.mutex);
+}
+
+void ds_cache_usage_flush(struct ds_cache *cache, struct ds_cache_root *root)
+{
+	pthread_mutex_lock(&cache->usage.mutex);
+	if (cache->usage.locked.pending_bytes)
+		usage_write_locked(cache, root, NULL);
+	pthread_mutex_unlock(&cache->usage.mutex);
+}
+
+uint64_t ds_cache_usage_get(struct ds_cache *cache, struct ds_cache_root *root, bool look)
+{
+	int64_t used;
+
+	pthread_mutex_lock(&cache->usage.mutex);
+	if (look && root->usage_fd >= 0)
+		usage_read(root->usage_fd, &cache->usage.locked.seen_bytes);
+	used = cache->usage.locked.seen_bytes + cache->usage.locked.pending_bytes;
+	pthread_mutex_unlock(&cache->usage.mutex);
+	return used < 0 ? 0 : (uint64_t)used;
+}
+
+/* ---- the keeper */
+
+static void keep(struct ds_cache *cache)
+{
+	struct ds_cache_root *root;
+
+	ds_cache_root_suspect(cache);
+	ds_image_keep(cache, IDLE_MS);
+	root = ds_cache_root_get(cache);
+	if (!root)
+		return;
+	ds_cache_usage_flush(cache, root);
+	pthread_mutex_lock(&cache->evict_mutex);
+	if (!cache->evict.scanned_ns ||
+	    ds_mono_ns() - cache->evict.scanned_ns > SCAN_PERIOD_MS * (uint64_t)DS_NS_PER_MS) {
+		cache->evict.scanned_ns = ds_mono_ns();
+		ds_evict_clean_tmp(root);
+		ds_evict_scan_locked(cache, root);
+	}
+	pthread_mutex_unlock(&cache->evict_mutex);
+	/* Others fill the disk too. */
+	ds_evict_for(cache, root, 0);
+	ds_cache_root_unref(root);
+}
+
+static void *keeper_thread(void *arg)
+{
+	struct ds_cache *cache = arg;
+
+	pthread_setname_np(pthread_self(), "dsfs-cache");
+	for (;;) {
+		struct timespec until;
+		bool ending;
+
+		keep(cache);
+		clock_gettime(CLOCK_MONOTONIC, &until);
+		until.tv_sec += KEEPER_PERIOD_MS / 1000;
+		pthread_mutex_lock(&cache->mutex);
+		if (!cache->locked.ending)
+			pthread_cond_timedwait(&cache->wake, &cache->mutex, &until);
+		ending = cache->locked.ending;
+		pthread_mutex_unlock(&cache->mutex);
+		if (ending)
+			return NULL;
+	}
+}
+
+void ds_cache_start_keeper(struct ds_cache *cache)
+{
+	sigset_t all, old;
+
+	pthread_mutex_lock(&cache->mutex);
+	if (!cache->locked.keeper_started) {
+		sigfillset(&all);
+		pthread_sigmask(SIG_SETMASK, &all, &old);
+		/* Without it (no more threads) the cache still works; it is tried again. */
+		if (pthread_create(&cache->keeper, NULL, keeper_thread, cache) == 0)
+			cache->locked.keeper_started = true;
+		pthread_sigmask(SIG_SETMASK, &old, NULL);
+	}
+	pthread_mutex_unlock(&cache->mutex);
+}
+
+/* ---- opening and closing */
+
+/* The kernel's, as 16 bytes; random ones (nothing is ever trusted from before) where it cannot be read. */
+static void read_boot_id(uint8_t ret_id[DS_BOOT_ID_LEN])
+{
+	_ds_cleanup_buf_ struct ds_buf text = DS_BUF_INIT(64);
+	char digits[2 * DS_BOOT_ID_LEN + 1];
+	size_t n = 0;
+
+	if (ds_file_read_at(AT_FDCWD, "/proc/sys/kernel/random/boot_id", &text) == 0)
+		for (size_t i = 0; i < text.len_bytes && n < sizeof(digits) - 1; i++)
+			if (text.data[i] != '-' && text.data[i] != '\n')
+				digits[n++] = (char)text.data[i];
+	digits[n] = '\0';
+	if (ds_hex_decode(digits, ret_id, DS_BOOT_ID_LEN) < 0)
+		ds_random_bytes(ret_id, DS_BOOT_ID_LEN);
+}
+
+static int cache_new(struct ds_cache **ret_cache)
+{
+	struct ds_cache *cache = ds_calloc(1, sizeof(*cache));
+	pthread_condattr_t attr;
+	struct rlimit limit;
+
+	if (!cache)
+		return -ENOMEM;
+	if (ds_map_new(&cache->locked.images) < 0) {
+		ds_free(cache);
+		return -ENOMEM;
+	}
+	cache->refs_n = 1;
+	pthread_mutex_init(&cache->mutex, NULL);
+	pthread_mutex_init(&cache->evict_mutex, NULL);
+	pthread_mutex_init(&cache->usage.mutex, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&cache->wake, &attr);
+	pthread_condattr_destroy(&attr);
+	/* Two descriptors each; half of what the process may have. */
+	cache->attached_max = ATTACHED_MAX;
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur / 4 < ATTACHED_MAX)
+		cache->attached_max = (unsigned)DS_MAX(limit.rlim_cur / 4, (rlim_t)4);
+	*ret_cache = cache;
+	return 0;
+}
+
+int ds_cache_open_none(struct ds_cache **ret_cache)
+{
+	return cache_new(ret_cache);
+}
+
+int ds_cache_open(const struct ds_cache_options *options, struct ds_cache **ret_cache,
+		  struct ds_diag *reterr_diag)
+{
+	struct ds_cache *cache = NULL;
+	struct statvfs vfs;
+	int r;
+
+	r = cache_new(&cache);
+	if (r < 0)
+		return r;
+	/* Absolute, since a daemon changes its directory. */
+	cache->dir = options->dir[0] == '/' ? ds_strdup(options->dir) : NULL;
+	if (!cache->dir) {
+		char *cwd = options->dir[0] == '/' ? NULL : getcwd(NULL, 0);
+
+		cache->dir = cwd ? ds_asprintf("%s/%s", cwd, options->dir) : NULL;
+		free(cwd);
+	}
+	r = cache->dir ? root_open(cache->dir, &cache->locked.root, reterr_diag) : -ENOMEM;
+	if (r < 0) {
+		ds_cache_unref(cache);
+		return r;
+	}
+	if (options->boot_id)
+		memcpy(cache->boot_id, options->boot_id, DS_BOOT_ID_LEN);
+	else
+		read_boot_id(cache->boot_id);
+	cache->free_floor_percent =
+		options->free_floor_percent ? options->free_floor_percent : FLOOR_PERCENT;
+	cache->capacity_bytes = options->capacity_bytes;
+	if (!options->capacity_bytes) {
+		cache->capacity_is_default = true;
+		cache->capacity_bytes = DS_GIB(1);
+		if (fstatvfs(cache->locked.root->fd, &vfs) == 0)
+			cache->capacity_bytes =
+				((uint64_t)vfs.f_bavail * vfs.f_frsize +
+				 ds_cache_usage_get(cache, cache->locked.root, true)) /
+				2;
+	}
+	*ret_cache = cache;
+	return 0;
+}
+
+struct ds_cache *ds_cache_ref(struct ds_cache *cache)
+{
+	atomic_fetch_add(&cache->refs_n, 1);
+	return cache;
+}
+
+static void free_image(void *value)
+{
+	ds_image_free(value);
+}
+
+struct ds_cache *ds_cache_unref(struct ds_cache *cache)
+{
+	if (!cache || atomic_fetch_sub(&cache->refs_n, 1) > 1)
+		return NULL;
+	pthread_mutex_lock(&cache->mutex);
+	cache->locked.ending = true;
+	pthread_cond_signal(&cache->wake);
+	pthread_mutex_unlock(&cache->mutex);
+	if (cache->locked.keeper_started)
+		pthread_join(cache->keeper, NULL);
+	ds_map_free(cache->locked.images, free_image);
+	if (cache->locked.root)
+		ds_cache_usage_flush(cache, cache->locked.root);
+	ds_cache_root_unref(cache->locked.root);
+	pthread_cond_destroy(&cache->wake);
+	pthread_mutex_destroy(&cache->usage.mutex);
+	pthread_mutex_destroy(&cache->evict_mutex);
+	pthread_mutex_destroy(&cache->mutex);
+	ds_free(cache->evict.list);
+	ds_free(cache->dir);
+	ds_free(cache);
+	return NULL;
+}
+
+const char *ds_cache_dir(const struct ds_cache *cache)
+{
+	return cache->dir;
+}
+
+void ds_cache_get_stats(struct ds_cache *cache, struct ds_cache_stats *ret_stats)
+{
+	struct ds_cache_root *root = ds_cache_root_get(cache);
+	struct ds_cache_stats stats = {.capacity_bytes = cache->capacity_bytes,
+				       .images_n = cache->images_n,
+				       .fills_n = cache->fills_n,
+				       .fill_failures_n = cache->fill_failures_n,
+				       .evictions_n = cache->evictions_n,
+				       .damaged_n = cache->damaged_n};
+	size_t cursor = 0, key_len;
+	const void *key;
+	void *value;
+
+	if (root)
+		stats.used_bytes = ds_cache_usage_get(cache, root, true);
+	ds_cache_root_unref(root);
+	pthread_mutex_lock(&cache->mutex);
+	stats.hits_n = cache->locked.hits_n;
+	stats.misses_n = cache->locked.misses_n;
+	while (ds_map_each(cache->locked.images, &cursor, &key, &key_len, &value)) {
+		const struct ds_image *image = value;
+
+		stats.hits_n += image->hits_n;
+		stats.misses_n += image->misses_n;
+	}
+	pthread_mutex_unlock(&cache->mutex);
+	*ret_stats = stats;
+}

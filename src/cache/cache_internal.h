@@ -1,0 +1,291 @@
+/*
+ * What the parts of the cache share; for src/cache only.
+ *
+ *   cache.c        the directory, its checks, the counter of used bytes, the thread that looks after it
+ *   image.c        the table of images, reading and filling
+ *   image_disk.c   the files of one image: opening, making, throwing away
+ *   image_map.c    the map: header, slots, claims, locks
+ *   image_evict.c  quota, floor, eviction
+ *
+ * An image object (struct ds_image) has a disk side (struct ds_image_disk) while it is in use: the open files
+ * and a private copy of what the map was seen to say. The copy only ever holds trusted slots; it stays true while
+ * the shared lock on byte 0 is held, since taking a bit back needs that lock exclusively. The map is read and
+ * written by pread and pwrite, not through a mapping: a mapping gives SIGBUS when the file is cut, when a
+ * full tmpfs has no page for a hole, and when the disk fails, and none of these may kill a mount.
+ *
+ * Lock order: cache->evict_mutex, image->mutex, cache->mutex (the table), disk->claim_mutex, usage->mutex.
+ * evict_mutex and image->mutex are held over disk I/O on purpose: they serialise eviction and the opening
+ * of one image's files. The path of a hit takes none of them.
+ */
+#ifndef DS_CACHE_CACHE_INTERNAL_H
+#define DS_CACHE_CACHE_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/types.h>
+
+#include "cache/cache.h"
+#include "util/list.h"
+#include "util/map.h"
+
+#define DS_BOOT_ID_LEN	      16
+#define DS_IMAGE_SEGMENTS_MAX 256
+
+/* ---- the map's layout. It never leaves the host: native byte order. */
+
+#define DS_IMAGE_MAP_MAGIC  "dsfsmap1"
+#define DS_IMAGE_HANDED_OUT 1u /* flag: a mapping or the kernel may use `data` for ever */
+
+struct ds_map_header { /* the first 4096 bytes, zeros to their end */
+	char magic[8];
+	uint32_t slots_n;
+	uint32_t flags;
+	uint64_t size_bytes; /* of data */
+	uint8_t boot_id[DS_BOOT_ID_LEN];
+	struct ds_digest name;
+	uint64_t used_ms;				 /* last use, wall clock */
+	uint64_t segment_used_ms[DS_IMAGE_SEGMENTS_MAX]; /* by equal parts of data */
+};
+#define DS_MAP_HEADER_LEN 4096u
+
+enum { DS_SLOT_PRESENT = 1, DS_SLOT_TRUSTED = 2 }; /* bits of state */
+
+struct ds_map_slot {
+	struct ds_digest digest;
+	uint64_t raw_off;
+	uint32_t raw_len_bytes;
+	uint8_t state; /* written after the claim and after the data */
+	uint8_t zero[3];
+};
+
+/* Then a bitmap of claimed slots (whole 4096s), then the slots. */
+static inline uint64_t ds_map_bitmap_len(uint32_t slots_n)
+{
+	return ((uint64_t)slots_n / 8 + 1 + 4095) / 4096 * 4096;
+}
+
+static inline uint64_t ds_map_slot_off(uint32_t slots_n, uint32_t slot)
+{
+	return DS_MAP_HEADER_LEN + ds_map_bitmap_len(slots_n) +
+	       (uint64_t)slot * sizeof(struct ds_map_slot);
+}
+
+static inline uint64_t ds_map_len(uint32_t slots_n)
+{
+	return ds_map_slot_off(slots_n, slots_n);
+}
+
+static inline uint64_t ds_image_segment_bytes(uint64_t size_bytes)
+{
+	uint64_t part = size_bytes / DS_IMAGE_SEGMENTS_MAX + 1;
+
+	return (part + DS_KIB(64) - 1) / DS_KIB(64) * DS_KIB(64);
+}
+
+/* ---- the private copy */
+
+enum { DS_COPY_UNKNOWN, DS_COPY_LOADING, DS_COPY_TRUSTED, DS_COPY_DEAD };
+
+struct ds_copy_slot {
+	struct ds_digest digest;
+	uint64_t raw_off;
+	uint32_t raw_len_bytes;
+	_Atomic uint8_t state;	    /* UNKNOWN -> LOADING -> TRUSTED -> DEAD; never back */
+	_Atomic uint8_t is_filling; /* this process holds the slot's lock */
+};
+
+struct ds_image_disk {
+	_Atomic unsigned refs_n; /* the image's, and one for each slot lock */
+	int data_fd, map_fd;
+	dev_t map_dev;
+	ino_t map_ino;
+	struct ds_image_layout layout;
+	uint64_t segment_bytes;
+	_Atomic uint64_t used_ms;
+	_Atomic uint64_t segment_used_ms[DS_IMAGE_SEGMENTS_MAX];
+	uint64_t flushed_ms; /* used_ms as the map has it; by image->mutex */
+	pthread_mutex_t claim_mutex;
+	struct ds_copy_slot *slots;
+};
+
+/* ---- the directory */
+
+struct ds_cache_root {
+	_Atomic unsigned refs_n;
+	int fd, images_fd, tmp_fd;
+	int usage_fd; /* -1: this process alone counts */
+};
+
+/* Bytes in use, counted by all processes together in the file `usage`. */
+struct ds_cache_usage {
+	pthread_mutex_t mutex;
+	struct {
+		int64_t seen_bytes;    /* of the file, at the last look */
+		int64_t pending_bytes; /* not yet added to it */
+	} locked;
+};
+
+struct ds_evict_candidate {
+	struct ds_digest name;
+	uint64_t used_ms;
+	uint64_t allocated_bytes;
+};
+
+struct ds_cache {
+	_Atomic unsigned refs_n;
+	char *dir; /* NULL: no directory */
+	uint8_t boot_id[DS_BOOT_ID_LEN];
+	_Atomic uint64_t capacity_bytes;
+	uint64_t free_at_open_bytes; /* the default capacity follows from it and the first scan */
+	bool capacity_is_default;
+	unsigned free_floor_percent;
+	unsigned attached_max;
+	_Atomic unsigned attached_n;
+	struct ds_cache_usage usage;
+
+	pthread_mutex_t mutex;
+	struct {
+		struct ds_map *images; /* by name */
+		struct ds_cache_root *root;
+		uint64_t root_tried_ns;
+		uint64_t hits_n, misses_n; /* of images that are gone */
+		bool keeper_started, ending;
+	} locked;
+	pthread_cond_t wake;
+	pthread_t keeper;
+
+	pthread_mutex_t evict_mutex;
+	struct {
+		struct ds_evict_candidate *list; /* oldest first */
+		size_t list_n, next;
+		uint64_t listed_ns;
+		uint64_t no_room_until_ns;
+		uint64_t scanned_ns;
+	} evict;
+
+	_Atomic uint64_t images_n; /* at the last scan, and since */
+	_Atomic uint64_t fills_n, fill_failures_n, evictions_n, damaged_n;
+};
+
+struct ds_image {
+	struct ds_cache *cache;
+	struct ds_image_layout layout;
+	_Atomic unsigned refs_n; /* 0: idle, kept by the table until the keeper lets go */
+	unsigned pins_n;	 /* keeper and evictors; by cache->mutex */
+
+	/* The gate: who uses the disk side counts itself first and looks at `disk` then; who closes it takes
+	 * the pointer first and waits for the count to fall. */
+	_Atomic unsigned users_n;
+	_Atomic(struct ds_image_disk *) disk;
+	_Atomic uint64_t hits_n, misses_n;
+
+	pthread_mutex_t mutex; /* opening and closing of the disk side */
+	uint64_t retry_ns;     /* trouble with the disk: not before then */
+	const void *mapping;   /* of all of data, for as long as the image lives */
+	size_t mapping_len;
+};
+
+/* ---- cache.c */
+
+uint64_t ds_cache_now_ms(void); /* wall clock, coarse */
+/* A reference to the directory; tries to open it anew if it was lost. NULL: none. */
+struct ds_cache_root *ds_cache_root_get(struct ds_cache *cache);
+struct ds_cache_root *ds_cache_root_unref(struct ds_cache_root *root);
+/* Says that something in it is not as it should be: is the directory still the one behind its name? */
+void ds_cache_root_suspect(struct ds_cache *cache);
+void ds_cache_usage_add(struct ds_cache *cache, struct ds_cache_root *root, int64_t delta_bytes);
+/* What a scan has found to be true. */
+void ds_cache_usage_set(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes);
+uint64_t ds_cache_usage_get(struct ds_cache *cache, struct ds_cache_root *root, bool look);
+void ds_cache_usage_flush(struct ds_cache *cache, struct ds_cache_root *root);
+/* Starts the thread that looks after the cache, once. */
+void ds_cache_start_keeper(struct ds_cache *cache);
+
+/* ---- image.c */
+
+/* Takes the disk side away from its users and closes it. image->mutex held. Nothing if it is mapped, or (only_idle_ms
+ * not 0) was used in the last so many ms. True if there is no disk side now. */
+bool ds_image_detach_locked(struct ds_image *image, uint64_t only_idle_ms);
+/* The image of that name, or NULL; pinned: it stays in the table. */
+struct ds_image *ds_image_pin(struct ds_cache *cache, const struct ds_digest *name);
+void ds_image_unpin(struct ds_image *image);
+/* Last use of an image that is open in this process; 0: it is not. */
+uint64_t ds_image_used_ms(struct ds_image *image);
+/* Keeper's round: flushes stamps, lets go of idle and unlinked images. */
+void ds_image_keep(struct ds_cache *cache, uint64_t idle_ms);
+/* Closes the least recently used disk sides, an eighth of those that are open. */
+void ds_image_detach_some(struct ds_cache *cache);
+struct ds_image *ds_image_free(struct ds_image *image);
+
+/* For the fetcher. What is known of a slot: */
+enum ds_image_state { DS_IMAGE_NOTHING, DS_IMAGE_UNCHECKED, DS_IMAGE_READY };
+enum ds_image_state ds_image_look(struct ds_image *image, const struct ds_image_slot *slot);
+
+/* The lock of a slot: who holds it fetches and fills. */
+struct ds_image_lock {
+	struct ds_image_disk *disk; /* NULL: not held */
+	uint32_t slot;
+};
+/* 0: held; -EBUSY: another process, or another part of this one, holds it; other errors: no disk. Never waits. */
+int ds_image_lock_slot(struct ds_image *image, const struct ds_image_slot *slot,
+		       struct ds_image_lock *ret_lock);
+void ds_image_unlock_slot(struct ds_image_lock *lock);
+/* As ds_image_fill, by who holds the lock, or has an empty one. */
+int ds_image_fill_locked(struct ds_image *image, const struct ds_image_slot *slot, const void *raw,
+			 struct ds_image_lock *lock);
+
+/* ---- image_disk.c */
+
+/* Opens the files (makes them if `create`), takes the shared lock, and stamps the boot. -ENOENT: not there; others: trouble. What is
+ * damaged is thrown away and counts as not there. */
+int ds_image_disk_open(struct ds_cache *cache, struct ds_cache_root *root,
+		       const struct ds_image_layout *layout, bool create,
+		       struct ds_image_disk **ret_disk);
+struct ds_image_disk *ds_image_disk_unref(struct ds_image_disk *disk);
+/* Writes the stamps of last use into the map. */
+void ds_image_disk_flush(struct ds_image_disk *disk);
+/* Neither unlinked nor cut. */
+bool ds_image_disk_is_sound(const struct ds_image_disk *disk);
+/* Room for 3 and DS_DIGEST_TEXT_MAX bytes. */
+void ds_image_path(const struct ds_digest *name, char *ret_dir, char *ret_name);
+/* Opens images/xx without following links; makes it if `create`. */
+int ds_image_open_parent(struct ds_cache_root *root, const char *dir, bool create, int *ret_fd);
+/* Moves the entry out of the way and deletes it. */
+int ds_image_throw_away(struct ds_cache_root *root, int parent_fd, const char *name);
+
+/* ---- image_map.c */
+
+/* OFD locks on `len` bytes at off: type F_RDLCK, F_WRLCK, F_UNLCK. Without waiting: -EAGAIN; with retries for up to a second. */
+int ds_map_lock(int fd, short type, uint64_t off);
+int ds_map_lock_soon(int fd, short type, uint64_t off);
+#define DS_MAP_LOCK_USE	  0u
+#define DS_MAP_LOCK_CLAIM 1u
+#define DS_MAP_LOCK_SLOT  (UINT64_C(1) << 40)
+
+int ds_map_read_header(int map_fd, struct ds_map_header *ret_header);
+/* First opener in this boot, with the exclusive lock: no slot is trusted, claims that are not present or make no sense are dropped. */
+int ds_map_new_boot(int map_fd, const struct ds_image_layout *layout,
+		    const uint8_t boot_id[DS_BOOT_ID_LEN]);
+/* What the map says of a slot; *ret_is_claim: it is claimed with just this claim. */
+int ds_map_look(struct ds_image_disk *disk, const struct ds_image_slot *slot, uint8_t *ret_state,
+		bool *ret_is_claim);
+int ds_map_set_state(struct ds_image_disk *disk, uint32_t slot, uint8_t state);
+/* Claims the slot. 0; -DS_E_MISMATCH: other claims are in the way. */
+int ds_map_claim(struct ds_image_disk *disk, const struct ds_image_slot *slot);
+/*
+ * With the exclusive lock on `map_fd`: gives up the slots of least recently used segments, until about `goal` bytes are given up;
+ * calls `punch` for the range of each after the bits are gone.
+ */
+int ds_map_give_up(int map_fd, const struct ds_map_header *header, uint64_t goal_bytes,
+		   int (*punch)(void *ctx, uint64_t off, uint64_t len_bytes), void *ctx);
+
+/* ---- image_evict.c */
+
+/* Walks all images: counts, sets the usage, lists candidates. evict_mutex held. */
+int ds_evict_scan_locked(struct ds_cache *cache, struct ds_cache_root *root);
+/* Removes what killed processes left in tmp. */
+void ds_evict_clean_tmp(struct ds_cache_root *root);
+/* Whether `bytes` fit, evicting if need be: 0 or -ENOSPC. */
+int ds_evict_for(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes);
+
+#endif

@@ -1,0 +1,411 @@
+/*
+ * Eviction: the quota by allocated blocks and the floor of free space, least recently used images first.
+ *
+ * There is no index: a walk over the directory yields the list of candidates, and puts the counter of used bytes
+ * right. The list is used up from its oldest end and walked anew when it is exhausted or old.
+ *
+ * INV-1 An image is removed or punched only with the exclusive lock on byte 0, which nobody gets while another
+ *       process reads or fills it; this process closes its own side first.
+ * INV-2 An image that was handed out is removed, never punched.
+ * INV-3 Bits go before data (ds_map_give_up).
+ *
+ * Images that this process has open are its working set: they are taken only when nothing else is left.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cache/cache_internal.h"
+#include "util/clock.h"
+#include "util/file.h"
+#include "util/str.h"
+
+#define DIR_FLAGS	  (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+#define FILE_FLAGS	  (O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY)
+#define LIST_LIFE_MS	  30000u
+#define NO_ROOM_MS	  200u /* do not look again so soon when nothing could be evicted */
+#define TMP_NEW_LIFE_S	  600  /* an image that is being made is not older than this */
+#define SLACK_BYTES_MAX	  DS_MIB(256)
+#define SLACK_OF_CAPACITY 32u /* 1/32 more than needed is evicted, so that it is worth the walk */
+
+/* ---- the walk */
+
+struct walk {
+	struct ds_cache *cache;
+	struct ds_evict_candidate *list;
+	size_t n, capacity_n;
+	uint64_t allocated_bytes;
+};
+
+static uint64_t allocated_at(int dir_fd, const char *name)
+{
+	struct stat st;
+
+	if (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return 0;
+	return (uint64_t)st.st_blocks * 512;
+}
+
+static uint64_t used_ms_at(int dir_fd)
+{
+	_ds_cleanup_close_ int fd = openat(dir_fd, "map", FILE_FLAGS);
+	struct ds_map_header header;
+	struct stat st;
+
+	/* What cannot be read is damaged, and goes first. */
+	if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) ||
+	    ds_map_read_header(fd, &header) < 0)
+		return 0;
+	return header.used_ms;
+}
+
+static int walk_image(struct walk *walk, int parent_fd, const char *name)
+{
+	_ds_cleanup_close_ int dir_fd = -1;
+	struct ds_evict_candidate candidate;
+	struct ds_image *image;
+
+	if (ds_digest_parse(name, &candidate.name) < 0)
+		return 0;
+	dir_fd = openat(parent_fd, name, DIR_FLAGS);
+	if (dir_fd < 0)
+		return 0;
+	candidate.allocated_bytes = allocated_at(dir_fd, "data") + allocated_at(dir_fd, "map");
+	candidate.used_ms = used_ms_at(dir_fd);
+	image = ds_image_pin(walk->cache, &candidate.name);
+	if (image) {
+		candidate.used_ms = DS_MAX(candidate.used_ms, ds_image_used_ms(image));
+		ds_image_unpin(image);
+	}
+	if (walk->n == walk->capacity_n) {
+		size_t capacity_n = walk->capacity_n ? walk->capacity_n * 2 : 64;
+		struct ds_evict_candidate *list =
+			ds_reallocarray(walk->list, capacity_n, sizeof(list[0]));
+
+		if (!list)
+			return -ENOMEM;
+		walk->list = list;
+		walk->capacity_n = capacity_n;
+	}
+	walk->list[walk->n++] = candidate;
+	walk->allocated_bytes += candidate.allocated_bytes;
+	return 0;
+}
+
+/* Calls fn for each entry but . and .. of the directory. */
+static int each_entry(int parent_fd, const char *path,
+		      int (*fn)(void *ctx, int dir_fd, const char *name), void *ctx)
+{
+	struct dirent *entry;
+	int fd, r = 0;
+	DIR *dir;
+
+	fd = openat(parent_fd, path, DIR_FLAGS);
+	if (fd < 0)
+		return -errno;
+	dir = fdopendir(fd);
+	if (!dir) {
+		r = -errno;
+		close(fd);
+		return r;
+	}
+	while (r == 0 && (entry = readdir(dir)))
+		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+			r = fn(ctx, dirfd(dir), entry->d_name);
+	closedir(dir);
+	return r;
+}
+
+static int walk_entry(void *ctx, int dir_fd, const char *name)
+{
+	return walk_image(ctx, dir_fd, name);
+}
+
+static int walk_dir(void *ctx, int dir_fd, const char *name)
+{
+	int r = each_entry(dir_fd, name, walk_entry, ctx);
+
+	/* What is not a directory does not belong here, and costs nothing. */
+	return r == -ENOMEM || r == -EMFILE || r == -ENFILE ? r : 0;
+}
+
+static int compare_candidates(const void *a, const void *b)
+{
+	const struct ds_evict_candidate *x = a, *y = b;
+
+	if (x->used_ms != y->used_ms)
+		return x->used_ms < y->used_ms ? -1 : 1;
+	return memcmp(x->name.bytes, y->name.bytes, DS_DIGEST_LEN);
+}
+
+static uint64_t free_bytes(struct ds_cache_root *root, uint64_t *ret_total)
+{
+	struct statvfs vfs;
+
+	if (fstatvfs(root->fd, &vfs) < 0) {
+		*ret_total = 0;
+		return UINT64_MAX / 2;
+	}
+	*ret_total = (uint64_t)vfs.f_blocks * vfs.f_frsize;
+	return (uint64_t)vfs.f_bavail * vfs.f_frsize;
+}
+
+int ds_evict_scan_locked(struct ds_cache *cache, struct ds_cache_root *root)
+{
+	struct walk walk = {.cache = cache};
+	uint64_t total;
+	int r;
+
+	r = each_entry(root->images_fd, ".", walk_dir, &walk);
+	if (r < 0) {
+		ds_free(walk.list);
+		return r;
+	}
+	if (walk.n)
+		qsort(walk.list, walk.n, sizeof(walk.list[0]), compare_candidates);
+	ds_free(cache->evict.list);
+	cache->evict.list = walk.list;
+	cache->evict.list_n = walk.n;
+	cache->evict.next = 0;
+	cache->evict.listed_ns = ds_mono_ns();
+	cache->images_n = walk.n;
+	ds_cache_usage_set(cache, root, walk.allocated_bytes);
+	if (cache->capacity_is_default)
+		cache->capacity_bytes = (free_bytes(root, &total) + walk.allocated_bytes) / 2;
+	return 0;
+}
+
+static int clean_entry(void *ctx, int dir_fd, const char *name)
+{
+	struct stat st;
+
+	/* One that is being made is young; the others are being deleted, or nobody does it any more. */
+	if (!ds_starts_with(name, "old-") && (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
+					      time(NULL) - st.st_ctime < TMP_NEW_LIFE_S))
+		return 0;
+	ds_rmtree_at(dir_fd, name);
+	return 0;
+}
+
+void ds_evict_clean_tmp(struct ds_cache_root *root)
+{
+	each_entry(root->tmp_fd, ".", clean_entry, NULL);
+}
+
+/* ---- one image */
+
+struct victim {
+	int data_fd, map_fd;
+	struct stat data, map;
+};
+
+static void victim_close(struct victim *victim)
+{
+	ds_close_ptr(&victim->data_fd);
+	ds_close_ptr(&victim->map_fd);
+}
+
+static int punch(void *ctx, uint64_t off, uint64_t len_bytes)
+{
+	struct victim *victim = ctx;
+
+	if (fallocate(victim->data_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off,
+		      (off_t)len_bytes) < 0)
+		return -errno;
+	return 0;
+}
+
+/* 0 if the image is only worth removing, or could not be punched. */
+static uint64_t punch_some(struct victim *victim, uint64_t goal_bytes)
+{
+	struct ds_map_header header;
+	struct stat after;
+
+	if (ds_map_read_header(victim->map_fd, &header) < 0 ||
+	    (header.flags & DS_IMAGE_HANDED_OUT) ||
+	    (uint64_t)victim->data.st_blocks * 512 / 2 <= goal_bytes ||
+	    (uint64_t)victim->map.st_size != ds_map_len(header.slots_n) ||
+	    (uint64_t)victim->data.st_size != header.size_bytes)
+		return 0;
+	if (ds_map_give_up(victim->map_fd, &header, goal_bytes, punch, victim) < 0 ||
+	    fstat(victim->data_fd, &after) < 0 || after.st_blocks >= victim->data.st_blocks)
+		return 0;
+	return (uint64_t)(victim->data.st_blocks - after.st_blocks) * 512;
+}
+
+static bool is_file(int fd, struct stat *ret_st)
+{
+	return fd >= 0 && fstat(fd, ret_st) == 0 && S_ISREG(ret_st->st_mode);
+}
+
+/* This process has no side of it open. -EBUSY: another has. -ESTALE: gone, or used meanwhile. */
+static int evict_files(struct ds_cache *cache, struct ds_cache_root *root,
+		       const struct ds_evict_candidate *candidate, uint64_t goal_bytes)
+{
+	_ds_cleanup_(victim_close) struct victim victim = {.data_fd = -1, .map_fd = -1};
+	_ds_cleanup_close_ int parent_fd = -1, dir_fd = -1;
+	char dir[3], name[DS_DIGEST_TEXT_MAX];
+	uint64_t freed = candidate->allocated_bytes, punched;
+	struct stat here, there;
+	int r;
+
+	ds_image_path(&candidate->name, dir, name);
+	r = ds_image_open_parent(root, dir, false, &parent_fd);
+	if (r < 0)
+		return r;
+	dir_fd = openat(parent_fd, name, DIR_FLAGS);
+	if (dir_fd < 0)
+		return -ESTALE;
+	victim.map_fd = openat(dir_fd, "map", FILE_FLAGS);
+	victim.data_fd = openat(dir_fd, "data", FILE_FLAGS);
+	if (is_file(victim.map_fd, &victim.map)) {
+		r = ds_map_lock(victim.map_fd, F_WRLCK, DS_MAP_LOCK_USE);
+		if (r < 0)
+			return r == -EAGAIN ? -EBUSY : r;
+	}
+	if (fstat(dir_fd, &here) < 0 || fstatat(parent_fd, name, &there, AT_SYMLINK_NOFOLLOW) < 0 ||
+	    here.st_ino != there.st_ino || here.st_dev != there.st_dev)
+		return -ESTALE;
+	if (is_file(victim.map_fd, &victim.map) && is_file(victim.data_fd, &victim.data)) {
+		freed = (uint64_t)(victim.map.st_blocks + victim.data.st_blocks) * 512;
+		punched = punch_some(&victim, goal_bytes);
+		if (punched > 0) {
+			ds_cache_usage_add(cache, root, -(int64_t)punched);
+			return 0;
+		}
+	}
+	r = ds_image_throw_away(root, parent_fd, name);
+	if (r < 0)
+		return r;
+	ds_cache_usage_add(cache, root, -(int64_t)freed);
+	if (cache->images_n > 0)
+		cache->images_n--;
+	return 0;
+}
+
+static int evict_one(struct ds_cache *cache, struct ds_cache_root *root,
+		     const struct ds_evict_candidate *candidate, uint64_t goal_bytes, bool own_too)
+{
+	struct ds_image *image = ds_image_pin(cache, &candidate->name);
+	int r = -EBUSY;
+
+	if (image) {
+		/* Busy: it is just being opened; perhaps by who waits for us to make room. */
+		if ((own_too || !atomic_load(&image->disk)) &&
+		    pthread_mutex_trylock(&image->mutex) == 0) {
+			if (ds_image_detach_locked(image, 0))
+				r = evict_files(cache, root, candidate, goal_bytes);
+			pthread_mutex_unlock(&image->mutex);
+		}
+		ds_image_unpin(image);
+	} else {
+		r = evict_files(cache, root, candidate, goal_bytes);
+	}
+	if (r == 0)
+		cache->evictions_n++;
+	return r;
+}
+
+/* ---- quota and floor */
+
+/* How many bytes must go so that `bytes` more fit; 0: they fit. */
+static uint64_t shortage(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes)
+{
+	uint64_t used = ds_cache_usage_get(cache, root, true);
+	uint64_t total, left = free_bytes(root, &total), over = 0, under = 0;
+	uint64_t floor = total / 100 * cache->free_floor_percent;
+
+	if (used + bytes > cache->capacity_bytes)
+		over = used + bytes - cache->capacity_bytes;
+	if (floor + bytes > left)
+		under = floor + bytes - left;
+	return DS_MAX(over, under);
+}
+
+static int scan_again(struct ds_cache *cache, struct ds_cache_root *root, bool *scanned)
+{
+	*scanned = true;
+	return ds_evict_scan_locked(cache, root);
+}
+
+static int evict_locked(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes)
+{
+	uint64_t slack = DS_MIN(cache->capacity_bytes / SLACK_OF_CAPACITY, SLACK_BYTES_MAX);
+	uint64_t short_bytes;
+	bool scanned = false;
+	int r;
+
+	if (ds_mono_ns() - cache->evict.listed_ns > LIST_LIFE_MS * (uint64_t)DS_NS_PER_MS ||
+	    !cache->evict.listed_ns) {
+		r = scan_again(cache, root, &scanned);
+		if (r < 0)
+			return r;
+		if (shortage(cache, root, bytes) == 0)
+			return 0;
+	}
+	for (int own_too = 0; own_too < 2;) {
+		short_bytes = shortage(cache, root, bytes + slack);
+		if (short_bytes == 0)
+			return 0;
+		if (cache->evict.next < cache->evict.list_n) {
+			evict_one(cache, root, &cache->evict.list[cache->evict.next++], short_bytes,
+				  own_too);
+			continue;
+		}
+		/* A list that is used up may be old; our own images are taken by a fresh one. */
+		if (!own_too && scanned) {
+			own_too = 1;
+			cache->evict.next = 0;
+		} else if (own_too) {
+			own_too = 2;
+		} else {
+			r = scan_again(cache, root, &scanned);
+			if (r < 0)
+				return r;
+		}
+		if (shortage(cache, root, bytes) == 0)
+			return 0;
+	}
+	return shortage(cache, root, bytes) == 0 ? 0 : -ENOSPC;
+}
+
+int ds_evict_for(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes)
+{
+	int r = 0;
+
+	bytes = (bytes + 4095) / 4096 * 4096;
+	if (bytes > cache->capacity_bytes)
+		return -ENOSPC;
+	if (shortage(cache, root, bytes) == 0)
+		return 0;
+	pthread_mutex_lock(&cache->evict_mutex);
+	if (shortage(cache, root, bytes) > 0) {
+		if (ds_mono_ns() < cache->evict.no_room_until_ns)
+			r = -ENOSPC;
+		else
+			r = evict_locked(cache, root, bytes);
+		if (r == 0)
+			cache->evict.no_room_until_ns = 0;
+		else if (ds_mono_ns() >= cache->evict.no_room_until_ns)
+			cache->evict.no_room_until_ns = ds_deadline_in_ms(NO_ROOM_MS);
+	}
+	pthread_mutex_unlock(&cache->evict_mutex);
+	return r;
+}
+
+int ds_cache_make_room(struct ds_cache *cache, uint64_t bytes)
+{
+	struct ds_cache_root *root = ds_cache_root_get(cache);
+	int r;
+
+	if (!root)
+		return -ENOENT;
+	r = ds_evict_for(cache, root, bytes);
+	ds_cache_root_unref(root);
+	return r;
+}

@@ -1,0 +1,301 @@
+#include <criterion/criterion.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cache_support.h"
+#include "util/file.h"
+#include "util/mem.h"
+
+TestSuite(image, .fini = support_clean, .timeout = 120);
+
+Test(image, what_was_filled_is_read_back_whole_and_in_parts)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack;
+	struct ds_image *image;
+	uint8_t want[5000], have[5000];
+
+	support_pack_init(&pack, 7, 100, 5000, false);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_count(image, &pack, true), 0);
+	cr_assert_eq(support_fill_all(image, &pack), 100);
+	cr_assert_eq(support_count(image, &pack, false), 100);
+	for (uint32_t i = 0; i < 100; i++) {
+		size_t len = pack.slots[i].raw_len_bytes, off = len / 3;
+
+		cr_assert(ds_image_has(image, &pack.slots[i]));
+		support_bytes(&pack, i, want);
+		cr_assert_eq(ds_image_read(image, &pack.slots[i], off, len - off, false, have), 0);
+		cr_assert_arr_eq(want + off, have, len - off);
+		cr_assert_eq(ds_image_read_now(image, &pack.slots[i], off, len - off, have), 0);
+		cr_assert_arr_eq(want + off, have, len - off);
+	}
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+Test(image, a_second_process_and_a_later_one_find_it)
+{
+	struct ds_cache *a = support_open(support_path("c"), DS_MIB(64), 1);
+	struct ds_cache *b = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack;
+	struct ds_image *image, *other;
+
+	support_pack_init(&pack, 7, 20, 5000, false);
+	image = support_image(a, &pack);
+	other = support_image(b, &pack);
+	cr_assert_eq(support_fill(image, &pack, 3), 0);
+	cr_assert(support_read(other, &pack, 3, false));
+	cr_assert_not(support_read(other, &pack, 4, false));
+	cr_assert_eq(support_fill(image, &pack, 4), 0);
+	cr_assert(support_read(other, &pack, 4, false));
+	ds_image_unref(image);
+	ds_image_unref(other);
+	ds_cache_unref(a);
+	ds_cache_unref(b);
+
+	a = support_open(support_path("c"), DS_MIB(64), 1);
+	image = support_image(a, &pack);
+	cr_assert_eq(support_count(image, &pack, false), 2);
+	ds_image_unref(image);
+	ds_cache_unref(a);
+	support_pack_release(&pack);
+}
+
+Test(image, without_a_directory_everything_misses)
+{
+	struct support_pack pack;
+	struct ds_cache *cache;
+	struct ds_image *image;
+
+	support_pack_init(&pack, 7, 3, 5000, false);
+	cr_assert_eq(ds_cache_open_none(&cache), 0);
+	image = support_image(cache, &pack);
+	cr_assert_lt(support_fill(image, &pack, 0), 0);
+	cr_assert_not(support_read(image, &pack, 0, true));
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+/* INV-1 of image_map.c */
+Test(image, a_claim_that_differs_or_overlaps_is_refused)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack, lie;
+	struct ds_image *image;
+
+	support_pack_init(&pack, 7, 5000, 100, true);
+	support_pack_init(&lie, 8, 5000, 100, true);
+	image = support_image(cache, &pack);
+	for (uint32_t i = 0; i < 5000; i += 1000)
+		cr_assert_eq(support_fill(image, &pack, i), 0);
+	/* Same slot, other digest. */
+	cr_assert_eq(support_fill(image, &lie, 1000), -DS_E_MISMATCH);
+	cr_assert_not(support_read(image, &lie, 1000, true));
+	/* Other slots that reach into a claimed one, from below and from above, near and far. */
+	for (uint32_t i = 1; i < 5000; i++) {
+		struct ds_image_slot *slot = &lie.slots[i];
+
+		if (i % 1000 == 0)
+			continue;
+		slot->raw_off = i / 1000 * 100000 + 50;
+		cr_assert_eq(support_fill(image, &lie, i), -DS_E_MISMATCH);
+		if (i < 4000) {
+			slot->raw_off = (i / 1000 + 1) * 100000 - 50;
+			cr_assert_eq(support_fill(image, &lie, i), -DS_E_MISMATCH);
+		}
+	}
+	/* Out of the file, out of the map. */
+	lie.slots[17].raw_off = pack.layout.size_bytes - 99;
+	cr_assert_eq(support_fill(image, &lie, 17), -DS_E_MISMATCH);
+	lie.slots[17].raw_off = UINT64_MAX - 50;
+	cr_assert_eq(support_fill(image, &lie, 17), -DS_E_MISMATCH);
+	lie.slots[17].slot = 5000;
+	lie.slots[17].raw_off = 0;
+	cr_assert_eq(support_fill(image, &lie, 17), -DS_E_MISMATCH);
+	for (uint32_t i = 0; i < 5000; i += 1000)
+		cr_assert(support_read(image, &pack, i, false));
+	cr_assert_eq(support_fill_all(image, &pack), 5000);
+	cr_assert_eq(support_count(image, &pack, false), 5000);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+	support_pack_release(&lie);
+}
+
+Test(image, a_lie_about_the_layout_gets_an_image_of_its_own)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack, lie;
+	struct ds_image *image, *other;
+
+	support_pack_init(&pack, 7, 20, 5000, false);
+	support_pack_init(&lie, 8, 10, 5000, false);
+	lie.layout.name = pack.layout.name;
+	other = support_image(cache, &lie);
+	cr_assert_eq(support_fill_all(other, &lie), 10);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), 20);
+	cr_assert_eq(support_count(image, &pack, false), 20);
+	cr_assert_eq(support_count(other, &lie, false), 10);
+	ds_image_unref(image);
+	ds_image_unref(other);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+	support_pack_release(&lie);
+}
+
+/* ---- other boots */
+
+Test(image, F10_another_boot_trusts_only_what_it_has_checked)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack;
+	struct ds_image *image;
+
+	support_pack_init(&pack, 7, 50, 5000, false);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), 50);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	cache = support_open(support_path("c"), DS_MIB(64), 2);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_count(image, &pack, false), 0);
+	cr_assert_not(ds_image_has(image, &pack.slots[0]));
+	cr_assert_eq(support_count(image, &pack, true), 50);
+	cr_assert(ds_image_has(image, &pack.slots[0]));
+	cr_assert_eq(support_count(image, &pack, false), 50);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+Test(image, T20_bytes_that_a_crash_lost_are_a_miss_in_the_next_boot)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack;
+	struct ds_image *image;
+	int dir_fd, fd;
+	uint8_t byte;
+
+	support_pack_init(&pack, 7, 50, 5000, false);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), 50);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
+	fd = openat(dir_fd, "data", O_RDWR | O_CLOEXEC);
+	cr_assert_eq(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+			       (off_t)pack.slots[10].raw_off),
+		     0);
+	/* And one flipped bit in each fifth. */
+	for (uint32_t i = 10; i < 50; i += 5) {
+		off_t off = (off_t)(pack.slots[i].raw_off + pack.slots[i].raw_len_bytes / 2);
+
+		cr_assert_eq(pread(fd, &byte, 1, off), 1);
+		byte ^= 4;
+		cr_assert_eq(pwrite(fd, &byte, 1, off), 1);
+	}
+	close(fd);
+	close(dir_fd);
+	cache = support_open(support_path("c"), DS_MIB(64), 2);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_count(image, &pack, true), 32);
+	cr_assert_eq(support_count(image, &pack, true), 32);
+	cr_assert_eq(support_fill_all(image, &pack), 50);
+	cr_assert_eq(support_count(image, &pack, false), 50);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+Test(image, F10_a_planted_map_is_no_proof)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack;
+	struct ds_image *image;
+	int dir_fd, fd;
+
+	support_pack_init(&pack, 7, 50, 5000, false);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), 50);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	/* All bits set, claims as they should be, and data that are not. */
+	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
+	fd = openat(dir_fd, "data", O_RDWR | O_CLOEXEC);
+	for (uint64_t off = 0; off < pack.layout.size_bytes; off += 100)
+		cr_assert_eq(pwrite(fd, "planted", 7,
+				    (off_t)DS_MIN(off, pack.layout.size_bytes - 7)),
+			     7);
+	close(fd);
+	close(dir_fd);
+	cache = support_open(support_path("c"), DS_MIB(64), 2);
+	image = support_image(cache, &pack);
+	support_count(image, &pack, false);
+	cr_assert_eq(support_count(image, &pack, true), 0);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+Test(image, two_boots_at_once_never_share_an_image)
+{
+	/* Cannot happen on one host; what could is two namespaces that see different ids. */
+	struct ds_cache *a = support_open(support_path("c"), DS_MIB(64), 1);
+	struct ds_cache *b = support_open(support_path("c"), DS_MIB(64), 2);
+	struct support_pack pack;
+	struct ds_image *image, *other;
+
+	support_pack_init(&pack, 7, 10, 5000, false);
+	image = support_image(a, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), 10);
+	other = support_image(b, &pack);
+	cr_assert_eq(support_count(other, &pack, true), 0);
+	cr_assert_lt(support_fill(other, &pack, 1), 0);
+	cr_assert_eq(support_count(image, &pack, false), 10);
+	ds_image_unref(image);
+	ds_image_unref(other);
+	ds_cache_unref(a);
+	ds_cache_unref(b);
+	support_pack_release(&pack);
+}
+
+/* ---- handing out */
+
+Test(image, a_mapping_shows_the_file_with_its_holes)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack;
+	struct ds_image_slot slots[10];
+	struct ds_image *image;
+	const uint8_t *mapping;
+	uint8_t want[5000];
+
+	support_pack_init(&pack, 7, 20, 5000, true);
+	image = support_image(cache, &pack);
+	for (uint32_t i = 0; i < 10; i++)
+		slots[i] = pack.slots[2 * i];
+	for (uint32_t i = 0; i < 9; i++)
+		cr_assert_eq(support_fill(image, &pack, 2 * i), 0);
+	cr_assert_null(ds_image_map_slots(image, slots, 10));
+	cr_assert_eq(support_fill(image, &pack, 18), 0);
+	mapping = ds_image_map_slots(image, slots, 10);
+	cr_assert_not_null(mapping);
+	cr_assert_eq(ds_image_map_slots(image, slots, 10), mapping);
+	for (uint32_t i = 0; i < 20; i++) {
+		support_bytes(&pack, i, want);
+		if (i % 2)
+			memset(want, 0, sizeof(want));
+		cr_assert_arr_eq(want, mapping + pack.slots[i].raw_off, 5000);
+	}
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
