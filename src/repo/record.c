@@ -355,7 +355,7 @@ int ds_record_parse(const void *data, size_t len_bytes, const struct ds_digest *
 	struct ds_record *record;
 	char key[DS_RECORD_KEY_MAX];
 	struct ds_digest digest;
-	json_error_t error;
+	json_t *object;
 	int r;
 
 	ds_record_key(id, key);
@@ -370,15 +370,8 @@ int ds_record_parse(const void *data, size_t len_bytes, const struct ds_digest *
 	if (!record)
 		return -ENOMEM;
 	record->id = *id;
-	record->json = json_loadb(data, len_bytes, JSON_REJECT_DUPLICATES, &error);
-	if (!record->json && json_error_code(&error) == json_error_out_of_memory)
-		r = -ENOMEM;
-	else if (!record->json)
-		r = ds_diag_set(reterr_diag, -DS_E_MALFORMED, key, "JSON: %s", error.text);
-	else if (!json_is_object((json_t *)record->json))
-		r = ds_diag_set(reterr_diag, -DS_E_MALFORMED, key, "not a JSON object");
-	if (r == 0)
-		r = ds_json_format(record->json, key, reterr_diag);
+	r = ds_json_load(data, len_bytes, key, &object, reterr_diag);
+	record->json = r == 0 ? object : NULL;
 	if (r == 0)
 		r = parse_fields(record->json, record, reterr_diag);
 	if (r < 0) {

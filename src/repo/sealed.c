@@ -52,7 +52,7 @@ undo:
 	return r;
 }
 
-int ds_json_format(const json_t *object, const char *key, struct ds_diag *reterr_diag)
+static int check_format(const json_t *object, const char *key, struct ds_diag *reterr_diag)
 {
 	const char *needs = NULL;
 	uint64_t format;
@@ -77,13 +77,38 @@ int ds_json_format(const json_t *object, const char *key, struct ds_diag *reterr
 			   ds_escape(needs, strlen(needs), text, sizeof(text)));
 }
 
+int ds_json_load(const void *data, size_t len_bytes, const char *key, json_t **ret_object,
+		 struct ds_diag *reterr_diag)
+{
+	json_error_t error;
+	json_t *object;
+	int r;
+
+	object = json_loadb(data, len_bytes, JSON_REJECT_DUPLICATES, &error);
+	if (!object) {
+		/* Out of memory is mostly said by saying nothing; now and then the parser takes it for
+		 * a bad token, and then so do we. */
+		if (!error.text[0] || json_error_code(&error) == json_error_out_of_memory)
+			return -ENOMEM;
+		return ds_diag_set(reterr_diag, -DS_E_MALFORMED, key, "JSON: %s", error.text);
+	}
+	r = json_is_object(object)
+		    ? check_format(object, key, reterr_diag)
+		    : ds_diag_set(reterr_diag, -DS_E_MALFORMED, key, "not a JSON object");
+	if (r < 0) {
+		json_decref(object);
+		return r;
+	}
+	*ret_object = object;
+	return 0;
+}
+
 int ds_sealed_parse(const void *data, size_t len_bytes, const char *key, json_t **ret_object,
 		    struct ds_digest *ret_digest, struct ds_diag *reterr_diag)
 {
 	const char *text = data;
 	char seal[DS_DIGEST_TEXT_MAX];
 	struct ds_digest expected, found;
-	json_error_t error;
 	json_t *object;
 	size_t json_len;
 	int r;
@@ -105,17 +130,9 @@ int ds_sealed_parse(const void *data, size_t len_bytes, const char *key, json_t 
 	if (!ds_digest_equal(&expected, &found))
 		return ds_diag_set(reterr_diag, -DS_E_CORRUPT, key,
 				   "the digest in its last line does not fit");
-	object = json_loadb(text, json_len, JSON_REJECT_DUPLICATES, &error);
-	if (!object) {
-		if (json_error_code(&error) == json_error_out_of_memory)
-			return -ENOMEM;
-		return ds_diag_set(reterr_diag, -DS_E_MALFORMED, key, "JSON: %s", error.text);
-	}
-	r = json_is_object(object)
-		    ? 0
-		    : ds_diag_set(reterr_diag, -DS_E_MALFORMED, key, "not a JSON object");
-	if (r == 0)
-		r = ds_json_format(object, key, reterr_diag);
+	r = ds_json_load(text, json_len, key, &object, reterr_diag);
+	if (r < 0)
+		return r;
 	if (r == 0 && ret_digest)
 		r = ds_digest_of(data, len_bytes, ret_digest);
 	if (r < 0) {

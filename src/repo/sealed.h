@@ -19,8 +19,9 @@ int ds_sealed_encode(const json_t *object, struct ds_buf *buf);
 int ds_sealed_parse(const void *data, size_t len_bytes, const char *key, json_t **ret_object,
 		    struct ds_digest *ret_digest, struct ds_diag *reterr_diag);
 
-/* Checks `format` alone: for JSON that is not sealed (records). */
-int ds_json_format(const json_t *object, const char *key, struct ds_diag *reterr_diag);
+/* JSON without a seal (records): one object without duplicate keys, and its `format`. -ENOMEM, -DS_E_MALFORMED, -DS_E_TOO_NEW. */
+int ds_json_load(const void *data, size_t len_bytes, const char *key, json_t **ret_object,
+		 struct ds_diag *reterr_diag);
 
 /* Checked fields of a JSON object: -DS_E_MALFORMED with the key's name in the diag. */
 int ds_json_string(const json_t *object, const char *name, size_t len_max, const char **ret_text,
