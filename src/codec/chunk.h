@@ -31,12 +31,12 @@ struct ds_chunk_ref {
 size_t ds_chunk_bound(size_t raw_len_bytes);
 
 /* Compresses where it pays (saves at least 1/16), else copies. `ret_stored` has room for
- * ds_chunk_bound. raw_len is 1..DS_CHUNK_MAX. Returns the stored length; raw if equal to raw_len. */
+ * ds_chunk_bound. raw_len is 1..DS_CHUNK_MAX. Returns the stored length; equal to raw_len: raw. */
 size_t ds_chunk_encode(const void *raw, size_t raw_len_bytes, void *ret_stored);
 
-/* Decompresses into exactly raw_len bytes and checks the digest. -DS_E_MALFORMED (lengths out of range,
- * LZ4 output not exactly raw_len), -DS_E_CORRUPT (digest). `ret_raw` has room for raw_len; its contents are
- * undefined on error. */
+/* Decompresses into exactly raw_len bytes and checks the digest. -DS_E_MALFORMED (lengths out of
+ * range, LZ4 output not exactly raw_len), -DS_E_CORRUPT (digest). `ret_raw` has room for raw_len;
+ * its contents are undefined on error. */
 int ds_chunk_decode(const void *stored, size_t stored_len_bytes, size_t raw_len_bytes,
 		    const struct ds_digest *digest, void *ret_raw);
 

@@ -1,14 +1,17 @@
 /*
- * Cuts a large file into extents: zeros and content-defined chunks. Format: schema/README.md, "Chunks".
+ * Cuts a large file into extents: zeros and content-defined chunks. Format: schema/README.md,
+ * "Chunks".
  *
- * Bytes go into a buffer that starts at the current chunk. What follows the last byte that is not zero may still turn out to be
- * a run of zeros that ends the stretch; hence only what precedes it is `certain`, and a cut is only looked for in there.
+ * Bytes go into a buffer that starts at the current chunk. What follows the last byte that is not
+ * zero may still turn out to be a run of zeros that ends the stretch; hence only what precedes it
+ * is `certain`, and a cut is only looked for in there.
  *
- * INV-1  In data mode buffer[start..len) are the bytes of the current stretch that were not emitted, and its last `run`
- *        bytes are zero, run < DS_ZEROS_MIN after each step.
- * INV-2  In zeros mode the buffer is empty, and the last `zeros` >= DS_ZEROS_MIN bytes of the file were zero.
- * INV-3  scan_at and hash are the state of the search for the cut of the current chunk: positions before
- *        scan_at hold none.
+ * INV-1  In data mode buffer[start..len) are the bytes of the current stretch that were not
+ *        emitted, and its last `run` bytes are zero, run < DS_ZEROS_MIN after each step.
+ * INV-2  In zeros mode the buffer is empty, and the last `zeros` >= DS_ZEROS_MIN bytes of the file
+ *        were zero.
+ * INV-3  scan_at and hash are the state of the search for the cut of the current chunk: positions
+ *        before scan_at hold none.
  */
 #include "codec/chunker.h"
 
@@ -99,7 +102,8 @@ static bool scan(struct ds_chunker *chunker, size_t end, uint64_t mask, size_t *
 	return false;
 }
 
-/* Length of the chunk that starts at `start`, 0 if more bytes must be seen first. `certain` bytes of it belong to the stretch; with is_end they are all. */
+/* Length of the chunk that starts at `start`, 0 if more bytes must be seen first. `certain` bytes
+ * from there belong to the stretch; with is_end they are all of it. */
 static size_t find_cut(struct ds_chunker *chunker, size_t certain, bool is_end)
 {
 	size_t len;

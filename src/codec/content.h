@@ -20,7 +20,7 @@ void ds_content_hasher_extent(struct ds_content_hasher *hasher, uint64_t len_byt
 			      const struct ds_digest *digest);
 void ds_content_hasher_finish(struct ds_content_hasher *hasher, struct ds_digest *ret_digest);
 
-/* Digest of a directory: its entries in byte order of their names (strictly ascending: asserted). */
+/* Digest of a directory: its entries in byte order of their names, strictly ascending. */
 enum ds_content_type {
 	DS_CONTENT_FILE = 'f',
 	DS_CONTENT_DIRECTORY = 'd',

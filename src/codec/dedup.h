@@ -1,7 +1,7 @@
 /*
- * Advisory index objects, `index/LEVEL/ID`: which digest lies in which pack (schema/README.md, "Advisory
- * index"). Derived data: what is missing or wrong costs duplicates, never a wrong byte, since the pack's
- * table confirms each hit.
+ * Advisory index objects, `index/LEVEL/ID`: which digest lies in which pack (schema/README.md,
+ * "Advisory index"). Derived data: what is missing or wrong costs duplicates, never a wrong byte,
+ * since the pack's table confirms each hit.
  *
  * Threads: pure; a parsed object is read-only and may be shared. No I/O.
  */
@@ -41,7 +41,8 @@ int ds_dedup_builder_finish(struct ds_dedup_builder *builder, struct ds_buf *buf
 int ds_dedup_parse(const void *data, size_t len_bytes, const struct ds_digest *id,
 		   struct ds_dedup **ret_dedup);
 struct ds_dedup *ds_dedup_free(struct ds_dedup *dedup);
-/* Next hit for a digest: start with *cursor = 0; false when there is none. Several may fit, also by accident (8 bytes). */
+/* Next hit for a digest: start with *cursor = 0; false when there is none. Several may fit, also
+ * by accident (8 bytes). */
 bool ds_dedup_find(const struct ds_dedup *dedup, const struct ds_digest *digest, size_t *cursor,
 		   struct ds_dedup_hit *ret_hit);
 /* Ids of the objects that this one covers. */

@@ -1,5 +1,6 @@
 /*
- * The layout of an advisory index object, and what its parser keeps; shared by dedup.c and dedup_parse.c only.
+ * The layout of an advisory index object, and what its parser keeps; shared by dedup.c and
+ * dedup_parse.c only.
  */
 #ifndef DS_CODEC_DEDUP_FORMAT_H
 #define DS_CODEC_DEDUP_FORMAT_H

@@ -26,6 +26,7 @@ int ds_dedup_parse(const void *data, size_t len_bytes, const struct ds_digest *i
 	struct ds_dedup *dedup;
 	struct ds_digest found;
 	const uint8_t *magic;
+	uint32_t reserved;
 	int r;
 
 	r = ds_digest_of(data, len_bytes, &found);
@@ -40,9 +41,9 @@ int ds_dedup_parse(const void *data, size_t len_bytes, const struct ds_digest *i
 	dedup->packs_n = ds_cursor_le32(&cursor);
 	dedup->versions_n = ds_cursor_le32(&cursor);
 	dedup->covers_n = ds_cursor_le32(&cursor);
-	ds_cursor_le32(&cursor);
+	reserved = ds_cursor_le32(&cursor);
 	dedup->entries_n = ds_cursor_le64(&cursor);
-	if (cursor.failed || memcmp(magic, DEDUP_MAGIC, DEDUP_MAGIC_LEN) != 0 ||
+	if (cursor.failed || reserved || memcmp(magic, DEDUP_MAGIC, DEDUP_MAGIC_LEN) != 0 ||
 	    dedup->packs_n > DEDUP_IDS_MAX || dedup->versions_n > DEDUP_IDS_MAX ||
 	    dedup->covers_n > DEDUP_IDS_MAX || dedup->entries_n > DEDUP_ENTRIES_MAX) {
 		ds_free(dedup);

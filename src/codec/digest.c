@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <openssl/evp.h>
+#include <pthread.h>
 
 #include "util/mem.h"
 #include "util/str.h"
@@ -9,6 +10,23 @@
 struct ds_hasher {
 	EVP_MD_CTX *ctx;
 };
+
+/* EVP_sha256() is looked up anew, under OpenSSL's locks, by each use: as much time as 500 bytes
+ * take, and threads wait for each other. What is fetched once is not. It is constant from then on,
+ * and OpenSSL's own exit handler does not need it back. */
+static EVP_MD *fetched;
+static pthread_once_t fetched_once = PTHREAD_ONCE_INIT;
+
+static void fetch(void)
+{
+	fetched = EVP_MD_fetch(NULL, "SHA256", NULL);
+}
+
+static const EVP_MD *sha256(void)
+{
+	pthread_once(&fetched_once, fetch);
+	return fetched ? fetched : EVP_sha256();
+}
 
 bool ds_digest_is_zero(const struct ds_digest *digest)
 {
@@ -21,10 +39,9 @@ bool ds_digest_is_zero(const struct ds_digest *digest)
 
 int ds_digest_of(const void *data, size_t len_bytes, struct ds_digest *ret_digest)
 {
-	/* EVP_sha256() is looked up once and kept by OpenSSL; EVP_Digest fails only when it cannot allocate. */
-	return EVP_Digest(data, len_bytes, ret_digest->bytes, NULL, EVP_sha256(), NULL) == 1
-		       ? 0
-		       : -ENOMEM;
+	/* Fails only when it cannot allocate. */
+	return EVP_Digest(data, len_bytes, ret_digest->bytes, NULL, sha256(), NULL) == 1 ? 0
+											 : -ENOMEM;
 }
 
 int ds_hasher_new(struct ds_hasher **ret_hasher)
@@ -34,7 +51,7 @@ int ds_hasher_new(struct ds_hasher **ret_hasher)
 	if (!hasher)
 		return -ENOMEM;
 	hasher->ctx = EVP_MD_CTX_new();
-	if (!hasher->ctx || EVP_DigestInit_ex2(hasher->ctx, EVP_sha256(), NULL) != 1) {
+	if (!hasher->ctx || EVP_DigestInit_ex2(hasher->ctx, sha256(), NULL) != 1) {
 		ds_hasher_free(hasher);
 		return -ENOMEM;
 	}

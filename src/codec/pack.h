@@ -1,7 +1,7 @@
 /*
- * Packs: objects that hold many chunks, and the note that stands for a pack that is gone (`.moved`).
- * Layout: schema/README.md, "Packs". Everything parsed here is hostile until its digest was checked:
- * lengths, counts and sums are bounded before use.
+ * Packs: objects that hold many chunks, and the note that stands for a pack that is gone
+ * (`.moved`). Layout: schema/README.md, "Packs". Everything parsed here is hostile until its
+ * digest was checked: lengths, counts and sums are bounded before use.
  *
  * Threads: an object belongs to one thread; a parsed table is read-only and may be shared. No I/O.
  */
@@ -40,8 +40,9 @@ uint32_t ds_pack_writer_chunks_n(const struct ds_pack_writer *writer);
 /* Bytes that the object would have if it were closed now. */
 uint64_t ds_pack_writer_len_bytes(const struct ds_pack_writer *writer);
 uint64_t ds_pack_writer_raw_bytes(const struct ds_pack_writer *writer);
-/* Appends table and trailer, gives the id, and moves the object's bytes into `ret_object` (initialised
- * by the callee; caller releases). 128 fresh random bits make the id unique. The writer may only be freed then. */
+/* Appends table and trailer, gives the id, and moves the object's bytes into `ret_object`
+ * (initialised by the callee; caller releases). 128 fresh random bits make the id unique. The
+ * writer may only be freed then. */
 int ds_pack_writer_close(struct ds_pack_writer *writer, struct ds_digest *ret_id,
 			 struct ds_buf *ret_object);
 
@@ -53,13 +54,13 @@ struct ds_pack_toc {
 	uint64_t raw_len_bytes;	   /* sum over the chunks */
 	struct ds_pack_entry entries[];
 };
-/* `table` are the bytes of the table alone; its SHA-256 must be `id`. -DS_E_CORRUPT, -DS_E_MALFORMED, -ENOMEM. Free with
- * ds_free. */
+/* `table` are the bytes of the table alone; its SHA-256 must be `id`. -DS_E_CORRUPT,
+ * -DS_E_MALFORMED, -ENOMEM. Free with ds_free. */
 int ds_pack_toc_parse(const void *table, size_t len_bytes, const struct ds_digest *id,
 		      struct ds_pack_toc **ret_toc);
-/* Finds the table in the last bytes of the object (`tail`, ending at the object's end, whose length is object_len):
- * 0 and offset/length of the table within the object; with a tail too short still 0, and the caller reads more.
- * -DS_E_MALFORMED. */
+/* Finds the table in the last bytes of the object (`tail`, 8 bytes or more, ending at the object's
+ * end, whose length is object_len): offset and length of the table within the object. With a tail
+ * too short to hold it still 0, and the caller reads more. -DS_E_MALFORMED. */
 int ds_pack_toc_locate(const void *tail, size_t tail_len_bytes, uint64_t object_len_bytes,
 		       uint64_t *ret_off, uint64_t *ret_len_bytes);
 

@@ -1,3 +1,4 @@
+#include <assert.h>
 #include <errno.h>
 
 #include "codec/pack.h"
@@ -37,6 +38,7 @@ int ds_pack_moved_encode(const void *old_table, size_t old_table_len_bytes,
 	struct ds_digest digest;
 	int r = 0;
 
+	assert(old_table_len_bytes == PACK_TABLE_HEAD_LEN + chunks_n * PACK_TABLE_ENTRY_LEN);
 	for (size_t i = 0; i < chunks_n && r == 0; i++) {
 		uint32_t number;
 

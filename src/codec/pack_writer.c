@@ -62,9 +62,12 @@ int ds_pack_writer_add(struct ds_pack_writer *writer, const struct ds_digest *di
 
 	assert(raw_len_bytes >= 1 && raw_len_bytes <= DS_CHUNK_MAX);
 	assert(stored_len_bytes >= 1 && stored_len_bytes <= raw_len_bytes);
-	if (writer->chunks_n == DS_PACK_CHUNKS_MAX)
+	/* What add accepts, close can write and every reader accepts. */
+	if (writer->chunks_n == DS_PACK_CHUNKS_MAX ||
+	    ds_pack_writer_len_bytes(writer) + stored_len_bytes + PACK_TABLE_ENTRY_LEN >
+		    DS_PACK_MAX)
 		return -DS_E_LIMIT;
-	/* The table first: it is rolled back by a truncate if the chunk finds no room. */
+	/* Room for the entry first, so that nothing fails after the chunk is in. */
 	r = ds_buf_reserve(&writer->table, PACK_TABLE_ENTRY_LEN);
 	if (r == 0)
 		r = ds_buf_append(&writer->object, stored, stored_len_bytes);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 
+#include "codec/pack.h"
 #include "util/bytes.h"
 #include "util/error.h"
 #include "util/mem.h"
@@ -160,8 +161,9 @@ static int parse_entry(struct ds_cursor *cursor, const uint8_t *ids, uint32_t id
 				       !ds_digest_is_zero(&entry->digest)
 			       ? -DS_E_MALFORMED
 			       : 0;
-	if (entry->stored_len_bytes > entry->raw_len_bytes || entry->stored_off < 8 ||
-	    entry->stored_off > DS_GIB(1))
+	if (entry->stored_len_bytes > entry->raw_len_bytes ||
+	    entry->ordinal >= DS_PACK_CHUNKS_MAX || entry->stored_off < DS_PACK_HEAD_LEN ||
+	    entry->stored_off > DS_PACK_MAX - entry->stored_len_bytes)
 		return -DS_E_MALFORMED;
 	if (number)
 		memcpy(entry->pack.bytes, ids + (size_t)(number - 1) * DS_DIGEST_LEN,
@@ -178,7 +180,7 @@ int ds_page_index_node_parse(const void *data, size_t len_bytes, const struct ds
 	struct ds_cursor cursor = ds_cursor_of(data, len_bytes);
 	struct ds_page_index_node *node;
 	const uint8_t *magic, *ids;
-	uint32_t found_level, entries_n, ids_n;
+	uint32_t found_level, entries_n, ids_n, reserved;
 	uint64_t first_page;
 	int r = 0;
 
@@ -187,8 +189,8 @@ int ds_page_index_node_parse(const void *data, size_t len_bytes, const struct ds
 	entries_n = ds_cursor_le32(&cursor);
 	first_page = ds_cursor_le64(&cursor);
 	ids_n = ds_cursor_le32(&cursor);
-	ds_cursor_le32(&cursor);
-	if (cursor.failed || memcmp(magic, NODE_MAGIC, NODE_MAGIC_LEN) != 0 ||
+	reserved = ds_cursor_le32(&cursor);
+	if (cursor.failed || reserved || memcmp(magic, NODE_MAGIC, NODE_MAGIC_LEN) != 0 ||
 	    found_level != level || first_page != i * span_of(level) || first_page >= pages_n ||
 	    entries_n != expected_entries_n(pages_n, level, i) || ids_n > entries_n)
 		return -DS_E_MALFORMED;
