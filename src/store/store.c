@@ -168,7 +168,7 @@ static void prepare(struct ds_store *store, struct ds_store_req *req)
 		req->deadline_ns = ds_deadline_in_ms(store->timeout_ms);
 }
 
-static void learn(struct ds_store *store, struct ds_time time)
+void ds_store_learn_time(struct ds_store *store, struct ds_time time)
 {
 	struct ds_store_clock *clock = store->clock;
 	uint64_t now = ds_mono_ns();
@@ -216,7 +216,7 @@ struct ds_time ds_store_estimate_now(struct ds_store *store)
 
 static void note_result(struct ds_store *store, struct ds_store_req *req)
 {
-	learn(store, req->store_time);
+	ds_store_learn_time(store, req->store_time);
 	if (req->result < 0) {
 		req->diag.code = req->result;
 		if (!req->diag.object[0])
