@@ -138,16 +138,20 @@ int ds_manifest_total(struct ds_manifest *manifest, void *want, const char *key,
  * Whole check, for verify: every row of every table, the tree (one root, no cycles, parents are
  * directories, order, counts, nlink, sizes, directory digests, content digests over extents, live counts, totals). `fn` gets each
  * finding as one line; the first 1,000 are reported. Needs a source that blocks or is local. Recursion-free; memory bounded
- * by the depth and the number of directories. 0 if it could be read (findings or not).
+ * by the number of directories, packs, and files with several names. 0 if it could be read (findings or not; a header or schema that
+ * is refused is one finding).
  */
 typedef void ds_manifest_finding_fn(void *ctx, const char *text);
 int ds_manifest_verify(struct ds_manifest *manifest, void *want, ds_manifest_finding_fn *fn,
 		       void *ctx, uint64_t *ret_findings_n);
 
 /*
- * Differences between two trees, in byte order of paths; equal directory digests are skipped unseen (with_mtime: not skipped, and changed times and link
- * structure count too). For each difference, `old` or `new` is NULL for added or removed; a removed or added directory is given, then everything in
- * it. Sources that block or are local. `path` is relative, without leading slash.
+ * Differences between two trees. Paths come in byte order of their components (a directory before what is in it, and all of that before
+ * the next name); equal directory digests are skipped unseen (with_mtime: not skipped, and changed times and link structure
+ * count too). For each difference, `old` or `new` is NULL for added or removed; a removed or added directory is given, then
+ * everything in it. A directory whose entries alone differ is not given itself; with_mtime, the root may be, with an empty path.
+ * `path` is relative, without leading slash. `fn` returns 0 to go on, 1 to stop (the call returns 0), or an error.
+ * Sources that block or are local. -DS_E_LIMIT for paths over 16 MiB.
  */
 typedef int ds_manifest_diff_fn(void *ctx, const char *path, size_t path_len,
 				const struct ds_entry *old, const struct ds_entry *new);
@@ -161,9 +165,9 @@ int ds_manifest_file_open(const char *path, struct ds_manifest_file **ret_file,
 struct ds_manifest_file *ds_manifest_file_close(struct ds_manifest_file *file);
 
 /*
- * Pages that a mount wants at once, most wanted first: page 0, then the root page of each table and index, then interior pages level by
- * level, of the b-trees (found by walking page headers; SQLite file format, section 1.6). At most max_n.
- * Source local. `ret_pages` has room for max_n.
+ * Pages that a mount wants at once, most wanted first: page 0, the root page of each table and index, the way to the first
+ * entry and the first name, then interior pages level by level of the b-trees (found by walking page headers; SQLite file
+ * format, section 1.6). At most max_n. Source local. `ret_pages` has room for max_n.
  */
 int ds_manifest_hot_pages(const struct ds_page_source *source, uint64_t *ret_pages, size_t max_n,
 			  size_t *ret_n);

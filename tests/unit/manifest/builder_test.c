@@ -90,6 +90,7 @@ Test(builder, random_changes_give_the_same_tree_as_in_memory, .timeout = 600)
 			model_check_manifest(&model, manifest, NULL);
 			source.is_mapped = true;
 			model_check_manifest(&model, manifest, NULL);
+			cr_assert_eq(support_verify(manifest), 0);
 			ds_manifest_free(manifest);
 			support_source_release(&source);
 		}
@@ -97,27 +98,14 @@ Test(builder, random_changes_give_the_same_tree_as_in_memory, .timeout = 600)
 	}
 }
 
-static void build_model(struct model *model, const char *path, uint64_t seed, unsigned changes)
-{
-	struct ds_builder *builder;
-
-	model_init(model, seed);
-	cr_assert_eq(ds_builder_create(path, 4096, &builder), 0);
-	for (unsigned i = 0; i < changes; i++)
-		model_change(model, builder);
-	model_seal(model, builder);
-	cr_assert_eq(ds_builder_finish(builder), 0);
-	ds_builder_free(builder);
-}
-
 Test(builder, the_same_input_gives_the_same_bytes)
 {
 	struct support_source a, b;
 	struct model model;
 
-	build_model(&model, support_path("a"), 99, 600);
+	model_build(&model, support_path("a"), 4096, 99, 600);
 	model_release(&model);
-	build_model(&model, support_path("b"), 99, 600);
+	model_build(&model, support_path("b"), 4096, 99, 600);
 	model_release(&model);
 	support_source_load(&a, support_path("a"));
 	support_source_load(&b, support_path("b"));
@@ -194,7 +182,7 @@ Test(builder, finish_leaves_a_plain_file_with_a_rollback_header)
 	struct model model;
 	char journal[200];
 
-	build_model(&model, support_path("m"), 3, 300);
+	model_build(&model, support_path("m"), 4096, 3, 300);
 	model_release(&model);
 	support_source_load(&source, support_path("m"));
 	cr_assert_eq(source.data[18], 1);

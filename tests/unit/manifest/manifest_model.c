@@ -8,6 +8,16 @@
 #include "manifest_support.h"
 #include "util/mem.h"
 
+/* One more element; grows at powers of two. */
+static void *grown(void *array, size_t n, size_t size)
+{
+	if (n & (n - 1))
+		return array;
+	array = realloc(array, (n ? n * 2 : 1) * size);
+	cr_assert(array);
+	return array;
+}
+
 void model_init(struct model *model, uint64_t seed)
 {
 	memset(model, 0, sizeof(*model));
@@ -39,6 +49,9 @@ void model_release(struct model *model)
 
 struct model_inode *model_inode(struct model *model, uint64_t ino)
 {
+	/* Where nothing was removed yet: the root, then 3, 4, 5 ... */
+	if (ino > 2 && ino - 2 < model->inodes_n && model->inodes[ino - 2].ino == ino)
+		return &model->inodes[ino - 2];
 	for (size_t i = 0; i < model->inodes_n; i++) {
 		if (model->inodes[i].ino == ino)
 			return &model->inodes[i];
@@ -110,7 +123,7 @@ static struct ds_entry_chunk random_chunk(struct model *model, struct ds_builder
 		uint32_t number;
 
 		cr_assert_eq(ds_builder_add_pack(builder, &number), 0);
-		model->packs = realloc(model->packs, (model->packs_n + 1) * sizeof(*model->packs));
+		model->packs = grown(model->packs, model->packs_n, sizeof(*model->packs));
 		pack = &model->packs[model->packs_n++];
 		*pack = (struct ds_pack_row){.number = number};
 		random_digest(model, &pack->id);
@@ -164,8 +177,7 @@ static void random_extents(struct model *model, struct ds_builder *builder,
 		uint64_t left = inode->size_bytes - off;
 		struct ds_extent *extent;
 
-		inode->extents =
-			realloc(inode->extents, (inode->extents_n + 1) * sizeof(*inode->extents));
+		inode->extents = grown(inode->extents, inode->extents_n, sizeof(*inode->extents));
 		extent = &inode->extents[inode->extents_n];
 		memset(extent, 0, sizeof(*extent));
 		extent->off = off;
@@ -245,7 +257,7 @@ static void add_name(struct model *model, uint64_t id, uint64_t parent, const ch
 	struct model_name *n;
 	struct model_inode *dir = model_inode(model, parent);
 
-	model->names = realloc(model->names, (model->names_n + 1) * sizeof(*model->names));
+	model->names = grown(model->names, model->names_n, sizeof(*model->names));
 	n = &model->names[model->names_n++];
 	*n = (struct model_name){.id = id, .parent = parent, .ino = ino, .name_len = name_len};
 	memcpy(n->name, name, name_len);
@@ -273,7 +285,7 @@ uint64_t model_add(struct model *model, struct ds_builder *builder, uint64_t par
 				    inode.target_len, &id),
 		     0);
 	inode.ino = id;
-	model->inodes = realloc(model->inodes, (model->inodes_n + 1) * sizeof(*model->inodes));
+	model->inodes = grown(model->inodes, model->inodes_n, sizeof(*model->inodes));
 	model->inodes[model->inodes_n++] = inode;
 	add_name(model, id, parent, name, name_len, id);
 	return id;
@@ -778,4 +790,18 @@ void model_check_manifest(struct model *model, struct ds_manifest *manifest, voi
 			     model->packs[i].live_n ? 0 : -ENOENT);
 	}
 	cr_assert_eq(ds_manifest_packs(manifest, want, 0, check_pack, model), 0);
+}
+
+void model_build(struct model *model, const char *path, uint32_t page_size, uint64_t seed,
+		 unsigned changes)
+{
+	struct ds_builder *builder;
+
+	model_init(model, seed);
+	cr_assert_eq(ds_builder_create(path, page_size, &builder), 0);
+	for (unsigned i = 0; i < changes; i++)
+		model_change(model, builder);
+	model_seal(model, builder);
+	cr_assert_eq(ds_builder_finish(builder), 0);
+	ds_builder_free(builder);
 }

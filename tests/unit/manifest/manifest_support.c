@@ -137,3 +137,16 @@ void support_fetch(struct support_source *source, struct support_want *want)
 	atomic_store(&source->is_local[want->page], 1);
 	want->is_set = false;
 }
+
+static void print_finding(void *ctx, const char *text)
+{
+	fprintf(stderr, "finding: %s\n", text);
+}
+
+uint64_t support_verify(struct ds_manifest *manifest)
+{
+	uint64_t n = 0;
+
+	cr_assert_eq(ds_manifest_verify(manifest, NULL, print_finding, NULL, &n), 0);
+	return n;
+}

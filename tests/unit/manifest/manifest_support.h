@@ -52,6 +52,9 @@ void support_fetch(struct support_source *source, struct support_want *want);
 		}                                                             \
 	} while (0)
 
+/* Findings of the whole check; each is printed. */
+uint64_t support_verify(struct ds_manifest *manifest);
+
 /* A tree in memory. */
 struct model_name {
 	uint64_t id, parent, ino;
@@ -96,6 +99,9 @@ void model_seal(struct model *model, struct ds_builder *builder);
 /* Asserts that the builder, or the manifest, shows exactly the model. */
 void model_check_builder(struct model *model, struct ds_builder *builder);
 void model_check_manifest(struct model *model, struct ds_manifest *manifest, void *want);
+/* A whole manifest of that many random changes, sealed and finished; the caller releases the model. */
+void model_build(struct model *model, const char *path, uint32_t page_size, uint64_t seed,
+		 unsigned changes);
 /* Names of a directory in byte order; the caller frees the array. */
 const struct model_name **model_list(const struct model *model, uint64_t dir, size_t *ret_n);
 uint64_t model_total(const struct model *model, const char *key);
