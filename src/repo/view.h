@@ -5,7 +5,7 @@
  * -DS_E_NOT_LOCAL, and the caller parks until ds_demand_wait calls back, then calls again. A demand keeps what was delivered to it
  * (pins the bytes), so that each run gets further even if the cache can hold nothing.
  *
- * A blocking view (demand NULL) waits inside.
+ * A blocking view waits inside; the demand may be NULL there, and if it is not, says more about an error.
  *
  * Threads: a view is shared; a demand belongs to one request. Errors: -DS_E_NOT_LOCAL, -ENOENT (only from the verified manifest), -ENOTDIR, -EISDIR,
  * -EINVAL, -DS_E_MALFORMED, -DS_E_CORRUPT, -ENOMEM, in a blocking view also what the fetcher gives.

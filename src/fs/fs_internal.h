@@ -1,0 +1,104 @@
+/*
+ * What the parts of the FUSE layer share.
+ *
+ * Node ids and inode numbers are slot << 40 | inode (design, section 5): slot 0 is the mount's version, the highest the
+ * control directory.
+ */
+#ifndef DS_FS_FS_INTERNAL_H
+#define DS_FS_FS_INTERNAL_H
+
+#define FUSE_USE_VERSION 314
+#include <fuse_lowlevel.h>
+
+#include <pthread.h>
+
+#include "fs/fs.h"
+#include "util/work.h"
+
+#define FS_SLOT_SHIFT	40
+#define FS_SLOT_CONTROL ((UINT64_C(1) << (64 - FS_SLOT_SHIFT)) - 1)
+#define FS_TIMEOUT_S	1e9 /* attributes and entries never change: some 30 years */
+#define FS_BLOCK_BYTES	4096u
+
+struct fs_stats {
+	_Atomic uint64_t requests_n, parked_n, interrupted_n, timeouts_n, failures_n, read_bytes;
+};
+
+struct ds_fs {
+	struct ds_fs_options options;
+	struct ds_view *view;
+	const struct ds_record *record;
+	struct ds_fetcher *fetcher;
+	struct fuse_session *session;
+	struct ds_work *work; /* what may hash or wait for the disk */
+	struct fs_stats stats;
+	char *version_json; /* contents of /.dsfs/version.json */
+	pthread_mutex_t mutex;
+	pthread_cond_t idle;
+	struct {
+		struct ds_list
+			requests; /* every request that is not answered yet and has left its FUSE thread */
+		size_t requests_n;
+		bool is_ending;
+	} locked;
+};
+
+struct fs_request;
+/* One run of a request: replies and returns 0, or gives an error; -DS_E_NOT_LOCAL parks it. Must be able to run again. */
+typedef int fs_run_fn(struct fs_request *request);
+
+struct fs_request {
+	fuse_req_t req;
+	struct ds_fs *fs;
+	fs_run_fn *run;
+	const char *op; /* for the log */
+	uint64_t ino;
+	uint64_t off;
+	size_t size;
+	bool flag;	/* readdir: plus; lseek: hole */
+	char *name;	/* of a lookup or an xattr; owned */
+	bool may_check; /* this run is on a worker */
+	uint64_t deadline_ns;
+	struct ds_demand demand;
+	struct ds_work_item work;
+	struct ds_list node; /* in fs->locked.requests */
+	pthread_mutex_t mutex;
+	bool is_interrupted; /* under mutex */
+};
+
+/* fs_request.c: starts a request with these fields set; it is answered sooner or later. Copies name. */
+void fs_request_start(fuse_req_t req, const struct fs_request *fields);
+/* At the end: answers whatever waits with EIO and returns when no request is left. */
+void fs_request_end_all(struct ds_fs *fs);
+
+/* fs_reply.c: the one place where codes become errnos; logs what is not an ordinary answer. */
+void fs_reply_error(struct fs_request *request, int code);
+
+/* fs_stat.c */
+void fs_stat_fill(const struct ds_fs *fs, const struct ds_entry *entry, struct stat *ret_st);
+void fs_entry_fill(const struct ds_fs *fs, const struct ds_entry *entry,
+		   struct fuse_entry_param *ret_param);
+
+/* fs_control.c: the control directory. True: the node is one of it. */
+static inline bool fs_control_is(fuse_ino_t ino)
+{
+	return ino >> FS_SLOT_SHIFT == FS_SLOT_CONTROL;
+}
+int fs_control_init(struct ds_fs *fs);
+/* True if the name is the control directory's in the root: then it is answered. */
+bool fs_control_lookup(struct ds_fs *fs, fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_control_getattr(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino);
+void fs_control_open(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off);
+void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+			bool plus);
+
+/* fs_ops.c, fs_readdir.c, fs_read.c, fs_xattr.c */
+extern const struct fuse_lowlevel_ops fs_ops;
+int fs_run_readdir(struct fs_request *request);
+int fs_run_read(struct fs_request *request);
+int fs_run_lseek(struct fs_request *request);
+int fs_run_getxattr(struct fs_request *request);
+void fs_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
+
+#endif

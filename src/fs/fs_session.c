@@ -1,0 +1,169 @@
+/*
+ * The session: options for the kernel, the loop, the end.
+ *
+ * The end, by whatever cause (umount, SIGTERM, fusectl abort): the loop returns; what is parked is answered; the file system is unmounted if it still is
+ * mounted, which aborts the connection, so that a reader that is blocked is let go even if the store never answers.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "fs/fs_internal.h"
+#include "util/buf.h"
+#include "util/error.h"
+#include "util/log.h"
+#include "util/mem.h"
+
+#define WORKERS_MIN 4u
+#define THREADS_MAX 16u
+#define OPTIONS_MAX DS_KIB(64)
+
+const char *ds_fs_fuse_version(void)
+{
+#ifdef DS_FUSE_BUNDLED
+	static char text[64];
+
+	snprintf(text, sizeof(text), "%s (bundled)", fuse_pkgversion());
+	return text;
+#else
+	return fuse_pkgversion();
+#endif
+}
+
+/* libfuse splits options at commas and takes a backslash before one. */
+static int append_escaped(struct ds_buf *buf, const char *text)
+{
+	int r = 0;
+
+	for (; *text && r == 0; text++) {
+		if (*text == ',' || *text == '\\')
+			r = ds_buf_append_byte(buf, '\\');
+		if (r == 0)
+			r = ds_buf_append_byte(buf, (uint8_t)*text);
+	}
+	return r;
+}
+
+static int make_options(const struct ds_fs_options *options, struct ds_buf *buf)
+{
+	int r;
+
+	/* `ro` on the superblock also spares a GETATTR after each first read (design, section 5). */
+	r = ds_buf_append_str(buf, "ro,nosuid,nodev,noatime,default_permissions,subtype=dsfs");
+	if (r == 0 && options->allow_other)
+		r = ds_buf_append_str(buf, ",allow_other");
+	if (r == 0)
+		r = ds_buf_append_str(buf, ",fsname=");
+	return r < 0 ? r : append_escaped(buf, options->source);
+}
+
+static void on_fuse_log(enum fuse_log_level level, const char *format, va_list ap)
+{
+	char text[1024];
+
+	vsnprintf(text, sizeof(text), format, ap);
+	text[strcspn(text, "\n")] = '\0';
+	ds_log(level <= FUSE_LOG_ERR	   ? DS_LOG_ERROR
+	       : level <= FUSE_LOG_WARNING ? DS_LOG_WARNING
+					   : DS_LOG_DEBUG,
+	       "libfuse: %s", text);
+}
+
+static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
+{
+	_ds_cleanup_buf_ struct ds_buf options = DS_BUF_INIT(OPTIONS_MAX);
+	char name[] = "dsfs", flag[] = "-o";
+	char *argv[] = {name, flag, NULL, NULL};
+	struct fuse_args args = FUSE_ARGS_INIT(3, argv);
+	int r = make_options(&fs->options, &options);
+
+	if (r < 0)
+		return r;
+	argv[2] = (char *)options.data;
+	fuse_set_log_func(on_fuse_log);
+	fs->session = fuse_session_new(&args, &fs_ops, sizeof(fs_ops), fs);
+	fuse_opt_free_args(&args);
+	if (!fs->session)
+		return ds_diag_set(reterr_diag, -EINVAL, fs->options.mountpoint,
+				   "libfuse refused the options");
+	if (fuse_session_mount(fs->session, fs->options.mountpoint) != 0) {
+		r = errno ? -errno : -EIO;
+		if (access("/dev/fuse", R_OK | W_OK) < 0)
+			return ds_diag_set(reterr_diag, -EACCES, "/dev/fuse",
+					   "FUSE is not available (see 'dsfs doctor')");
+		return ds_diag_set(reterr_diag, r == -EINVAL ? -EPERM : r, fs->options.mountpoint,
+				   "cannot mount there");
+	}
+	return 0;
+}
+
+static int loop(struct ds_fs *fs)
+{
+	struct fuse_loop_config *config = fuse_loop_cfg_create();
+	int r;
+
+	if (!config)
+		return -ENOMEM;
+	/* No thread waits for the network: a few are enough, and more only contend. */
+	fuse_loop_cfg_set_clone_fd(config, 1);
+	fuse_loop_cfg_set_max_threads(config, THREADS_MAX);
+	fuse_loop_cfg_set_idle_threads(config, THREADS_MAX);
+	r = fuse_session_loop_mt(fs->session, config);
+	fuse_loop_cfg_destroy(config);
+	/* A signal's number is an orderly end. */
+	return r < 0 ? r : 0;
+}
+
+static int run(struct ds_fs *fs, struct ds_diag *reterr_diag)
+{
+	unsigned workers_n = DS_MAX(ds_cpu_count() * 2, WORKERS_MIN);
+	int r;
+
+	r = fs_control_init(fs);
+	if (r == 0)
+		r = ds_work_new(workers_n, "dsfs-work", &fs->work);
+	if (r == 0)
+		r = start_session(fs, reterr_diag);
+	if (r == 0) {
+		if (fuse_set_signal_handlers(fs->session) != 0)
+			r = -EIO;
+		else
+			r = loop(fs);
+		fs_request_end_all(fs);
+		fuse_remove_signal_handlers(fs->session);
+		fuse_session_unmount(fs->session);
+	}
+	fs->work = ds_work_free(fs->work);
+	if (fs->session)
+		fuse_session_destroy(fs->session);
+	return r;
+}
+
+int ds_fs_run(const struct ds_fs_options *options, struct ds_view *view,
+	      const struct ds_record *record, struct ds_fetcher *fetcher,
+	      struct ds_diag *reterr_diag)
+{
+	struct ds_fs fs = {
+		.options = *options,
+		.view = view,
+		.record = record,
+		.fetcher = fetcher,
+	};
+	int r;
+
+	/* Credentials in memory: no core dump, no ptrace by others of the user. */
+	prctl(PR_SET_DUMPABLE, 0);
+	pthread_mutex_init(&fs.mutex, NULL);
+	pthread_cond_init(&fs.idle, NULL);
+	ds_list_init(&fs.locked.requests);
+	r = run(&fs, reterr_diag);
+	free(fs.version_json);
+	pthread_cond_destroy(&fs.idle);
+	pthread_mutex_destroy(&fs.mutex);
+	return r;
+}

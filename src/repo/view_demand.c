@@ -1,0 +1,259 @@
+/*
+ * Demands: what a request misses, the wait for it, and what was delivered.
+ *
+ * A wait is an object of its own, counted by its waiters and its starter, because an abandoned demand goes away while
+ * fetches of it may still be on their way back.
+ *
+ * INV-1  Exactly one of {the last waiter, ds_demand_abandon} sets `is_over` and with it wins the demand; afterwards no
+ *        waiter touches the demand.
+ * INV-2  The images of a wait's targets are referenced by the wait until all its waiters are done.
+ */
+#include <errno.h>
+
+#include "repo/view_internal.h"
+#include "util/error.h"
+#include "util/mem.h"
+
+struct pin {
+	struct ds_list node;
+	struct ds_digest digest;
+	struct ds_chunk_bytes *bytes;
+};
+
+struct wait;
+
+struct waiter {
+	struct ds_fetch_waiter fetch;
+	struct wait *wait;
+	struct ds_fetch_target target;
+};
+
+struct wait {
+	pthread_mutex_t mutex;
+	struct {
+		struct ds_demand *demand; /* not to be touched once is_over */
+		unsigned pending_n;	  /* waiters, and the starter while it starts */
+		unsigned refs_n;	  /* waiters, the starter, and the demand */
+		int result;
+		bool is_over, is_starting;
+	} locked;
+	void (*done)(struct ds_demand *demand, int result, void *ctx);
+	void *ctx;
+	size_t waiters_n;
+	struct waiter waiters[DS_DEMAND_TARGETS_MAX];
+};
+
+void ds_demand_init(struct ds_demand *demand, struct ds_view *view)
+{
+	demand->targets_n = 0;
+	demand->view = view;
+	demand->wait = NULL;
+	ds_diag_clear(&demand->diag);
+	ds_list_init(&demand->pins);
+}
+
+void demand_clear(struct ds_demand *demand)
+{
+	if (!demand)
+		return;
+	for (size_t i = 0; i < demand->targets_n; i++)
+		ds_image_unref(demand->targets[i].image);
+	demand->targets_n = 0;
+}
+
+void demand_add(struct ds_demand *demand, const struct ds_fetch_target *target)
+{
+	if (!demand)
+		return;
+	for (size_t i = 0; i < demand->targets_n; i++)
+		if (ds_digest_equal(&demand->targets[i].ref.digest, &target->ref.digest))
+			return;
+	if (demand->targets_n == DS_DEMAND_TARGETS_MAX)
+		return;
+	demand->targets[demand->targets_n] = *target;
+	ds_image_ref(target->image);
+	demand->targets_n++;
+}
+
+struct ds_chunk_bytes *demand_pinned(const struct ds_demand *demand, const struct ds_digest *digest)
+{
+	ds_list_for_each (node, &demand->pins) {
+		const struct pin *pin = ds_list_entry(node, struct pin, node);
+
+		if (ds_digest_equal(&pin->digest, digest))
+			return pin->bytes;
+	}
+	return NULL;
+}
+
+static void wait_unref(struct wait *wait);
+
+/* Forgets the wait before, if any; it is over. */
+static void drop_wait(struct ds_demand *demand)
+{
+	if (demand->wait)
+		wait_unref(demand->wait);
+	demand->wait = NULL;
+}
+
+void ds_demand_release(struct ds_demand *demand)
+{
+	drop_wait(demand);
+	demand_clear(demand);
+	ds_list_for_each_safe (node, next, &demand->pins) {
+		struct pin *pin = ds_list_entry(node, struct pin, node);
+
+		ds_list_remove(&pin->node);
+		ds_chunk_bytes_unref(pin->bytes);
+		ds_free(pin);
+	}
+}
+
+static void wait_unref(struct wait *wait)
+{
+	unsigned refs_n;
+
+	pthread_mutex_lock(&wait->mutex);
+	refs_n = --wait->locked.refs_n;
+	pthread_mutex_unlock(&wait->mutex);
+	if (refs_n)
+		return;
+	for (size_t i = 0; i < wait->waiters_n; i++)
+		ds_image_unref(wait->waiters[i].target.image);
+	pthread_mutex_destroy(&wait->mutex);
+	ds_free(wait);
+}
+
+static int pin_locked(struct wait *wait, const struct ds_digest *digest,
+		      struct ds_chunk_bytes *bytes)
+{
+	struct pin *pin = ds_malloc(sizeof(*pin));
+
+	if (!pin)
+		return -ENOMEM;
+	pin->digest = *digest;
+	pin->bytes = ds_chunk_bytes_ref(bytes);
+	ds_list_push_back(&wait->locked.demand->pins, &pin->node);
+	return 0;
+}
+
+/* One less is pending; the last one ends the wait. Drops the reference. */
+static void finish_one(struct wait *wait)
+{
+	struct ds_demand *demand = NULL;
+	int result = 0;
+
+	pthread_mutex_lock(&wait->mutex);
+	if (--wait->locked.pending_n == 0 && !wait->locked.is_over) {
+		wait->locked.is_over = true;
+		demand = wait->locked.demand;
+		result = wait->locked.result;
+	}
+	pthread_mutex_unlock(&wait->mutex);
+	if (demand)
+		wait->done(demand, result, wait->ctx);
+	wait_unref(wait);
+}
+
+static void on_fetched(struct ds_fetch_waiter *fetch, int result, struct ds_chunk_bytes *bytes,
+		       const struct ds_diag *diag)
+{
+	struct waiter *waiter = ds_container_of(fetch, struct waiter, fetch);
+	struct wait *wait = waiter->wait;
+
+	pthread_mutex_lock(&wait->mutex);
+	if (!wait->locked.is_over) {
+		if (result == 0 && bytes)
+			result = pin_locked(wait, &waiter->target.ref.digest, bytes);
+		if (result < 0 && wait->locked.result == 0) {
+			wait->locked.result = result;
+			if (diag)
+				wait->locked.demand->diag = *diag;
+		}
+	}
+	pthread_mutex_unlock(&wait->mutex);
+	finish_one(wait);
+}
+
+/* Takes back what can be taken back; the others' callbacks find is_over. */
+static void abandon_waiters(struct wait *wait, struct ds_fetcher *fetcher)
+{
+	for (size_t i = 0; i < wait->waiters_n; i++)
+		if (ds_fetcher_abandon(fetcher, &wait->waiters[i].fetch))
+			finish_one(wait);
+}
+
+int ds_demand_wait(struct ds_demand *demand, uint64_t deadline_ns,
+		   void (*done)(struct ds_demand *demand, int result, void *ctx), void *ctx)
+{
+	struct ds_fetcher *fetcher = demand->view->fetcher;
+	struct wait *wait = ds_calloc(1, sizeof(*wait));
+	bool is_abandoned;
+	int r;
+
+	if (!wait)
+		return -ENOMEM;
+	drop_wait(demand);
+	pthread_mutex_init(&wait->mutex, NULL);
+	wait->done = done;
+	wait->ctx = ctx;
+	wait->waiters_n = demand->targets_n;
+	wait->locked.demand = demand;
+	wait->locked.is_starting = true;
+	wait->locked.pending_n = 1 + (unsigned)demand->targets_n;
+	wait->locked.refs_n = 2 + (unsigned)demand->targets_n;
+	for (size_t i = 0; i < wait->waiters_n; i++) {
+		struct waiter *waiter = &wait->waiters[i];
+
+		waiter->fetch.done = on_fetched;
+		waiter->fetch.deadline_ns = deadline_ns;
+		waiter->wait = wait;
+		waiter->target = demand->targets[i];
+		ds_image_ref(waiter->target.image);
+	}
+	demand->wait = wait;
+	/* From here on the demand may be abandoned, and gone. */
+	for (size_t i = 0; i < wait->waiters_n; i++) {
+		r = ds_fetcher_want(fetcher, &wait->waiters[i].target, &wait->waiters[i].fetch);
+		if (r == 0)
+			continue;
+		pthread_mutex_lock(&wait->mutex);
+		if (wait->locked.result == 0)
+			wait->locked.result = r;
+		pthread_mutex_unlock(&wait->mutex);
+		/* Never started: no fetch of it may be abandoned later. */
+		wait->waiters[i].fetch.flight = NULL;
+		finish_one(wait);
+	}
+	pthread_mutex_lock(&wait->mutex);
+	wait->locked.is_starting = false;
+	is_abandoned = wait->locked.is_over;
+	pthread_mutex_unlock(&wait->mutex);
+	if (is_abandoned)
+		abandon_waiters(wait, fetcher);
+	finish_one(wait);
+	return 0;
+}
+
+bool ds_demand_abandon(struct ds_demand *demand)
+{
+	struct wait *wait = demand->wait;
+	bool won, is_starting;
+
+	if (!wait)
+		return false;
+	pthread_mutex_lock(&wait->mutex);
+	won = !wait->locked.is_over;
+	is_starting = wait->locked.is_starting;
+	wait->locked.is_over = true;
+	if (won)
+		wait->locked.refs_n++;
+	pthread_mutex_unlock(&wait->mutex);
+	if (!won)
+		return false;
+	/* While ds_demand_wait still starts fetches, it takes them back itself. */
+	if (!is_starting)
+		abandon_waiters(wait, demand->view->fetcher);
+	wait_unref(wait);
+	return true;
+}

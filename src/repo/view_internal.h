@@ -1,0 +1,74 @@
+/*
+ * What the parts of the view share (view*.c only).
+ */
+#ifndef DS_REPO_VIEW_INTERNAL_H
+#define DS_REPO_VIEW_INTERNAL_H
+
+#include <pthread.h>
+
+#include "codec/page_index.h"
+#include "repo/view.h"
+#include "util/map.h"
+
+#define VIEW_RECENT_N	  64 /* chunks that a blocking view keeps in memory */
+#define VIEW_RECENT_BYTES DS_MIB(32)
+#define VIEW_IMAGES_MAX	  256 /* images that a view keeps open */
+
+struct ds_view {
+	struct ds_repo *repo;
+	struct ds_cache *cache;
+	struct ds_fetcher *fetcher;
+	bool is_blocking;
+	uint64_t timeout_ms;
+	struct ds_digest version;
+	uint32_t page_size;
+	uint64_t pages_n;
+	struct ds_chunk_ref index_root;
+	struct ds_page_source source;
+	struct ds_manifest *manifest;
+	struct ds_image *pages_image, *nodes_image;
+	struct { /* parsed nodes by number; each is set once and stays */
+		struct ds_page_index_node *_Atomic *nodes;
+		uint64_t nodes_n;
+	} index;
+	pthread_mutex_t mutex;
+	struct {
+		struct ds_map *packs;  /* number -> struct ds_pack_row */
+		struct ds_map *images; /* name -> struct view_image */
+		struct ds_list lru;    /* of view_image, least recently used first */
+		struct view_recent {
+			struct ds_digest digest;
+			struct ds_chunk_bytes *bytes;
+		} recent[VIEW_RECENT_N];
+		size_t recent_next;
+		uint64_t recent_bytes;
+	} locked;
+};
+
+/*
+ * Copies [off, off + len) of a chunk: from the demand's pins, the image, or (blocking view) the store. Else notes
+ * the target in the demand: -DS_E_NOT_LOCAL.
+ */
+int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
+		    const struct ds_fetch_target *target, uint64_t off, size_t len_bytes,
+		    bool may_check, void *ret_data);
+
+/* Opens an image, or finds it among the open ones. The caller drops the reference. */
+int view_image_get(struct ds_view *view, enum ds_image_kind kind, const struct ds_digest *id,
+		   uint32_t slots_n, uint64_t size_bytes, struct ds_image **ret_image);
+void view_images_release(struct ds_view *view);
+
+/* The manifest's pages (view_pages.c). */
+int view_pages_init(struct ds_view *view);
+void view_pages_release(struct ds_view *view);
+/* Fetches the record's prefetch list in one GET and stashes it, unless it is in the cache already. Best effort. */
+void view_pages_prefetch(struct ds_view *view, const struct ds_record *record);
+
+/* Targets of a demand (view_demand.c). Clear drops them; add takes a reference of the image. */
+void demand_clear(struct ds_demand *demand);
+void demand_add(struct ds_demand *demand, const struct ds_fetch_target *target);
+/* Pinned bytes of this digest, or NULL. */
+struct ds_chunk_bytes *demand_pinned(const struct ds_demand *demand,
+				     const struct ds_digest *digest);
+
+#endif

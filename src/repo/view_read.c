@@ -1,0 +1,320 @@
+/*
+ * Contents of files: which chunks a range needs, and where their images are.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "repo/view_internal.h"
+#include "util/error.h"
+#include "util/mem.h"
+
+#define EXTENTS_BATCH 32u
+
+struct view_image {
+	struct ds_list node;
+	struct ds_digest name;
+	struct ds_image *image;
+};
+
+int view_image_get(struct ds_view *view, enum ds_image_kind kind, const struct ds_digest *id,
+		   uint32_t slots_n, uint64_t size_bytes, struct ds_image **ret_image)
+{
+	struct ds_image_layout layout = {.slots_n = slots_n, .size_bytes = size_bytes};
+	struct view_image *entry, *oldest = NULL;
+	struct ds_image *image = NULL;
+	int r;
+
+	ds_image_name(kind, id, &layout.name);
+	pthread_mutex_lock(&view->mutex);
+	entry = ds_map_get(view->locked.images, &layout.name, sizeof(layout.name));
+	if (entry) {
+		ds_list_remove(&entry->node);
+		ds_list_push_back(&view->locked.lru, &entry->node);
+		image = ds_image_ref(entry->image);
+	}
+	pthread_mutex_unlock(&view->mutex);
+	if (image) {
+		*ret_image = image;
+		return 0;
+	}
+	r = ds_image_open(view->cache, &layout, &image);
+	if (r < 0)
+		return r;
+	entry = ds_calloc(1, sizeof(*entry));
+	if (entry) {
+		entry->name = layout.name;
+		entry->image = ds_image_ref(image);
+		pthread_mutex_lock(&view->mutex);
+		/* Another thread may have been quicker; the cache gave both the same object. */
+		if (ds_map_get(view->locked.images, &layout.name, sizeof(layout.name)) ||
+		    ds_map_put(view->locked.images, &layout.name, sizeof(layout.name), entry,
+			       NULL) < 0) {
+			oldest = entry;
+		} else {
+			ds_list_push_back(&view->locked.lru, &entry->node);
+			if (ds_map_count(view->locked.images) > VIEW_IMAGES_MAX) {
+				oldest = ds_list_entry(view->locked.lru.next, struct view_image,
+						       node);
+				ds_list_remove(&oldest->node);
+				ds_map_remove(view->locked.images, &oldest->name,
+					      sizeof(oldest->name));
+			}
+		}
+		pthread_mutex_unlock(&view->mutex);
+	}
+	if (oldest) {
+		ds_image_unref(oldest->image);
+		ds_free(oldest);
+	}
+	*ret_image = image;
+	return 0;
+}
+
+static void free_view_image(void *value)
+{
+	struct view_image *entry = value;
+
+	ds_image_unref(entry->image);
+	ds_free(entry);
+}
+
+void view_images_release(struct ds_view *view)
+{
+	ds_map_free(view->locked.images, free_view_image);
+}
+
+static int get_pack(struct ds_view *view, struct ds_demand *demand, uint32_t number,
+		    struct ds_pack_row *ret_pack)
+{
+	struct ds_pack_row *row, *copy;
+	int r;
+
+	pthread_mutex_lock(&view->mutex);
+	row = ds_map_get(view->locked.packs, &number, sizeof(number));
+	if (row)
+		*ret_pack = *row;
+	pthread_mutex_unlock(&view->mutex);
+	if (row)
+		return 0;
+	r = ds_manifest_pack(view->manifest, demand, number, ret_pack);
+	if (r < 0)
+		return r == -ENOENT ? -DS_E_MALFORMED : r;
+	copy = ds_memdup(ret_pack, sizeof(*ret_pack));
+	if (copy) {
+		pthread_mutex_lock(&view->mutex);
+		if (ds_map_get(view->locked.packs, &number, sizeof(number)) ||
+		    ds_map_put(view->locked.packs, &number, sizeof(number), copy, NULL) < 0)
+			row = copy;
+		pthread_mutex_unlock(&view->mutex);
+	}
+	ds_free(row);
+	return 0;
+}
+
+/* What a row says of a chunk, with the pack's id in place of its number. */
+static void fill_ref(struct ds_chunk_ref *ref, const struct ds_entry_chunk *chunk,
+		     const struct ds_pack_row *pack, const struct ds_digest *digest,
+		     uint64_t raw_len_bytes)
+{
+	*ref = (struct ds_chunk_ref){
+		.digest = *digest,
+		.pack = pack->id,
+		.ordinal = chunk->ordinal,
+		.stored_off = chunk->stored_off,
+		.stored_len_bytes = chunk->stored_len_bytes,
+		.raw_len_bytes = (uint32_t)raw_len_bytes,
+	};
+}
+
+/* A file of one chunk, from the image of its pack. */
+static int read_small(struct ds_view *view, struct ds_demand *demand, const struct ds_entry *entry,
+		      uint64_t off, size_t len_bytes, bool may_check, void *ret_data)
+{
+	struct ds_fetch_target target = {.slot = entry->chunk.ordinal,
+					 .raw_off = entry->chunk.raw_off};
+	struct ds_pack_row pack;
+	int r;
+
+	r = get_pack(view, demand, entry->chunk.pack, &pack);
+	if (r < 0)
+		return r;
+	if (entry->chunk.ordinal >= pack.chunks_n || entry->size_bytes > DS_CHUNK_MAX ||
+	    entry->chunk.raw_off > pack.raw_bytes ||
+	    entry->size_bytes > pack.raw_bytes - entry->chunk.raw_off)
+		return -DS_E_MALFORMED;
+	fill_ref(&target.ref, &entry->chunk, &pack, &entry->digest, entry->size_bytes);
+	r = view_image_get(view, DS_IMAGE_PACK, &pack.id, pack.chunks_n, pack.raw_bytes,
+			   &target.image);
+	if (r < 0)
+		return r;
+	r = view_chunk_read(view, demand, &target, off, len_bytes, may_check, ret_data);
+	ds_image_unref(target.image);
+	return r;
+}
+
+struct range {
+	uint64_t off;
+	size_t len_bytes;
+	uint8_t *data;
+	bool may_check;
+	bool is_missing;
+};
+
+static int extent_target(struct ds_view *view, struct ds_demand *demand, struct ds_image *image,
+			 const struct ds_extent *extent, struct ds_fetch_target *ret_target)
+{
+	struct ds_pack_row pack;
+	int r;
+
+	if (extent->len_bytes > DS_CHUNK_MAX)
+		return -DS_E_MALFORMED;
+	r = get_pack(view, demand, extent->chunk.pack, &pack);
+	if (r < 0)
+		return r;
+	if (extent->chunk.ordinal >= pack.chunks_n)
+		return -DS_E_MALFORMED;
+	*ret_target = (struct ds_fetch_target){
+		.image = image,
+		.slot = extent->slot,
+		.raw_off = extent->off,
+	};
+	fill_ref(&ret_target->ref, &extent->chunk, &pack, &extent->digest, extent->len_bytes);
+	return 0;
+}
+
+/* The part of the range that lies in this extent. */
+static int read_extent(struct ds_view *view, struct ds_demand *demand, struct ds_image *image,
+		       const struct ds_extent *extent, struct range *range)
+{
+	uint64_t start = DS_MAX(range->off, extent->off);
+	uint64_t end = DS_MIN(range->off + range->len_bytes, extent->off + extent->len_bytes);
+	uint8_t *to = range->data + (start - range->off);
+	struct ds_fetch_target target;
+	int r;
+
+	if (extent->is_zeros) {
+		memset(to, 0, end - start);
+		return 0;
+	}
+	r = extent_target(view, demand, image, extent, &target);
+	if (r == 0)
+		r = view_chunk_read(view, demand, &target, start - extent->off, end - start,
+				    range->may_check, to);
+	if (r == -DS_E_NOT_LOCAL) {
+		/* The other chunks of the range can be fetched at the same time. */
+		range->is_missing = true;
+		r = 0;
+	}
+	return r;
+}
+
+/* In a blocking view one chunk is waited for after the other: the later ones may come meanwhile. */
+static void prefetch_extents(struct ds_view *view, struct ds_image *image,
+			     const struct ds_extent *extents, size_t n)
+{
+	struct ds_fetch_target targets[EXTENTS_BATCH];
+	size_t targets_n = 0;
+
+	for (size_t i = 0; i < n; i++)
+		if (!extents[i].is_zeros &&
+		    extent_target(view, NULL, image, &extents[i], &targets[targets_n]) == 0)
+			targets_n++;
+	if (targets_n > 1)
+		ds_fetcher_prefetch(view->fetcher, targets, targets_n);
+}
+
+static int read_large(struct ds_view *view, struct ds_demand *demand, const struct ds_entry *entry,
+		      struct range *range)
+{
+	struct ds_extent extents[EXTENTS_BATCH];
+	uint64_t off = range->off, end = range->off + range->len_bytes;
+	struct ds_image *image = NULL;
+	size_t n = 0;
+	int r;
+
+	r = view_image_get(view, DS_IMAGE_FILE, &entry->digest, entry->extents_n, entry->size_bytes,
+			   &image);
+	while (r == 0 && off < end) {
+		r = ds_manifest_extents(view->manifest, demand, entry->ino, off, end - off, extents,
+					EXTENTS_BATCH, &n);
+		if (r == 0 && (n == 0 || extents[0].off > off))
+			r = -DS_E_MALFORMED;
+		if (r == 0 && view->is_blocking)
+			prefetch_extents(view, image, extents, n);
+		for (size_t i = 0; r == 0 && i < n; i++) {
+			if (extents[i].slot >= entry->extents_n)
+				r = -DS_E_MALFORMED;
+			else
+				r = read_extent(view, demand, image, &extents[i], range);
+			off = extents[i].off + extents[i].len_bytes;
+		}
+	}
+	if (image)
+		ds_image_unref(image);
+	if (r == 0 && range->is_missing)
+		r = -DS_E_NOT_LOCAL;
+	return r;
+}
+
+int ds_view_read(struct ds_view *view, struct ds_demand *demand, uint64_t ino, uint64_t off,
+		 size_t len_bytes, bool may_check, void *ret_data, size_t *ret_n)
+{
+	struct range range = {.off = off, .data = ret_data, .may_check = may_check};
+	struct ds_entry entry;
+	int r = ds_view_get(view, demand, ino, &entry);
+
+	if (r < 0)
+		return r;
+	if (entry.type != DS_ENTRY_FILE)
+		return entry.type == DS_ENTRY_DIRECTORY ? -EISDIR : -EINVAL;
+	if (off >= entry.size_bytes || len_bytes == 0) {
+		*ret_n = 0;
+		return 0;
+	}
+	range.len_bytes = (size_t)DS_MIN((uint64_t)len_bytes, entry.size_bytes - off);
+	if (entry.chunk.pack)
+		r = read_small(view, demand, &entry, off, range.len_bytes, may_check, ret_data);
+	else if (entry.extents_n)
+		r = read_large(view, demand, &entry, &range);
+	else
+		r = -DS_E_MALFORMED;
+	if (r == 0)
+		*ret_n = range.len_bytes;
+	return r;
+}
+
+int ds_view_seek(struct ds_view *view, struct ds_demand *demand, uint64_t ino, uint64_t off,
+		 bool hole, uint64_t *ret_off)
+{
+	struct ds_extent extents[EXTENTS_BATCH];
+	struct ds_entry entry;
+	size_t n;
+	int r = ds_view_get(view, demand, ino, &entry);
+
+	if (r < 0)
+		return r;
+	if (entry.type != DS_ENTRY_FILE)
+		return -EINVAL;
+	if (off >= entry.size_bytes)
+		return -ENXIO;
+	while (entry.extents_n && off < entry.size_bytes) {
+		r = ds_manifest_extents(view->manifest, demand, ino, off, entry.size_bytes - off,
+					extents, EXTENTS_BATCH, &n);
+		if (r < 0)
+			return r;
+		if (n == 0 || extents[0].off > off)
+			return -DS_E_MALFORMED;
+		for (size_t i = 0; i < n; i++) {
+			if (extents[i].is_zeros == hole) {
+				*ret_off = DS_MAX(off, extents[i].off);
+				return 0;
+			}
+			off = extents[i].off + extents[i].len_bytes;
+		}
+	}
+	/* A file of one chunk is all data; behind every file's end is a hole. */
+	if (!hole && off >= entry.size_bytes)
+		return -ENXIO;
+	*ret_off = hole ? entry.size_bytes : off;
+	return 0;
+}

@@ -1,0 +1,126 @@
+#include <criterion/criterion.h>
+#include <string.h>
+
+#include "cli/mount_options.h"
+#include "suite.h"
+#include "util/mem.h"
+
+DS_SUITE(mount_options);
+
+static int parse(struct cli_mount_options *options, const char *text)
+{
+	struct ds_diag diag = {0};
+	int r;
+
+	cli_mount_options_init(options);
+	r = cli_mount_options_parse(options, text, &diag);
+	if (r == -DS_E_USAGE)
+		cr_assert(diag.object[0] && diag.detail[0], "'%s' is refused without a reason",
+			  text);
+	return r;
+}
+
+Test(mount_options, every_row_of_the_table_is_understood)
+{
+	for (const struct cli_option *row = cli_mount_option_table; row->name; row++) {
+		struct cli_mount_options options;
+		char text[128];
+
+		/* A value that suits none of them: the name must be known all the same. */
+		snprintf(text, sizeof(text), "%s%s", row->name, row->argument ? "=7" : "");
+		cr_expect_eq(parse(&options, text), 0, "%s", text);
+		cli_mount_options_release(&options);
+	}
+}
+
+Test(mount_options, values_arrive)
+{
+	struct cli_mount_options options;
+
+	cr_assert_eq(parse(&options,
+			   "version=v2.1,cache_dir=/nvme/dsfs,cache_size=500G,uid=12,gid=0,"
+			   "umask=077,timeout=90,allow_other"),
+		     0);
+	cr_assert_str_eq(options.version, "v2.1");
+	cr_assert_str_eq(options.cache_dir, "/nvme/dsfs");
+	cr_assert_eq(options.cache_bytes, DS_GIB(500));
+	cr_assert(options.has_uid && options.uid == 12 && options.has_gid && options.gid == 0);
+	cr_assert_eq(options.umask, 077);
+	cr_assert_eq(options.timeout_ms, 90000);
+	cr_assert(options.allow_other);
+	cli_mount_options_release(&options);
+}
+
+Test(mount_options, what_fstab_means_for_itself_is_passed_over)
+{
+	struct cli_mount_options options;
+
+	cr_assert_eq(parse(&options,
+			   "rw,exec,user,nofail,_netdev,noauto,defaults,x-systemd.automount,"
+			   "x-systemd.requires=network.target,comment=my data,,relatime"),
+		     0);
+	cli_mount_options_release(&options);
+}
+
+Test(mount_options, a_comma_may_be_escaped)
+{
+	struct cli_mount_options options;
+
+	cr_assert_eq(parse(&options, "cache_dir=/a\\,b,version=1"), 0);
+	cr_assert_str_eq(options.cache_dir, "/a,b");
+	cr_assert_str_eq(options.version, "1");
+	cli_mount_options_release(&options);
+}
+
+Test(mount_options, the_later_one_wins)
+{
+	struct cli_mount_options options;
+
+	cr_assert_eq(parse(&options, "version=1,version=2"), 0);
+	cr_assert_str_eq(options.version, "2");
+	cli_mount_options_release(&options);
+}
+
+Test(mount_options, I02_nonsense_is_refused_by_name)
+{
+	static const char *const bad[] = {
+		"no_such_option", "no_such=1",
+		"version",	  "version=",
+		"cache_size=",	  "cache_size=10 G",
+		"cache_size=-1",  "cache_size=1e99",
+		"cache_size=0",	  "cache_size=99999999999P",
+		"uid=-1",	  "uid=4294967295",
+		"uid=root",	  "umask=8",
+		"umask=01777",	  "umask=",
+		"timeout=0",	  "timeout=soon",
+		"allow_other=1",  "log=",
+	};
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(bad); i++) {
+		struct cli_mount_options options;
+
+		cr_expect_eq(parse(&options, bad[i]), -DS_E_USAGE, "%s", bad[i]);
+		cli_mount_options_release(&options);
+	}
+}
+
+Test(mount_options, out_of_memory_is_an_error_and_no_leak)
+{
+	for (int64_t n = 0;; n++) {
+		struct cli_mount_options options;
+		uint64_t failed_n;
+		int r;
+
+		ds_mem_fail_after(n, 0);
+		r = parse(&options,
+			  "version=v1,cache_dir=/x,endpoint=e,region=r,profile=p,log=syslog");
+		failed_n = ds_mem_fail_after(-1, 0);
+		cli_mount_options_release(&options);
+		if (!failed_n) {
+			cr_assert_eq(r, 0);
+			cr_assert_gt(n, 3);
+			break;
+		}
+		cr_assert_eq(r, -ENOMEM);
+	}
+}
