@@ -235,11 +235,18 @@ static ns_time log_time(const struct log *log, size_t i)
 	return i < log->n ? ns_of(log->entries[i].time) : FOREVER;
 }
 
+/* That the entry names its version, even if it keeps it for no time at all. */
+static int add_name(struct ds_keep *keep, const struct log *log, size_t idx)
+{
+	ns_time at = log_time(log, idx);
+
+	return add_interval(keep, &log->entries[idx].version, at, at, true);
+}
+
 /* Adds [start, end) of an entry, less the times at which the branch was closed. */
 static int add_open(struct ds_keep *keep, const struct log *log, size_t idx, ns_time start,
 		    ns_time end)
 {
-	ns_time own = log_time(log, idx);
 	int r;
 
 	for (size_t i = idx + 1; i < log->n && start < end; i++) {
@@ -250,8 +257,7 @@ static int add_open(struct ds_keep *keep, const struct log *log, size_t idx, ns_
 		if (closed >= end)
 			break;
 		if (closed > start) {
-			r = add_interval(keep, &log->entries[idx].version, start, closed,
-					 start == own);
+			r = add_interval(keep, &log->entries[idx].version, start, closed, false);
 			if (r < 0)
 				return r;
 		}
@@ -259,7 +265,7 @@ static int add_open(struct ds_keep *keep, const struct log *log, size_t idx, ns_
 	}
 	if (start >= end)
 		return 0;
-	return add_interval(keep, &log->entries[idx].version, start, end, start == own);
+	return add_interval(keep, &log->entries[idx].version, start, end, false);
 }
 
 /* Until when a branch's entry would keep its version if `policy` (NULL: keep everything) were always in force. */
@@ -283,14 +289,18 @@ static int add_branch(struct ds_keep *keep, const struct ds_keep_input *input,
 		      const struct log *log)
 {
 	for (size_t i = 0; i < log->n; i++) {
+		int r;
+
 		if (log->entries[i].is_deleted)
 			continue;
+		r = add_name(keep, log, i);
+		if (r < 0)
+			return r;
 		for (size_t p = 0; p <= input->policies_n; p++) {
 			const struct ds_policy_entry *policy = p ? &input->policies[p - 1] : NULL;
 			ns_time start = policy ? ns_of(policy->time) : INT64_MIN;
 			ns_time end =
 				p < input->policies_n ? ns_of(input->policies[p].time) : FOREVER;
-			int r;
 
 			start = DS_MAX(start, log_time(log, i));
 			end = DS_MIN(end, keeps_until(log, i, policy));
@@ -304,10 +314,15 @@ static int add_branch(struct ds_keep *keep, const struct ds_keep_input *input,
 
 static int add_tag(struct ds_keep *keep, const struct log *log)
 {
+	int r;
+
 	if (log->entries[0].is_deleted)
 		return -DS_E_MALFORMED;
+	r = add_name(keep, log, 0);
+	if (r < 0)
+		return r;
 	return add_interval(keep, &log->entries[0].version, log_time(log, 0), log_time(log, 1),
-			    true);
+			    false);
 }
 
 /* A change of how many entries keep a version. */
@@ -350,14 +365,14 @@ static int settle(const struct ds_keep *keep, struct version *version)
 			keepers_n += events[i].change;
 			is_named |= events[i].is_named;
 		}
-		if (keepers_n == 0 && is_kept) {
-			is_kept = false;
+		if (!is_first && !is_kept &&
+		    (is_named ? is_aged_long(keep, dropped, at)
+			      : keepers_n == 0 || is_aged_newest(keep, dropped, at, 2)))
+			continue; /* it stays dropped */
+		is_first = false;
+		is_kept = keepers_n > 0;
+		if (!is_kept)
 			dropped = at;
-		} else if (keepers_n > 0 && !is_kept) {
-			is_kept = is_first || (is_named ? !is_aged_long(keep, dropped, at)
-							: !is_aged_newest(keep, dropped, at, 2));
-			is_first = false;
-		}
 	}
 	version->is_kept = is_kept;
 	version->dropped = dropped;

@@ -52,11 +52,13 @@ bool ds_keep_is_base(const struct ds_keep *keep, const struct ds_digest *version
 bool ds_keep_may_name(const struct ds_keep *keep, const struct ds_digest *version);
 /* Must a collector mark it? Kept, or dropped less than a grace ago. */
 bool ds_keep_must_mark(const struct ds_keep *keep, const struct ds_digest *version);
-/* Is a pack put or last seen at `modified` young (a quarter of the grace)? */
+/* Is a pack put at `modified` (HEAD's) young (a quarter of the grace)? A writer that starts anew with a new keep asks this of the packs that it put
+ * before, too: only what it puts after its start needs no question. */
 bool ds_keep_is_young(const struct ds_keep *keep, struct ds_time modified);
 /* May a collector delete an unmarked object of this age? Older than one grace. */
 bool ds_keep_may_delete(const struct ds_keep *keep, struct ds_time modified);
-/* Latest time of the store's clock at which a writer that started at `start` may put its ref entry: half a grace. */
+/* Latest time of the store's clock at which a writer that started at `start` may sign its ref entry (not_after of ds_ref_append): half a grace, less the
+ * 15 minutes that a signed PUT may be held up. */
 struct ds_time ds_keep_publish_limit(const struct ds_keep *keep, struct ds_time start);
 uint64_t ds_keep_grace_of(const struct ds_keep *keep);
 

@@ -173,6 +173,16 @@ Test(keep, a_branch_that_was_opened_again_late_does_not_bring_back)
 	done();
 }
 
+Test(keep, a_branch_that_was_closed_at_once_kept_nothing)
+{
+	branch("main", 0, 1);
+	branch("main", 0, 0);
+	branch("main", 8 * DAY, 2);
+	expect_states(7 * DAY - 1, "m");
+	expect_states(9 * DAY, "-K");
+	done();
+}
+
 Test(keep, an_entry_that_names_it_brings_back_within_a_grace)
 {
 	tag("a", 0, 1);
