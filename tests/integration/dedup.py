@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""What is in the store already is not uploaded again: the same tree from another place without local
+state, a renamed directory of 10,000 files, a directory that comes back, a commit that was killed
+half-way and is repeated elsewhere."""
+import os
+import random
+import shutil
+import signal
+import time
+
+import lib
+import tree
+from lib import MIB, check, equal, say
+
+NO_STATE = ["--state-dir", ""]
+
+
+def fill(root, files, rng, size):
+    os.makedirs(root)
+    for i in range(files):
+        if i % 100 == 0:
+            os.mkdir(f"{root}/{i // 100:04}")
+        with open(f"{root}/{i // 100:04}/{i:06}", "wb") as file:
+            file.write(rng.randbytes(size))
+
+
+def elsewhere(box, rng):
+    """Other inode numbers, another path, other times, no stat cache."""
+    source, repo = box.new_dir("src"), box.path("same")
+    growing = tree.Tree(source, rng.random())
+    growing.grow(400)
+    first = box.commit(source, repo, "--init")
+    copy = box.path("copy")
+    shutil.copytree(os.fsencode(source), os.fsencode(copy), symlinks=True)
+    again = box.commit(copy, repo, *NO_STATE, env={"DSFS_CACHE_DIR": box.path("other-state")})
+    equal(again["fingerprint"], first["fingerprint"], "fingerprint of the same tree elsewhere")
+    check(again["unchanged"], "the same tree made a version")
+    equal(again["version"], first["version"], "version of the same tree")
+    equal(len(box.json("log", repo)), 1, "versions")
+    equal(again["uploaded_data_bytes"] + again["uploaded_manifest_bytes"], 0, "bytes uploaded")
+    # A repository of its own: nothing of the first one can have had a part in it.
+    apart = box.commit(copy, box.path("apart"), "--init", *NO_STATE)
+    equal(apart["fingerprint"], first["fingerprint"], "fingerprint in another repository")
+    say(f"the same tree elsewhere: {first['totals']['files']} files, same fingerprint, no version")
+
+
+def renamed(box, rng, files):
+    source, repo = box.path("ren"), box.path("ren-repo")
+    fill(f"{source}/before", files, rng, 700)
+    os.mkdir(f"{source}/other")
+    with open(f"{source}/other/file", "wb") as file:
+        file.write(rng.randbytes(5 * MIB))
+    first = box.commit(source, repo, "--init")
+    check(first["uploaded_data_bytes"] >= files * 700, f"the first upload is too small: {first}")
+    for name, state in (("after", []), ("later", NO_STATE)):
+        old = os.listdir(source)
+        old.remove("other")
+        os.rename(f"{source}/{old[0]}", f"{source}/{name}")
+        done = box.commit(source, repo, *state)
+        equal(done["uploaded_data_bytes"], 0, f"data uploaded after renaming to {name}")
+        check(not done["unchanged"], "the renamed directory made no version")
+        say(f"renamed {files} files{' without local state' if state else ''}: 0 bytes of data, "
+            f"{done['uploaded_manifest_bytes']} of manifest, {done['read_bytes']} read")
+    # Gone for two versions, and back.
+    os.rename(f"{source}/later", box.path("aside"))
+    for i in range(2):
+        with open(f"{source}/other/new{i}", "wb") as file:
+            file.write(rng.randbytes(1000))
+        done = box.commit(source, repo)
+        check(not done["unchanged"], "nothing was removed")
+    shutil.copytree(box.path("aside"), f"{source}/back")
+    done = box.commit(source, repo)
+    equal(done["uploaded_data_bytes"], 0, "data uploaded after coming back")
+    equal(done["added"], files, "files added after coming back")
+    with box.mount(repo) as mount:
+        lines = tree.compare(tree.snapshot(source), tree.snapshot(mount.path))
+        check(not lines, "after coming back: " + "\n".join(lines))
+    say(f"came back after two versions: {files} files, 0 bytes of data")
+
+
+def packs_of(repo):
+    """{path: size} of the packs that are in a directory store."""
+    found = {}
+    for path, _, names in os.walk(os.path.join(repo, "packs")):
+        for name in names:
+            if len(name) == 64:
+                try:
+                    found[os.path.join(path, name)] = os.stat(os.path.join(path, name)).st_size
+                except FileNotFoundError:
+                    pass
+    return found
+
+
+def killed(box, rng, total):
+    """A commit killed when about half of its packs are there, then repeated from a copy."""
+    source = box.path("big")
+    fill(source, total // 100_000, rng, 100_000)
+    with open(f"{source}/large", "wb") as file:
+        for _ in range(64):
+            file.write(rng.randbytes(MIB))
+    whole = box.commit(source, box.path("whole"), "--init", *NO_STATE)
+    uploaded = whole["uploaded_data_bytes"]
+    repo = box.path("killed")
+    box.dsfs("init", repo)
+    process = box.start(["commit", source, repo, *NO_STATE, "-q"])
+    while process.poll() is None and sum(packs_of(repo).values()) < uploaded // 2:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    equal(process.returncode, -signal.SIGKILL, "status of the killed commit")
+    kept = sum(packs_of(repo).values())
+    check(uploaded * 0.2 < kept < uploaded * 0.95, f"killed at {kept} of {uploaded} bytes: not half-way")
+    equal(box.json("log", repo, status=None).__class__, dict, "log of a branch without a version")
+    box.dsfs("verify", repo)
+    copy = box.path("big-copy")
+    shutil.copytree(source, copy)
+    again = box.commit(copy, repo, *NO_STATE, env={"DSFS_CACHE_DIR": box.path("fresh-state")})
+    reused = (uploaded - again["uploaded_data_bytes"]) / kept
+    say(f"killed at {kept >> 20} of {uploaded >> 20} MiB; repeated elsewhere without local state: "
+        f"{again['uploaded_data_bytes'] >> 20} MiB uploaded, {100 * reused:.1f} % re-used")
+    check(reused >= 0.9, f"only {100 * reused:.1f} % of what was uploaded was used again")
+    equal(again["fingerprint"], whole["fingerprint"], "fingerprint after the kill")
+    box.dsfs("verify", repo, "--read-data")
+
+
+def run(box, args):
+    rng = random.Random(args.seed)
+    elsewhere(box, rng)
+    renamed(box, rng, args.files)
+    killed(box, rng, args.bytes)
+
+
+def arguments(parser):
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--bytes", type=int, default=300_000_000)
+
+
+if __name__ == "__main__":
+    lib.main(run, arguments)

@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""kill -9 of a commit at random moments: `verify` stays clean, there is no partial version, and the
+repeated commit succeeds. 20 cycles in CI, `--cycles N --store dir|s3` for more."""
+import os
+import random
+import shutil
+import signal
+import time
+
+import lib
+import tree
+from lib import check, equal, say
+
+
+def spawn(box, source, repo, state, env):
+    return box.start(["commit", source, repo, "-q", "--state-dir", state], env=env,
+                     stdout=lib.subprocess.PIPE, stderr=lib.subprocess.PIPE)
+
+
+def one_cycle(box, rng, cycle, growing, repo, state, env, typical, known):
+    """Returns whether the kill met a living commit."""
+    growing.change(rng.randint(5, 40))
+    growing.add_file(rng.randbytes(rng.choice([1000, 3 << 20, 12 << 20])))
+    process = spawn(box, growing.root, repo, state, env)
+    time.sleep(rng.uniform(0, typical))
+    process.send_signal(signal.SIGKILL)
+    out, _ = process.communicate()
+    met = process.returncode == -signal.SIGKILL
+    check(met or process.returncode == 0, f"commit ended with {process.returncode}")
+
+    found = box.json("verify", repo, env=env)
+    check(found["clean"], f"after kill {cycle}: {found['findings'][:5]}")
+    log = box.json("log", repo, env=env)
+    equal([row["number"] for row in log], list(range(len(log), 0, -1)), "numbers in the log")
+    check(len(log) - len(known) in (0, 1), f"{len(log)} versions after {len(known)}")
+    if not met:
+        equal(log[0]["version"], out.decode().strip(), "the acknowledged version")
+    made = len(log) > len(known)
+    snap = tree.snapshot(growing.root)
+    if made:  # what is there is whole, although nobody was told
+        known[log[0]["version"]] = snap
+    for row, version in zip(log[::-1], known):
+        equal(row["version"], version, "a version that was there before")
+
+    again = box.commit(growing.root, repo, "--state-dir", state, env=env)
+    equal(again["unchanged"], made, "the repeated commit found nothing new")
+    known[again["version"]] = snap
+    return met, made
+
+
+def run(box, args):
+    rng = random.Random(args.seed)
+    store = box.store(args.store)
+    env, state = store.env, box.path("state")
+    source = box.new_dir("src")
+    growing = tree.Tree(source, args.seed)
+    growing.grow(250)
+    met_n = made_n = cycles = 0
+    while cycles < args.cycles and not box.late():
+        repo = store.url(f"repo-{cycles}")
+        box.dsfs("init", repo, env=env)
+        first = box.commit(source, repo, "--state-dir", state, env=env)
+        known = {first["version"]: tree.snapshot(source)}
+        growing.change(20)
+        started = time.monotonic()
+        second = box.commit(source, repo, "--state-dir", state, env=env)
+        typical = time.monotonic() - started
+        known[second["version"]] = tree.snapshot(source)
+        for _ in range(min(args.cycles - cycles, 10)):
+            cycles += 1
+            met, made = one_cycle(box, rng, cycles, growing, repo, state, env, typical, known)
+            met_n, made_n = met_n + met, made_n + made
+        box.dsfs("verify", repo, "--read-data", env=env)
+        for version in rng.sample(list(known), min(3, len(known))):
+            with box.mount(f"{repo}@{version}", f"cache_dir={box.path('cold')}", env=env) as mount:
+                lines = tree.compare(known[version], tree.snapshot(mount.path))
+                check(not lines, f"version {version}: " + "\n".join(lines))
+            shutil.rmtree(box.path("cold"))
+        if store.kind == "dir":
+            temporary = [n for p, _, names in os.walk(repo) for n in names if n.startswith(".tmp-")]
+            say(f"after {cycles} cycles: {met_n} killed, {made_n} of the commits had been published; "
+                f"{len(temporary)} temporary files left")
+            shutil.rmtree(repo)
+    check(met_n >= cycles // 2, f"only {met_n} of {cycles} commits were killed in time")
+    say(f"{cycles} cycles, {met_n} kills met a commit, {made_n} versions were there already")
+
+
+def arguments(parser):
+    parser.add_argument("--cycles", type=int, default=20)
+    parser.add_argument("--store", choices=["dir", "s3"], default="dir")
+
+
+if __name__ == "__main__":
+    lib.main(run, arguments)
