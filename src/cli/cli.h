@@ -133,7 +133,8 @@ void cli_progress_show(struct cli_progress *progress, const char *phase, uint64_
 		       uint64_t files_total_n, uint64_t bytes, uint64_t bytes_total);
 void cli_progress_end(struct cli_progress *progress);
 
-/* Default cache directory: /var/cache/dsfs for root, else $XDG_CACHE_HOME/dsfs or ~/.cache/dsfs. New string. */
+/* Default cache directory: $DSFS_CACHE_DIR, else /var/cache/dsfs for root, else $XDG_CACHE_HOME/dsfs or
+ * ~/.cache/dsfs. New string. */
 char *cli_default_cache_dir(void);
 
 #endif

@@ -22,6 +22,7 @@ struct commit_ui {
 	struct cli_progress progress;
 	json_t *rejected;
 	uint64_t warned_n;
+	char *state_dir; /* the default one */
 };
 
 static void show_progress(void *ctx, const struct ds_commit_progress *progress)
@@ -76,6 +77,8 @@ static int fill_options(struct cli_call *call, struct commit_ui *ui, const char 
 		.ctx = ui,
 		.interrupted = &cli_interrupted,
 	};
+	if (!options->state_dir)
+		options->state_dir = ui->state_dir = cli_default_cache_dir();
 	r = cli_size(call, "memory", 0, &options->memory_bytes);
 	if (r == 0)
 		r = cli_number(call, "jobs", 0, 256, &jobs_n);
@@ -186,6 +189,7 @@ static int run_commit(struct cli_call *call)
 		ds_diag_set(&call->diag, r, call->args[1], "make it with 'dsfs init' or --init");
 	if (ui.rejected)
 		json_decref(ui.rejected);
+	ds_free(ui.state_dir);
 	ds_repo_unref(repo);
 	ds_locator_release(&locator);
 	return r < 0 ? cli_fail(call, r, NULL) : cli_finish_output(call);
@@ -310,6 +314,7 @@ static int run_fingerprint(struct cli_call *call)
 		puts(text);
 	if (ui.rejected)
 		json_decref(ui.rejected);
+	ds_free(ui.state_dir);
 	return r < 0 ? cli_fail(call, r, NULL) : cli_finish_output(call);
 }
 

@@ -231,6 +231,7 @@ static void print_man_overview(void)
 	       "AWS_SESSION_TOKEN\ncredentials; otherwise ~/.aws/credentials\n"
 	       ".TP\n.B AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_PROFILE\n"
 	       "as for other S3 tools\n"
+	       ".TP\n.B DSFS_CACHE_DIR\nthe cache directory, an absolute path\n"
 	       ".TP\n.B XDG_CACHE_HOME\nwhere the cache of users other than root lies\n"
 	       ".SH SEE ALSO\n");
 	for (size_t i = 0; cli_commands[i]; i++)

@@ -20,13 +20,16 @@ const struct cli_command *const cli_commands[] = {
 	&cli_command_verify, &cli_command_doctor, NULL,
 };
 
-/* A closed standard descriptor would be taken by the next open, and then written to by a message. */
+/*
+ * A closed standard descriptor would be taken by the next open, and then written to by a message. It is held by one
+ * that cannot be used that way, so that what is lost is told: reading from input and writing to output fail.
+ */
 static void hold_standard_descriptors(void)
 {
 	int fd;
 
 	do
-		fd = open("/dev/null", O_RDWR);
+		fd = open("/dev/null", fcntl(STDIN_FILENO, F_GETFD) < 0 ? O_WRONLY : O_RDONLY);
 	while (fd >= 0 && fd <= STDERR_FILENO);
 	if (fd >= 0)
 		close(fd);

@@ -162,15 +162,27 @@ void cli_mount_state_remove(const char *mountpoint, int fd)
 	close(fd);
 }
 
+/* A zombie has ended: in a container nobody may ever reap it (proc(5), "stat"). */
+static bool has_ended(pid_t pid)
+{
+	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(DS_KIB(4));
+	const char *after_name;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	if (ds_file_read_at(AT_FDCWD, path, &buf) < 0)
+		return true;
+	after_name = strrchr(ds_buf_str(&buf), ')');
+	return after_name && strlen(after_name) > 2 && strchr("ZX", after_name[2]);
+}
+
 bool cli_mount_wait_end(const struct cli_mount *mount, uint64_t timeout_ms)
 {
 	uint64_t deadline_ns = ds_deadline_in_ms(timeout_ms);
-	char path[64];
 
 	if (mount->pid <= 0)
 		return true;
-	snprintf(path, sizeof(path), "/proc/%d", (int)mount->pid);
-	while (access(path, F_OK) == 0) {
+	while (!has_ended(mount->pid)) {
 		if (ds_mono_ns() > deadline_ns)
 			return false;
 		ds_sleep_ms(10);

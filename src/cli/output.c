@@ -204,8 +204,11 @@ void cli_progress_end(struct cli_progress *progress)
 char *cli_default_cache_dir(void)
 {
 	const char *base = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+	const char *own = getenv("DSFS_CACHE_DIR");
 	struct passwd *entry;
 
+	if (own && own[0] == '/')
+		return ds_strdup(own);
 	if (geteuid() == 0)
 		return ds_strdup("/var/cache/dsfs");
 	if (base && base[0] == '/')

@@ -276,6 +276,8 @@ def run(box, args):
             flip = repo.in_object(repo.rng.choice(repo.json * 3 + repo.derived))
             single_round(repo, flip, counts)
             counts.add([flip])
+    if counts.flips < args.flips:
+        say("out of time")
     for key, data in before.items():
         check(repo.read(key) == data, f"{key} was not put back: a fault of this test")
     check(box.json("verify", repo.dir, "--read-data")["clean"], "not clean at the end")

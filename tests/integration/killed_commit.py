@@ -81,6 +81,8 @@ def run(box, args):
             say(f"after {cycles} cycles: {met_n} killed, {made_n} of the commits had been published; "
                 f"{len(temporary)} temporary files left")
             shutil.rmtree(repo)
+    if cycles < args.cycles:
+        say("out of time")
     check(met_n >= cycles // 2, f"only {met_n} of {cycles} commits were killed in time")
     say(f"{cycles} cycles, {met_n} kills met a commit, {made_n} versions were there already")
 
