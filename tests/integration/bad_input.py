@@ -89,8 +89,12 @@ def usage(ask, repo, mountpoint):
     ask(USAGE, "arguments are missing", "mount", repo)
     for bad in "a/b", "12345", "deadbeef", ".dot", "-dash", "2026-01-01", "a:b", "", "x" * 300, "a,b":
         ask(USAGE, "tag" if not bad else bad[:20], "tag", "--", repo, bad, may_json=False)
-    for url in f"s3://AKIDEXAMPLE:{SECRET}@bucket/x", "s3://", "s3:///x", "http://host/x", "ftp://x/y":
-        ask(USAGE, url.split(":")[0], "log", url)
+    # Such a URL may hold a password, so that it is not repeated.
+    for url, name in ((f"s3://AKIDEXAMPLE:{SECRET}@bucket/x", "keys in a URL"), ("s3://", "bucket"),
+                      (f"https://user:{SECRET}@host/x", "s3://bucket/prefix"), ("s3:///x", "bucket"),
+                      ("s3://UPPER/x", "bucket"), ("s3://bucket/a//b", "prefix")):
+        ask(USAGE, name, "log", url)
+        ask(USAGE, name, "mount", url, mountpoint)
     ask(USAGE, "@", "commit", mountpoint, f"{repo}@1")
     ask(USAGE, "version", "init", f"{repo}-new@1")
     ask(USAGE, "--branch", "log", f"{repo}@1", "--branch", "main")

@@ -112,7 +112,7 @@ def run(box, args):
     in_readme = set(re.findall(r"`([a-z_]+)=?`", " ".join(r[0] for r in table_of(readme, "Mount options"))))
     equal(in_readme - there, set(), "mount options of the README that are none")
     equal(there - in_readme, {"debug"}, "mount options that the README does not tell")
-    page = box.dsfs("help", "--man", "mount").text.split(".SH MOUNT OPTIONS")[1]
+    page = box.dsfs("help", "--man", "mount").text.split(".SH MOUNT OPTIONS")[1].split(".SH")[0]
     equal(set(re.findall(r"^\\fB([a-z_]+)\\fR", page, re.M)), there, "mount options in the man page")
     check(re.fullmatch(r"dsfs \d+\.\d+\.\d+\n", box.dsfs("--version").text), "--version")
     say(f"{len(names)} commands, {options_n} options, {len(there)} mount options, {len(told)} exit "
