@@ -4,7 +4,7 @@
  * A want names a chunk and where it goes. If it is in flight already (in this process, or in another one of the
  * host, seen by the slot's lock), the waiter joins; else the chunk is queued. Queued chunks that lie side by
  * side in a pack travel in one range GET. Received bytes are decoded and verified on worker threads, written to the image, and then each
- * waiter's `done` is called, from a worker, with the raw bytes, so that it can be answered even if the image could not take them.
+ * waiter's `done` is called, from a worker or the timer's thread, with the raw bytes, so that it can be answered even if the image could not take them.
  *
  * A pack that answers "absent" (or "denied") leads to its `.moved` note, which may chain; bytes that do not fit their digest are fetched anew once, then
  * the want fails with -DS_E_CORRUPT.
@@ -65,7 +65,8 @@ int ds_fetcher_new(struct ds_store *store, struct ds_cache *cache,
 struct ds_fetcher *ds_fetcher_free(struct ds_fetcher *fetcher);
 
 /* The waiter belongs to the fetcher until done is called or ds_fetcher_abandon has returned true. `bytes` in done is valid during the call: take a reference to keep it.
- * May call done before it returns?  No: always later, from another thread. -ENOMEM: not taken. */
+ * May call done before it returns?  No: always later, from another thread. -ENOMEM (or what a thread could not be started for): not
+ * taken; so is -DS_E_INTERRUPTED, while the fetcher is being freed. */
 int ds_fetcher_want(struct ds_fetcher *fetcher, const struct ds_fetch_target *target,
 		    struct ds_fetch_waiter *waiter);
 /* Chunks that will be wanted soon, nobody waits for; dropped when the budget is short. Demand overtakes them. */
@@ -75,7 +76,7 @@ void ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_targe
 bool ds_fetcher_abandon(struct ds_fetcher *fetcher, struct ds_fetch_waiter *waiter);
 
 /* Puts bytes that are at hand (e.g. what a mount fetched in one GET) into an in-memory stash: wants of that digest are
- * answered from it without a request. Lives as long as the fetcher; at most a few MiB. */
+ * answered from it without a request. Lives as long as the fetcher; at most 8 MiB (then -DS_E_LIMIT). -DS_E_CORRUPT if the digest does not fit. */
 int ds_fetcher_stash(struct ds_fetcher *fetcher, const struct ds_digest *digest,
 		     struct ds_chunk_bytes *bytes);
 

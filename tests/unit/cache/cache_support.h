@@ -41,7 +41,7 @@ unsigned support_images(const char *dir, unsigned which, int *ret_fd);
 /* Allocated bytes of all files in the cache directory's images. */
 uint64_t support_allocated(const char *dir);
 
-/* Runs fn in a child process; returns its pid. The child ends with fn's value (leaks are checked too). */
+/* Runs fn in a child process; returns its pid. The child ends with fn's value. */
 int support_fork(int (*fn)(void *ctx), void *ctx);
 /* Exit status of the child, 128 + signal if it was killed. */
 int support_wait(int pid);

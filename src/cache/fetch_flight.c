@@ -1,0 +1,261 @@
+/*
+ * The steps of one flight, on worker threads: looking whether the chunk is at hand, decoding what came, filling
+ * the image, telling who waits. States and owners: fetch_internal.h.
+ */
+#include <assert.h>
+
+#include "cache/fetch_internal.h"
+
+bool ds_flight_is_unwanted_locked(const struct ds_flight *flight)
+{
+	return ds_list_is_empty(&flight->waiters) &&
+	       (!flight->is_prefetch || flight->fetcher->locked.is_ending);
+}
+
+void ds_flight_remove_from_map_locked(struct ds_flight *flight)
+{
+	if (flight->is_in_map)
+		ds_map_remove(flight->fetcher->locked.flights, &flight->key, sizeof(flight->key));
+	flight->is_in_map = false;
+}
+
+void ds_flight_detach_waiter_locked(struct ds_fetcher *fetcher, struct ds_fetch_waiter *waiter)
+{
+	ds_list_remove(&waiter->node);
+	ds_list_remove(&waiter->deadline_node);
+	waiter->flight = NULL;
+	fetcher->locked.stats.waiting_n--;
+}
+
+static bool is_batch_unwanted_locked(const struct ds_fetch_batch *batch)
+{
+	ds_list_for_each (node, &batch->flights)
+		if (!ds_flight_is_unwanted_locked(ds_list_entry(node, struct ds_flight, node)))
+			return false;
+	return true;
+}
+
+void ds_flight_let_go_locked(struct ds_flight *flight)
+{
+	if (!ds_flight_is_unwanted_locked(flight))
+		return;
+	switch (flight->state) {
+	case DS_FLIGHT_QUEUED:
+		ds_flight_dequeue_locked(flight);
+		break;
+	case DS_FLIGHT_WAITING:
+		ds_list_remove(&flight->node);
+		break;
+	case DS_FLIGHT_FETCHING:
+		if (is_batch_unwanted_locked(flight->batch))
+			ds_fetch_cancel_locked(&flight->batch->call);
+		return;
+	default:
+		return; /* its owner looks at its next step */
+	}
+	ds_flight_remove_from_map_locked(flight);
+	flight->state = DS_FLIGHT_DROPPED;
+	flight->work.run = ds_flight_run_drop;
+	ds_work_submit(flight->fetcher->workers, &flight->work, true);
+}
+
+void ds_flight_run_drop(struct ds_work_item *item)
+{
+	ds_flight_finish(ds_container_of(item, struct ds_flight, work), -DS_E_INTERRUPTED, NULL);
+}
+
+void ds_flight_note_error(struct ds_flight *flight, int error, const struct ds_diag *diag)
+{
+	pthread_mutex_lock(&flight->fetcher->mutex);
+	flight->last_error = error;
+	if (diag)
+		flight->diag = *diag;
+	else
+		ds_diag_clear(&flight->diag);
+	flight->diag.code = error;
+	pthread_mutex_unlock(&flight->fetcher->mutex);
+}
+
+void ds_flight_finish(struct ds_flight *flight, int result, struct ds_chunk_bytes *bytes)
+{
+	struct ds_fetcher *fetcher = flight->fetcher;
+	struct ds_list waiters;
+
+	assert(result == 0 || !bytes);
+	ds_list_init(&waiters);
+	/* The lock first: who is told may want it again at once. */
+	ds_image_unlock_slot(&flight->lock);
+	pthread_mutex_lock(&fetcher->mutex);
+	ds_flight_remove_from_map_locked(flight);
+	ds_list_for_each_safe (node, tmp, &flight->waiters) {
+		struct ds_fetch_waiter *waiter = ds_list_entry(node, struct ds_fetch_waiter, node);
+
+		ds_flight_detach_waiter_locked(fetcher, waiter);
+		ds_list_push_back(&waiters, &waiter->node);
+	}
+	fetcher->locked.inflight_bytes -= flight->cost_bytes;
+	ds_fetch_kick_locked(fetcher);
+	pthread_mutex_unlock(&fetcher->mutex);
+
+	while (!ds_list_is_empty(&waiters)) {
+		struct ds_fetch_waiter *waiter =
+			ds_list_entry(waiters.next, struct ds_fetch_waiter, node);
+
+		ds_list_remove(&waiter->node);
+		/* It may be gone when this returns. */
+		waiter->done(waiter, result, bytes, result < 0 ? &flight->diag : NULL);
+	}
+	if (flight->batch)
+		ds_fetch_batch_unref(flight->batch);
+	ds_image_unref(flight->image);
+	ds_free(flight);
+	pthread_mutex_lock(&fetcher->mutex);
+	if (--fetcher->locked.flights_n == 0)
+		pthread_cond_broadcast(&fetcher->idle);
+	pthread_mutex_unlock(&fetcher->mutex);
+}
+
+static void fail(struct ds_flight *flight, int error, const struct ds_diag *diag)
+{
+	ds_flight_note_error(flight, error, diag);
+	ds_flight_finish(flight, error, NULL);
+}
+
+static bool is_quiet_prefetch(struct ds_flight *flight)
+{
+	bool is_quiet;
+
+	pthread_mutex_lock(&flight->fetcher->mutex);
+	is_quiet = ds_list_is_empty(&flight->waiters);
+	pthread_mutex_unlock(&flight->fetcher->mutex);
+	return is_quiet;
+}
+
+bool ds_flight_serve_local(struct ds_flight *flight)
+{
+	enum ds_image_state state = ds_image_look(flight->image, &flight->slot);
+	struct ds_chunk_bytes *bytes;
+
+	if (state == DS_IMAGE_NOTHING || ds_chunk_bytes_new(flight->slot.raw_len_bytes, &bytes) < 0)
+		return false;
+	if (state == DS_IMAGE_READY && is_quiet_prefetch(flight)) {
+		/* Nobody wants to see the bytes; who comes meanwhile is served all the same. */
+		pthread_mutex_lock(&flight->fetcher->mutex);
+		if (ds_list_is_empty(&flight->waiters))
+			ds_flight_remove_from_map_locked(flight);
+		state = flight->is_in_map ? state : DS_IMAGE_NOTHING;
+		pthread_mutex_unlock(&flight->fetcher->mutex);
+		if (state == DS_IMAGE_NOTHING) {
+			ds_chunk_bytes_unref(bytes);
+			ds_flight_finish(flight, 0, NULL);
+			return true;
+		}
+	}
+	if (ds_image_read(flight->image, &flight->slot, 0, flight->slot.raw_len_bytes, true,
+			  bytes->data) < 0) {
+		ds_chunk_bytes_unref(bytes);
+		return false;
+	}
+	ds_flight_finish(flight, 0, bytes);
+	ds_chunk_bytes_unref(bytes);
+	return true;
+}
+
+static bool serve_stashed(struct ds_flight *flight)
+{
+	struct ds_fetcher *fetcher = flight->fetcher;
+	struct ds_chunk_bytes *bytes;
+
+	pthread_mutex_lock(&fetcher->mutex);
+	bytes = ds_map_get(fetcher->locked.stash, flight->slot.digest.bytes, DS_DIGEST_LEN);
+	if (bytes)
+		ds_chunk_bytes_ref(bytes);
+	pthread_mutex_unlock(&fetcher->mutex);
+	if (!bytes)
+		return false;
+	if (bytes->len_bytes != flight->slot.raw_len_bytes) {
+		ds_chunk_bytes_unref(bytes);
+		return false;
+	}
+	ds_image_fill(flight->image, &flight->slot, bytes->data);
+	ds_flight_finish(flight, 0, bytes);
+	ds_chunk_bytes_unref(bytes);
+	return true;
+}
+
+static bool makes_sense(const struct ds_chunk_ref *ref)
+{
+	return ref->raw_len_bytes > 0 && ref->raw_len_bytes <= DS_CHUNK_MAX &&
+	       ref->stored_len_bytes > 0 && ref->stored_len_bytes <= ref->raw_len_bytes &&
+	       ref->stored_off >= DS_PACK_HEAD_LEN && ref->stored_off <= DS_PACK_MAX &&
+	       ref->stored_off + ref->stored_len_bytes <= DS_PACK_MAX;
+}
+
+void ds_flight_run_look(struct ds_work_item *item)
+{
+	struct ds_flight *flight = ds_container_of(item, struct ds_flight, work);
+	char key[DS_PACK_KEY_MAX];
+	struct ds_diag diag = {0};
+
+	if (!makes_sense(&flight->at)) {
+		ds_diag_set(&diag, -DS_E_MALFORMED, ds_pack_key(&flight->at.pack, key),
+			    "chunk %u is said to lie where none can lie", flight->at.ordinal);
+		fail(flight, -DS_E_MALFORMED, &diag);
+		return;
+	}
+	if (!ds_flight_serve_local(flight) && !serve_stashed(flight))
+		ds_flight_enqueue(flight);
+}
+
+void ds_flight_corrupt(struct ds_flight *flight, int error, const struct ds_diag *diag)
+{
+	struct ds_fetcher *fetcher = flight->fetcher;
+	char key[DS_PACK_KEY_MAX];
+	struct ds_diag own = {0};
+
+	pthread_mutex_lock(&fetcher->mutex);
+	fetcher->locked.stats.corrupt_n++;
+	pthread_mutex_unlock(&fetcher->mutex);
+	if (diag)
+		own = *diag;
+	ds_diag_set(&own, -DS_E_CORRUPT, ds_pack_key(&flight->at.pack, key),
+		    "chunk %u at %llu (%s)", flight->at.ordinal,
+		    (unsigned long long)flight->at.stored_off, ds_strerror(error));
+	ds_flight_note_error(flight, -DS_E_CORRUPT, &own);
+	if (flight->corrupt_n++ > 0) {
+		ds_flight_finish(flight, -DS_E_CORRUPT, NULL);
+		return;
+	}
+	/* Once more, by itself: perhaps it was spoilt on its way. */
+	flight->travels_alone = true;
+	ds_flight_enqueue(flight);
+}
+
+void ds_flight_run_decode(struct ds_work_item *item)
+{
+	struct ds_flight *flight = ds_container_of(item, struct ds_flight, work);
+	struct ds_fetch_batch *batch = flight->batch;
+	struct ds_chunk_bytes *bytes = NULL;
+	int r;
+
+	r = ds_chunk_bytes_new(flight->at.raw_len_bytes, &bytes);
+	if (r == 0)
+		r = ds_chunk_decode(batch->stored.data + (flight->at.stored_off - batch->off),
+				    flight->at.stored_len_bytes, flight->at.raw_len_bytes,
+				    &flight->at.digest, bytes->data);
+	flight->batch = NULL;
+	ds_fetch_batch_unref(batch);
+	if (r == 0) {
+		pthread_mutex_lock(&flight->fetcher->mutex);
+		flight->fetcher->locked.stats.chunks_n++;
+		pthread_mutex_unlock(&flight->fetcher->mutex);
+		/* Whether the disk took it or not, the bytes are here. */
+		ds_image_fill_locked(flight->image, &flight->slot, bytes->data, &flight->lock);
+		ds_flight_finish(flight, 0, bytes);
+	} else if (r == -DS_E_CORRUPT || r == -DS_E_MALFORMED) {
+		ds_flight_corrupt(flight, r, NULL);
+	} else {
+		fail(flight, r, NULL);
+	}
+	ds_chunk_bytes_unref(bytes);
+}

@@ -1,0 +1,200 @@
+/*
+ * What the parts of the fetcher share; for src/cache only.
+ *
+ *   fetch.c           the interface: wants, prefetch, abandoning, stash, start and end
+ *   fetch_flight.c    the steps of one flight on worker threads: look, decode, finish
+ *   fetch_queue.c     choosing what travels in one GET, claiming slots, sending, answers
+ *   fetch_deadline.c  the timer thread: deadlines, retries, polling of other processes' locks
+ *   fetch_moved.c     tables of contents, notes of packs that are gone
+ *
+ * A flight is one chunk on its way into one image, with all who wait for it. Its states, and who owns it in each:
+ *
+ *   LOOKING   a worker: is it in the image or the stash?        -> QUEUED, or done
+ *   QUEUED    the queue                                          -> CLAIMING
+ *   CLAIMING  a dispatcher: takes the slot's lock                -> FETCHING, WAITING, or done
+ *   WAITING   the timer: another process has the lock, or a
+ *             failed GET is tried again after a pause            -> QUEUED
+ *   FETCHING  its batch, which is with the store                 -> DECODING, WAITING, MOVING, or done
+ *   DECODING  a worker: decode, verify, fill                     -> QUEUED (fetch it anew), or done
+ *   MOVING    a thread of its own kind: follows .moved notes     -> QUEUED, or done
+ *   DROPPED   a worker: nobody wants it any more                 -> done
+ *
+ * Everything but what the owner works on is under fetcher->mutex. No callback, no I/O and no image call
+ * happens under it, but for ds_store_cancel, whose `done` comes later from a thread of the store.
+ *
+ * INV-1 A waiter is on exactly one list, or `done` is being or has been called; waiter->flight says which.
+ * INV-2 Every flight that a want may join is in the map; it leaves the map before its waiters are told.
+ * INV-3 A request is cancelled only between its submission and its `done`, both seen under the mutex.
+ */
+#ifndef DS_CACHE_FETCH_INTERNAL_H
+#define DS_CACHE_FETCH_INTERNAL_H
+
+#include <pthread.h>
+
+#include "cache/cache_internal.h"
+#include "cache/fetch.h"
+#include "codec/pack.h"
+#include "util/map.h"
+#include "util/work.h"
+
+#define DS_FETCH_GETS_MAX 64u /* at once: as many as the store has connections */
+
+/* A request on its way, by the fetcher's own account. */
+struct ds_fetch_call {
+	struct ds_list node; /* in fetcher->locked.calls while it is with the store */
+	struct ds_fetcher *fetcher;
+	struct ds_store_req req;
+	bool is_submitted, is_over, is_cancelled; /* by fetcher->mutex */
+	void (*over)(struct ds_fetch_call *call); /* on a thread of the store */
+};
+
+/* One range GET and the chunks that travel in it. */
+struct ds_fetch_batch {
+	_Atomic unsigned refs_n;
+	struct ds_fetch_call call;
+	struct ds_work_item work;
+	struct ds_list flights; /* in the order of their offsets */
+	struct ds_buf stored;
+	uint64_t off;
+	char key[DS_PACK_KEY_MAX];
+};
+
+enum ds_flight_state {
+	DS_FLIGHT_LOOKING,
+	DS_FLIGHT_QUEUED,
+	DS_FLIGHT_CLAIMING,
+	DS_FLIGHT_WAITING,
+	DS_FLIGHT_FETCHING,
+	DS_FLIGHT_DECODING,
+	DS_FLIGHT_MOVING,
+	DS_FLIGHT_DROPPED
+};
+
+/* What makes two wants the same: also where it is said to lie, so that a lie about it fails only who told it. */
+struct ds_flight_key {
+	uint64_t image, raw_off, stored_off;
+	uint32_t slot, raw_len_bytes, stored_len_bytes, ordinal;
+	struct ds_digest digest, pack;
+};
+
+struct ds_flight {
+	struct ds_list node; /* queue, timer, or batch */
+	struct ds_work_item work;
+	struct ds_fetcher *fetcher;
+	struct ds_flight_key key;
+	bool is_in_map;
+	enum ds_flight_state state;
+	bool is_prefetch; /* goes on without waiters */
+	struct ds_list waiters;
+
+	struct ds_image *image;
+	struct ds_image_slot slot;
+	struct ds_chunk_ref at; /* where it lies, as far as is known now */
+	struct ds_image_lock lock;
+	struct ds_fetch_batch *batch;
+
+	bool is_start_noted, is_end_noted; /* in the maps of neighbours */
+	bool travels_alone;
+	uint64_t cost_bytes; /* counted as in flight; 0: not */
+	unsigned corrupt_n, moved_n, tries_n;
+	uint64_t due_ns;	/* WAITING */
+	uint64_t poll_since_ns; /* another one holds the lock since */
+	uint64_t poll_ms;
+	int last_error;
+	struct ds_diag diag;
+};
+
+struct ds_fetch_dispatcher {
+	struct ds_work_item work;
+	struct ds_fetcher *fetcher;
+	bool is_busy;
+};
+
+struct ds_moved_cache;
+
+struct ds_fetcher {
+	struct ds_store *store;
+	struct ds_cache *cache;
+	uint64_t inflight_bytes_max, coalesce_bytes_max;
+	unsigned workers_n;
+
+	pthread_mutex_t mutex;
+	pthread_cond_t timer_wake, idle;
+	struct {
+		bool is_started, is_ending;
+		struct ds_map *flights;	      /* by key */
+		struct ds_map *starts, *ends; /* queued flights by (pack, offset) */
+		struct ds_list demand, prefetch;
+		struct ds_list waiting;	  /* flights */
+		struct ds_list deadlines; /* waiters, soonest first */
+		struct ds_list calls;
+		size_t flights_n;
+		unsigned gets_n; /* batches with the store */
+		uint64_t inflight_bytes, prefetch_bytes;
+		struct ds_map *stash; /* bytes by digest */
+		uint64_t stash_bytes;
+		struct ds_fetcher_stats stats;
+	} locked;
+	struct ds_work *workers;
+	struct ds_work *movers; /* made when the first pack is gone; by mutex */
+	pthread_t timer;
+	struct ds_moved_cache *moved;
+	struct ds_fetch_dispatcher *dispatchers;
+	unsigned dispatchers_n;
+};
+
+/* ---- chunk_bytes.c */
+int ds_chunk_bytes_new(uint32_t len_bytes, struct ds_chunk_bytes **ret_bytes);
+
+/* ---- fetch.c */
+/* Hands a request to the store; `over` is called later. Not under the mutex. The call stays valid until `over` was called and this
+ * has returned. */
+void ds_fetch_submit(struct ds_fetcher *fetcher, struct ds_fetch_call *call);
+void ds_fetch_cancel_locked(struct ds_fetch_call *call);
+/* Performs a request, blocking; ends early with the fetcher. */
+int ds_fetch_perform(void *fetcher, struct ds_store_req *req);
+
+/* ---- fetch_flight.c */
+void ds_flight_run_look(struct ds_work_item *item);
+void ds_flight_run_decode(struct ds_work_item *item);
+void ds_flight_run_drop(struct ds_work_item *item);
+/* Serves it from the image, checking if need be. False: not there. */
+bool ds_flight_serve_local(struct ds_flight *flight);
+/* Tells who waits and frees the flight. By its owner, not under the mutex. `bytes` is borrowed. */
+void ds_flight_finish(struct ds_flight *flight, int result, struct ds_chunk_bytes *bytes);
+/* Notes the error that the waiters get if no further try succeeds. */
+void ds_flight_note_error(struct ds_flight *flight, int error, const struct ds_diag *diag);
+/* The bytes that came were wrong. */
+void ds_flight_corrupt(struct ds_flight *flight, int error, const struct ds_diag *diag);
+bool ds_flight_is_unwanted_locked(const struct ds_flight *flight);
+/* Nobody waits for it any more: ends it as soon as its owner allows. */
+void ds_flight_let_go_locked(struct ds_flight *flight);
+void ds_flight_remove_from_map_locked(struct ds_flight *flight);
+/* Takes a waiter off its flight. */
+void ds_flight_detach_waiter_locked(struct ds_fetcher *fetcher, struct ds_fetch_waiter *waiter);
+
+/* ---- fetch_queue.c */
+/* By its owner. Puts it into the queue, or ends it if nobody wants it. */
+void ds_flight_enqueue(struct ds_flight *flight);
+void ds_flight_enqueue_locked(struct ds_flight *flight);
+/* By its owner: after a pause, if somebody still waits then; else it ends with the error. */
+void ds_flight_retry_later(struct ds_flight *flight, int error, const struct ds_diag *diag);
+void ds_flight_dequeue_locked(struct ds_flight *flight);
+/* Makes a worker dispatch what is queued, if the budget allows. */
+void ds_fetch_kick_locked(struct ds_fetcher *fetcher);
+void ds_fetch_run_dispatch(struct ds_work_item *item);
+void ds_fetch_batch_unref(struct ds_fetch_batch *batch);
+
+/* ---- fetch_deadline.c */
+int ds_fetch_timer_start_locked(struct ds_fetcher *fetcher);
+void ds_fetch_add_deadline_locked(struct ds_fetcher *fetcher, struct ds_fetch_waiter *waiter);
+/* WAITING for so long. */
+void ds_flight_park_locked(struct ds_flight *flight, uint64_t ms);
+
+/* ---- fetch_moved.c */
+int ds_moved_cache_new(struct ds_moved_cache **ret_moved);
+struct ds_moved_cache *ds_moved_cache_free(struct ds_moved_cache *moved);
+/* The flight's pack is gone: finds where its chunk is now. */
+void ds_flight_move(struct ds_flight *flight, int error, const struct ds_diag *diag);
+
+#endif

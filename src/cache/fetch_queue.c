@@ -1,0 +1,481 @@
+/*
+ * The queue: which chunks travel in one GET, the slots' locks, and what becomes of an answer. States and
+ * owners: fetch_internal.h.
+ *
+ * Demand goes before prefetch. A queued chunk takes along those that lie directly before and behind it in the pack,
+ * found by two maps from (pack, offset) to the flight that starts or ends there.
+ */
+#include <assert.h>
+#include <string.h>
+
+#include "cache/fetch_internal.h"
+#include "util/clock.h"
+#include "util/random.h"
+
+#define RETRY_MIN_MS	50u
+#define RETRY_MAX_MS	2000u
+#define POLL_MIN_MS	2u
+#define POLL_MAX_MS	50u
+#define PATIENCE_MAX_MS 10000u /* with a lock that another process holds */
+#define QUIET_GET_MS	60000u /* deadline of a GET that nobody waits for */
+#define MOVED_MAX	4u     /* times that a pack may go while we fetch from it */
+
+struct place {
+	struct ds_digest pack;
+	uint64_t off;
+};
+
+static struct place place_of(const struct ds_flight *flight, bool end)
+{
+	struct place place;
+
+	memset(&place, 0, sizeof(place));
+	place.pack = flight->at.pack;
+	place.off = flight->at.stored_off + (end ? flight->at.stored_len_bytes : 0);
+	return place;
+}
+
+/* Of several at one place the first is noted, the others travel by themselves; so they do without memory. */
+static bool note_place(struct ds_map *map, const struct place *place, struct ds_flight *flight)
+{
+	return !ds_map_get(map, place, sizeof(*place)) &&
+	       ds_map_put(map, place, sizeof(*place), flight, NULL) == 0;
+}
+
+void ds_flight_enqueue_locked(struct ds_flight *flight)
+{
+	struct ds_fetcher *fetcher = flight->fetcher;
+	struct place start = place_of(flight, false), end = place_of(flight, true);
+
+	flight->state = DS_FLIGHT_QUEUED;
+	if (flight->is_prefetch) {
+		ds_list_push_back(&fetcher->locked.prefetch, &flight->node);
+		fetcher->locked.prefetch_bytes += flight->at.raw_len_bytes;
+	} else {
+		ds_list_push_back(&fetcher->locked.demand, &flight->node);
+	}
+	if (!flight->travels_alone) {
+		flight->is_start_noted = note_place(fetcher->locked.starts, &start, flight);
+		flight->is_end_noted = note_place(fetcher->locked.ends, &end, flight);
+	}
+	ds_fetch_kick_locked(fetcher);
+}
+
+void ds_flight_dequeue_locked(struct ds_flight *flight)
+{
+	struct ds_fetcher *fetcher = flight->fetcher;
+	struct place start = place_of(flight, false), end = place_of(flight, true);
+
+	ds_list_remove(&flight->node);
+	if (flight->is_prefetch)
+		fetcher->locked.prefetch_bytes -= flight->at.raw_len_bytes;
+	if (flight->is_start_noted)
+		ds_map_remove(fetcher->locked.starts, &start, sizeof(start));
+	if (flight->is_end_noted)
+		ds_map_remove(fetcher->locked.ends, &end, sizeof(end));
+	flight->is_start_noted = flight->is_end_noted = false;
+}
+
+void ds_flight_enqueue(struct ds_flight *flight)
+{
+	struct ds_fetcher *fetcher = flight->fetcher;
+	bool is_unwanted;
+
+	/* It is taken again when its turn comes. */
+	ds_image_unlock_slot(&flight->lock);
+	pthread_mutex_lock(&fetcher->mutex);
+	fetcher->locked.inflight_bytes -= flight->cost_bytes;
+	flight->cost_bytes = 0;
+	is_unwanted = ds_flight_is_unwanted_locked(flight);
+	if (is_unwanted)
+		ds_flight_remove_from_map_locked(flight);
+	else
+		ds_flight_enqueue_locked(flight);
+	pthread_mutex_unlock(&fetcher->mutex);
+	if (is_unwanted)
+		ds_flight_finish(flight, -DS_E_INTERRUPTED, NULL);
+}
+
+static uint64_t cost_of(const struct ds_flight *flight)
+{
+	return (uint64_t)flight->at.stored_len_bytes + flight->at.raw_len_bytes;
+}
+
+static bool fits_budget_locked(const struct ds_fetcher *fetcher, const struct ds_flight *flight)
+{
+	/* One alone always fits. */
+	return fetcher->locked.inflight_bytes == 0 ||
+	       fetcher->locked.inflight_bytes + cost_of(flight) <= fetcher->inflight_bytes_max;
+}
+
+static struct ds_flight *first_locked(struct ds_fetcher *fetcher)
+{
+	struct ds_list *list = &fetcher->locked.demand;
+	struct ds_flight *flight;
+
+	if (fetcher->locked.is_ending || fetcher->locked.gets_n >= DS_FETCH_GETS_MAX)
+		return NULL;
+	if (ds_list_is_empty(list)) {
+		/* What nobody waits for yet leaves room for what somebody will. */
+		list = &fetcher->locked.prefetch;
+		if (ds_list_is_empty(list) || fetcher->locked.gets_n >= DS_FETCH_GETS_MAX / 2)
+			return NULL;
+	}
+	flight = ds_list_entry(list->next, struct ds_flight, node);
+	return fits_budget_locked(fetcher, flight) ? flight : NULL;
+}
+
+void ds_fetch_kick_locked(struct ds_fetcher *fetcher)
+{
+	if (!first_locked(fetcher))
+		return;
+	for (unsigned i = 0; i < fetcher->dispatchers_n; i++) {
+		struct ds_fetch_dispatcher *dispatcher = &fetcher->dispatchers[i];
+
+		if (dispatcher->is_busy)
+			continue;
+		dispatcher->is_busy = true;
+		ds_work_submit(fetcher->workers, &dispatcher->work, true);
+		return;
+	}
+}
+
+static void take_locked(struct ds_flight *flight, struct ds_list *list, bool at_end)
+{
+	ds_flight_dequeue_locked(flight);
+	flight->state = DS_FLIGHT_CLAIMING;
+	flight->cost_bytes = cost_of(flight);
+	flight->fetcher->locked.inflight_bytes += flight->cost_bytes;
+	if (at_end)
+		ds_list_push_back(list, &flight->node);
+	else
+		ds_list_push_front(list, &flight->node);
+}
+
+/* Takes the next chunk and its neighbours; false: nothing to do now. */
+static bool pick_locked(struct ds_fetcher *fetcher, struct ds_list *ret_list)
+{
+	struct ds_flight *flight = first_locked(fetcher), *next;
+	struct place start, end;
+	uint64_t len;
+
+	if (!flight)
+		return false;
+	fetcher->locked.gets_n++;
+	start = place_of(flight, false);
+	end = place_of(flight, true);
+	len = flight->at.stored_len_bytes;
+	take_locked(flight, ret_list, true);
+	if (flight->travels_alone)
+		return true;
+	for (int forward = 1; forward >= 0; forward--) {
+		struct ds_map *map = forward ? fetcher->locked.starts : fetcher->locked.ends;
+		struct place *at = forward ? &end : &start;
+
+		while ((next = ds_map_get(map, at, sizeof(*at))) &&
+		       len + next->at.stored_len_bytes <= fetcher->coalesce_bytes_max &&
+		       fits_budget_locked(fetcher, next)) {
+			*at = place_of(next, forward);
+			len += next->at.stored_len_bytes;
+			take_locked(next, ret_list, forward);
+		}
+	}
+	return true;
+}
+
+/* ---- claiming */
+
+enum claim { CLAIM_FETCH, CLAIM_GONE };
+
+static uint64_t latest_deadline_locked(const struct ds_flight *flight)
+{
+	uint64_t latest = 0;
+
+	ds_list_for_each (node, &flight->waiters)
+		latest = DS_MAX(latest,
+				ds_list_entry(node, struct ds_fetch_waiter, node)->deadline_ns);
+	return latest;
+}
+
+/* Another one is at it: look again soon. Not for ever: he may have been stopped. */
+static enum claim wait_for_other(struct ds_flight *flight)
+{
+	struct ds_fetcher *fetcher = flight->fetcher;
+	uint64_t now = ds_mono_ns(), deadline;
+	enum claim claim = CLAIM_GONE;
+
+	pthread_mutex_lock(&fetcher->mutex);
+	if (!flight->poll_since_ns) {
+		flight->poll_since_ns = now;
+		flight->poll_ms = POLL_MIN_MS;
+	}
+	deadline = latest_deadline_locked(flight);
+	if (now - flight->poll_since_ns > PATIENCE_MAX_MS * (uint64_t)DS_NS_PER_MS ||
+	    (deadline && now > flight->poll_since_ns &&
+	     now - flight->poll_since_ns > (deadline > now ? deadline - now : 0))) {
+		claim = CLAIM_FETCH;
+	} else {
+		fetcher->locked.inflight_bytes -= flight->cost_bytes;
+		flight->cost_bytes = 0;
+		ds_flight_park_locked(flight, flight->poll_ms);
+		flight->poll_ms = DS_MIN(flight->poll_ms * 2, POLL_MAX_MS);
+	}
+	pthread_mutex_unlock(&fetcher->mutex);
+	return claim;
+}
+
+static enum claim claim(struct ds_flight *flight)
+{
+	struct ds_fetcher *fetcher = flight->fetcher;
+	bool is_unwanted;
+	int r;
+
+	pthread_mutex_lock(&fetcher->mutex);
+	is_unwanted = ds_flight_is_unwanted_locked(flight);
+	if (is_unwanted)
+		ds_flight_remove_from_map_locked(flight);
+	pthread_mutex_unlock(&fetcher->mutex);
+	if (is_unwanted) {
+		ds_flight_finish(flight, -DS_E_INTERRUPTED, NULL);
+		return CLAIM_GONE;
+	}
+	r = ds_image_lock_slot(flight->image, &flight->slot, &flight->lock);
+	/* Who held it may have brought it. */
+	if ((r == 0 || r == -EBUSY) && ds_flight_serve_local(flight))
+		return CLAIM_GONE;
+	return r == -EBUSY ? wait_for_other(flight) : CLAIM_FETCH;
+}
+
+/* ---- batches */
+
+void ds_fetch_batch_unref(struct ds_fetch_batch *batch)
+{
+	if (atomic_fetch_sub(&batch->refs_n, 1) == 1) {
+		ds_buf_release(&batch->stored);
+		ds_free(batch);
+	}
+}
+
+static void get_is_over(struct ds_fetcher *fetcher)
+{
+	pthread_mutex_lock(&fetcher->mutex);
+	fetcher->locked.gets_n--;
+	ds_fetch_kick_locked(fetcher);
+	pthread_mutex_unlock(&fetcher->mutex);
+}
+
+void ds_flight_retry_later(struct ds_flight *flight, int error, const struct ds_diag *diag)
+{
+	struct ds_fetcher *fetcher = flight->fetcher;
+	uint64_t ms = DS_MIN((uint64_t)RETRY_MIN_MS << DS_MIN(flight->tries_n, 6u), RETRY_MAX_MS);
+	bool goes_on;
+
+	flight->tries_n++;
+	/* A cancelled request that somebody wants again is none of its own failures. */
+	if (error == -DS_E_INTERRUPTED)
+		ms = 0;
+	else
+		ds_flight_note_error(flight, error, diag);
+	ds_image_unlock_slot(&flight->lock);
+	pthread_mutex_lock(&fetcher->mutex);
+	/* Prefetch alone is not worth another try. */
+	goes_on = !ds_list_is_empty(&flight->waiters) && !fetcher->locked.is_ending;
+	if (goes_on) {
+		fetcher->locked.inflight_bytes -= flight->cost_bytes;
+		flight->cost_bytes = 0;
+		ds_flight_park_locked(flight, ms / 2 + ds_random_u64() % (ms / 2 + 1));
+	} else {
+		ds_flight_remove_from_map_locked(flight);
+	}
+	pthread_mutex_unlock(&fetcher->mutex);
+	if (!goes_on)
+		ds_flight_finish(flight, error, NULL);
+}
+
+static void fail_flight(struct ds_flight *flight, int error, const struct ds_diag *diag)
+{
+	switch (error) {
+	case -DS_E_ABSENT:
+	case -DS_E_DENIED:
+		if (flight->moved_n < MOVED_MAX) {
+			ds_flight_move(flight, error, diag);
+			return;
+		}
+		break;
+	case -DS_E_MALFORMED: /* shorter than it must be */
+		ds_flight_corrupt(flight, error, diag);
+		return;
+	case -DS_E_INTERRUPTED:
+	case -EMFILE:
+	case -ENFILE:
+		ds_flight_retry_later(flight, error, diag);
+		return;
+	default:
+		if (ds_error_is_retryable(error)) {
+			ds_flight_retry_later(flight, error, diag);
+			return;
+		}
+	}
+	ds_flight_note_error(flight, error, diag);
+	ds_flight_finish(flight, error, NULL);
+}
+
+static struct ds_flight *take_from_batch(struct ds_fetch_batch *batch, enum ds_flight_state state)
+{
+	struct ds_fetcher *fetcher = batch->call.fetcher;
+	struct ds_flight *flight = NULL;
+
+	pthread_mutex_lock(&fetcher->mutex);
+	if (!ds_list_is_empty(&batch->flights)) {
+		flight = ds_list_entry(batch->flights.next, struct ds_flight, node);
+		ds_list_remove(&flight->node);
+		flight->state = state;
+	}
+	pthread_mutex_unlock(&fetcher->mutex);
+	return flight;
+}
+
+static void run_answer(struct ds_work_item *item)
+{
+	struct ds_fetch_batch *batch = ds_container_of(item, struct ds_fetch_batch, work);
+	struct ds_fetcher *fetcher = batch->call.fetcher;
+	int result = batch->call.req.result;
+	struct ds_flight *flight, *own = NULL;
+
+	if (result < 0) {
+		while ((flight = take_from_batch(batch, DS_FLIGHT_DECODING))) {
+			flight->batch = NULL;
+			ds_fetch_batch_unref(batch);
+			fail_flight(flight, result, &batch->call.req.diag);
+		}
+	} else {
+		/* Each is decoded by whoever has time; the first here. */
+		while ((flight = take_from_batch(batch, DS_FLIGHT_DECODING))) {
+			flight->work.run = ds_flight_run_decode;
+			if (own)
+				ds_work_submit(fetcher->workers, &flight->work,
+					       batch->call.req.is_urgent);
+			else
+				own = flight;
+		}
+	}
+	get_is_over(fetcher);
+	if (own)
+		ds_flight_run_decode(&own->work);
+	ds_fetch_batch_unref(batch);
+}
+
+static void batch_over(struct ds_fetch_call *call)
+{
+	struct ds_fetch_batch *batch = ds_container_of(call, struct ds_fetch_batch, call);
+
+	ds_work_submit(call->fetcher->workers, &batch->work, call->req.is_urgent);
+}
+
+/* Takes the flights, which lie side by side. */
+static void send(struct ds_fetcher *fetcher, struct ds_list *flights)
+{
+	struct ds_flight *first = ds_list_entry(flights->next, struct ds_flight, node);
+	struct ds_fetch_batch *batch = ds_calloc(1, sizeof(*batch));
+	uint64_t len = 0, deadline = 0;
+	unsigned n = 0;
+
+	if (!batch) {
+		while (!ds_list_is_empty(flights)) {
+			first = ds_list_entry(flights->next, struct ds_flight, node);
+			ds_list_remove(&first->node);
+			fail_flight(first, -ENOMEM, NULL);
+		}
+		get_is_over(fetcher);
+		return;
+	}
+	ds_list_init(&batch->flights);
+	ds_list_init(&batch->call.node);
+	ds_list_init(&batch->work.node);
+	batch->work.run = run_answer;
+	batch->call.over = batch_over;
+	batch->call.fetcher = fetcher;
+	batch->off = first->at.stored_off;
+	ds_pack_key(&first->at.pack, batch->key);
+	pthread_mutex_lock(&fetcher->mutex);
+	ds_list_splice(&batch->flights, flights);
+	ds_list_for_each (node, &batch->flights) {
+		struct ds_flight *flight = ds_list_entry(node, struct ds_flight, node);
+
+		flight->state = DS_FLIGHT_FETCHING;
+		flight->batch = batch;
+		len += flight->at.stored_len_bytes;
+		deadline = DS_MAX(deadline, latest_deadline_locked(flight));
+		n++;
+	}
+	batch->refs_n = n + 2; /* the flights, the store, and this function */
+	fetcher->locked.stats.gets_n++;
+	pthread_mutex_unlock(&fetcher->mutex);
+	ds_buf_init(&batch->stored, len);
+	batch->call.req =
+		(struct ds_store_req){.op = DS_STORE_GET,
+				      .key = batch->key,
+				      .off = batch->off,
+				      .len_bytes = len,
+				      .into = &batch->stored,
+				      .is_urgent = deadline != 0,
+				      .deadline_ns = deadline ? deadline
+							      : ds_deadline_in_ms(QUIET_GET_MS)};
+	ds_fetch_submit(fetcher, &batch->call);
+	ds_fetch_batch_unref(batch);
+}
+
+static void claim_and_send(struct ds_fetcher *fetcher, struct ds_list *flights)
+{
+	struct ds_list run;
+	uint64_t end = 0;
+	bool has_get = true; /* picking counted one */
+
+	ds_list_init(&run);
+	while (!ds_list_is_empty(flights)) {
+		struct ds_flight *flight = ds_list_entry(flights->next, struct ds_flight, node);
+		uint64_t off = flight->at.stored_off, next_end = off + flight->at.stored_len_bytes;
+
+		ds_list_remove(&flight->node);
+		if (claim(flight) == CLAIM_GONE)
+			continue;
+		if (!ds_list_is_empty(&run) && off != end) {
+			send(fetcher, &run);
+			has_get = false;
+		}
+		if (!has_get) {
+			pthread_mutex_lock(&fetcher->mutex);
+			fetcher->locked.gets_n++;
+			pthread_mutex_unlock(&fetcher->mutex);
+			has_get = true;
+		}
+		ds_list_push_back(&run, &flight->node);
+		end = next_end;
+	}
+	if (!ds_list_is_empty(&run))
+		send(fetcher, &run);
+	else if (has_get)
+		get_is_over(fetcher);
+}
+
+void ds_fetch_run_dispatch(struct ds_work_item *item)
+{
+	struct ds_fetch_dispatcher *dispatcher =
+		ds_container_of(item, struct ds_fetch_dispatcher, work);
+	struct ds_fetcher *fetcher = dispatcher->fetcher;
+
+	for (;;) {
+		struct ds_list flights;
+		bool has_some;
+
+		ds_list_init(&flights);
+		pthread_mutex_lock(&fetcher->mutex);
+		has_some = pick_locked(fetcher, &flights);
+		if (!has_some)
+			dispatcher->is_busy = false;
+		pthread_mutex_unlock(&fetcher->mutex);
+		if (!has_some)
+			return;
+		claim_and_send(fetcher, &flights);
+	}
+}

@@ -1,0 +1,834 @@
+#include <criterion/criterion.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "cache/fetch_internal.h"
+#include "fetch_support.h"
+#include "util/clock.h"
+#include "util/random.h"
+
+TestSuite(fetch, .fini = support_clean, .timeout = 120);
+
+/* A pack in memory behind the fault store, an image, a fetcher. */
+struct bench {
+	struct ds_store *memory;
+	struct fault_store *store;
+	struct ds_cache *cache;
+	struct ds_fetcher *fetcher;
+	struct support_pack pack;
+	struct stored_pack stored;
+	struct ds_image *image;
+};
+
+static void bench_open(struct bench *bench, uint32_t slots_n, uint32_t len, bool equal,
+		       const struct ds_fetcher_options *options)
+{
+	cr_assert_eq(ds_store_memory_new(NULL, NULL, &bench->memory), 0);
+	bench->store = fault_store_new(bench->memory);
+	bench->cache = support_open(support_path("c"), DS_MIB(64), 1);
+	support_pack_init(&bench->pack, 5, slots_n, len, equal);
+	stored_pack_init(&bench->stored, &bench->pack, 0, slots_n, bench->memory);
+	bench->image = support_image(bench->cache, &bench->pack);
+	cr_assert_eq(ds_fetcher_new(&bench->store->base, bench->cache, options, &bench->fetcher),
+		     0);
+}
+
+static void bench_close(struct bench *bench)
+{
+	ds_fetcher_free(bench->fetcher);
+	ds_image_unref(bench->image);
+	ds_cache_unref(bench->cache);
+	ds_store_unref(&bench->store->base);
+	ds_store_unref(bench->memory);
+	stored_pack_release(&bench->stored);
+	support_pack_release(&bench->pack);
+}
+
+static void start(struct bench *bench, struct want *want, uint32_t slot, uint64_t timeout_ms)
+{
+	want_start(want, bench->fetcher, bench->image, &bench->pack, &bench->stored, slot,
+		   timeout_ms);
+}
+
+static int fetch(struct bench *bench, uint32_t slot)
+{
+	struct want want;
+
+	start(bench, &want, slot, 20000);
+	return want_wait(&want);
+}
+
+static struct ds_fetcher_stats stats_of(struct bench *bench)
+{
+	struct ds_fetcher_stats stats;
+
+	ds_fetcher_get_stats(bench->fetcher, &stats);
+	return stats;
+}
+
+static void set(struct bench *bench, const char *match, unsigned flip_n, int fail, unsigned fail_n)
+{
+	pthread_mutex_lock(&bench->store->mutex);
+	bench->store->match = match;
+	bench->store->flip_n = flip_n;
+	bench->store->fail = fail;
+	bench->store->fail_n = fail_n;
+	pthread_mutex_unlock(&bench->store->mutex);
+}
+
+static void hold(struct bench *bench)
+{
+	pthread_mutex_lock(&bench->store->mutex);
+	bench->store->hold = true;
+	pthread_mutex_unlock(&bench->store->mutex);
+}
+
+Test(fetch, a_chunk_is_fetched_once_and_then_local)
+{
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	cr_assert_eq(fetch(&bench, 3), 0);
+	cr_assert_eq(bench.store->gets_n, 1);
+	cr_assert(support_read(bench.image, &bench.pack, 3, false));
+	cr_assert_eq(fetch(&bench, 3), 0);
+	cr_assert_eq(bench.store->gets_n, 1);
+	cr_assert_eq(stats_of(&bench).chunks_n, 1);
+	bench_close(&bench);
+}
+
+Test(fetch, M14_a_hundred_waiters_of_one_chunk_cost_one_get)
+{
+	struct want wants[100];
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	hold(&bench);
+	for (size_t i = 0; i < 100; i++)
+		start(&bench, &wants[i], 3, 20000);
+	fault_store_wait_held(bench.store, 1);
+	cr_assert_eq(stats_of(&bench).waiting_n, 100);
+	fault_store_release(bench.store);
+	for (size_t i = 0; i < 100; i++)
+		cr_assert_eq(want_wait(&wants[i]), 0);
+	cr_assert_eq(bench.store->gets_n, 1);
+	cr_assert_eq(stats_of(&bench).joined_n, 99);
+	cr_assert_eq(stats_of(&bench).waiting_n, 0);
+	bench_close(&bench);
+}
+
+static size_t queued_n(struct bench *bench)
+{
+	size_t n = 0;
+
+	pthread_mutex_lock(&bench->fetcher->mutex);
+	ds_list_for_each (node, &bench->fetcher->locked.demand)
+		n++;
+	pthread_mutex_unlock(&bench->fetcher->mutex);
+	return n;
+}
+
+Test(fetch, neighbours_that_wait_in_the_queue_travel_together)
+{
+	/* One large chunk fills the budget, so that the others gather. */
+	struct ds_fetcher_options options = {.inflight_bytes_max = DS_KIB(200)};
+	struct want blocker, wants[20];
+	struct support_pack large;
+	struct stored_pack stored;
+	struct ds_image *image;
+	struct bench bench;
+
+	bench_open(&bench, 100, DS_KIB(4), true, &options);
+	support_pack_init(&large, 6, 1, DS_KIB(100), true);
+	stored_pack_init(&stored, &large, 0, 1, bench.memory);
+	image = support_image(bench.cache, &large);
+	hold(&bench);
+	want_start(&blocker, bench.fetcher, image, &large, &stored, 0, 20000);
+	fault_store_wait_held(bench.store, 1);
+	for (uint32_t i = 0; i < 20; i++)
+		start(&bench, &wants[i], 40 + (i * 7) % 20, 20000);
+	while (queued_n(&bench) < 20)
+		ds_sleep_ms(1);
+	fault_store_release(bench.store);
+	cr_assert_eq(want_wait(&blocker), 0);
+	for (uint32_t i = 0; i < 20; i++)
+		cr_assert_eq(want_wait(&wants[i]), 0);
+	cr_assert_eq(bench.store->gets_n, 2);
+	cr_assert_eq(stats_of(&bench).gets_n, 2);
+	ds_image_unref(image);
+	stored_pack_release(&stored);
+	support_pack_release(&large);
+	bench_close(&bench);
+}
+
+Test(fetch, what_is_in_flight_stays_within_the_budget)
+{
+	struct ds_fetcher_options options = {.inflight_bytes_max = DS_KIB(100)};
+	struct want wants[40];
+	struct bench bench;
+
+	bench_open(&bench, 40, DS_KIB(20), true, &options);
+	hold(&bench);
+	for (uint32_t i = 0; i < 40; i++)
+		start(&bench, &wants[i], i, 20000);
+	fault_store_wait_held(bench.store, 1);
+	for (int i = 0; i < 20; i++) {
+		cr_assert_leq(stats_of(&bench).inflight_bytes, DS_KIB(100));
+		ds_sleep_ms(1);
+	}
+	fault_store_release(bench.store);
+	for (uint32_t i = 0; i < 40; i++)
+		cr_assert_eq(want_wait(&wants[i]), 0);
+	cr_assert_eq(support_count(bench.image, &bench.pack, false), 40);
+	bench_close(&bench);
+}
+
+Test(fetch, demand_overtakes_prefetch)
+{
+	struct ds_fetcher_options options = {.inflight_bytes_max = DS_KIB(16)};
+	struct ds_fetch_target targets[2];
+	struct bench bench;
+	struct want first, last;
+
+	bench_open(&bench, 40, DS_KIB(8), true, &options);
+	hold(&bench);
+	start(&bench, &first, 0, 20000);
+	fault_store_wait_held(bench.store, 1);
+	/* No room for prefetch beside it. */
+	targets[0] = target_of(bench.image, &bench.pack, &bench.stored, 10);
+	targets[1] = target_of(bench.image, &bench.pack, &bench.stored, 20);
+	ds_fetcher_prefetch(bench.fetcher, targets, 2);
+	start(&bench, &last, 30, 20000);
+	fault_store_release(bench.store);
+	cr_assert_eq(want_wait(&first), 0);
+	cr_assert_eq(want_wait(&last), 0);
+	cr_assert_not(ds_image_has(bench.image, &bench.pack.slots[10]));
+	ds_fetcher_prefetch(bench.fetcher, targets, 2);
+	/* A want joins what was prefetched, and is served. */
+	cr_assert_eq(fetch(&bench, 10), 0);
+	bench_close(&bench);
+}
+
+/* ---- deadlines and abandoning */
+
+Test(fetch, V4_a_stalled_store_costs_each_waiter_just_its_deadline)
+{
+	struct want soon, late;
+	struct bench bench;
+	uint64_t began;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	hold(&bench);
+	began = ds_mono_ns();
+	start(&bench, &soon, 3, 100);
+	start(&bench, &late, 3, 20000);
+	cr_assert_eq(want_wait(&soon), -DS_E_TIMEOUT);
+	cr_assert_geq(soon.over_ns - began, 100 * (uint64_t)DS_NS_PER_MS);
+	cr_assert_lt(soon.over_ns - began, 5000 * (uint64_t)DS_NS_PER_MS);
+	cr_assert_neq(soon.diag.object[0], 0);
+	cr_assert_eq(late.is_over, 0);
+	fault_store_release(bench.store);
+	cr_assert_eq(want_wait(&late), 0);
+	cr_assert_eq(stats_of(&bench).timeouts_n, 1);
+	bench_close(&bench);
+}
+
+Test(fetch, a_stalled_get_is_cancelled_when_its_last_waiter_has_gone)
+{
+	struct want wants[10];
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	hold(&bench);
+	for (size_t i = 0; i < 10; i++)
+		start(&bench, &wants[i], 3, 20000);
+	fault_store_wait_held(bench.store, 1);
+	for (size_t i = 0; i < 9; i++)
+		cr_assert(ds_fetcher_abandon(bench.fetcher, &wants[i].waiter));
+	cr_assert_eq(bench.store->cancelled_n, 0);
+	cr_assert(ds_fetcher_abandon(bench.fetcher, &wants[9].waiter));
+	/* By the thread that is just submitting it, if it still is. */
+	pthread_mutex_lock(&bench.store->mutex);
+	while (bench.store->cancelled_n == 0)
+		pthread_cond_wait(&bench.store->changed, &bench.store->mutex);
+	pthread_mutex_unlock(&bench.store->mutex);
+	/* And who comes then is served. */
+	fault_store_release(bench.store);
+	cr_assert_eq(fetch(&bench, 3), 0);
+	for (size_t i = 0; i < 10; i++)
+		cr_assert_eq(wants[i].is_over, 0);
+	start(&bench, &wants[0], 3, 20000);
+	cr_assert_eq(want_wait(&wants[0]), 0);
+	cr_assert_not(ds_fetcher_abandon(bench.fetcher, &wants[0].waiter));
+	bench_close(&bench);
+}
+
+Test(fetch, freeing_interrupts_who_waits_for_a_stalled_store)
+{
+	struct want wants[50];
+	struct bench bench;
+	uint64_t began;
+
+	bench_open(&bench, 50, 5000, false, NULL);
+	hold(&bench);
+	for (uint32_t i = 0; i < 50; i++)
+		start(&bench, &wants[i], i, 60000);
+	fault_store_wait_held(bench.store, 1);
+	began = ds_mono_ns();
+	bench.fetcher = ds_fetcher_free(bench.fetcher);
+	cr_assert_lt(ds_mono_ns() - began, 5 * (uint64_t)DS_NS_PER_S);
+	for (uint32_t i = 0; i < 50; i++)
+		cr_assert_eq(want_wait(&wants[i]), -DS_E_INTERRUPTED);
+	bench_close(&bench);
+}
+
+/* ---- errors */
+
+Test(fetch, a_store_that_recovers_is_invisible)
+{
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	set(&bench, NULL, 0, -DS_E_SERVER, 3);
+	cr_assert_eq(fetch(&bench, 3), 0);
+	cr_assert_eq(bench.store->failed_n, 3);
+	bench_close(&bench);
+}
+
+Test(fetch, a_deadline_after_failed_tries_tells_what_failed)
+{
+	struct bench bench;
+	struct want want;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	set(&bench, NULL, 0, -DS_E_SERVER, 1000);
+	start(&bench, &want, 3, 300);
+	cr_assert_eq(want_wait(&want), -DS_E_SERVER);
+	cr_assert_geq(bench.store->failed_n, 2);
+	bench_close(&bench);
+}
+
+Test(fetch, what_cannot_be_retried_fails_at_once)
+{
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	set(&bench, NULL, 0, -DS_E_AUTH, 1000);
+	cr_assert_eq(fetch(&bench, 3), -DS_E_AUTH);
+	cr_assert_eq(bench.store->failed_n, 1);
+	bench_close(&bench);
+}
+
+Test(fetch, A14_spoilt_bytes_are_fetched_anew_once)
+{
+	struct bench bench;
+	struct want want;
+
+	bench_open(&bench, 10, 5000, true, NULL);
+	set(&bench, NULL, 1, 0, 0);
+	cr_assert_eq(fetch(&bench, 3), 0);
+	cr_assert_eq(bench.store->gets_n, 2);
+	cr_assert_eq(stats_of(&bench).corrupt_n, 1);
+	set(&bench, NULL, 1000, 0, 0);
+	bench.store->gets_n = 0;
+	start(&bench, &want, 4, 20000);
+	cr_assert_eq(want_wait(&want), -DS_E_CORRUPT);
+	cr_assert_eq(bench.store->gets_n, 2);
+	cr_assert_not_null(strstr(want.diag.object, bench.stored.key));
+	cr_assert_not(support_read(bench.image, &bench.pack, 4, true));
+	/* V6: the store is well again. */
+	set(&bench, NULL, 0, 0, 0);
+	cr_assert_eq(fetch(&bench, 4), 0);
+	bench_close(&bench);
+}
+
+Test(fetch, A14_a_spoilt_chunk_does_not_spoil_its_neighbours)
+{
+	struct ds_fetcher_options options = {.inflight_bytes_max = DS_KIB(300)};
+	struct want blocker, wants[30];
+	struct bench bench;
+	uint8_t *object;
+	struct ds_buf buf = DS_BUF_INIT(DS_MIB(1));
+	unsigned right = 0;
+
+	bench_open(&bench, 40, 5000, true, &options);
+	/* One byte of chunk 17, in the store itself. */
+	cr_assert_eq(ds_store_get(bench.memory, bench.stored.key, &buf, NULL), 0);
+	object = buf.data;
+	object[bench.stored.refs[17].stored_off + 100] ^= 1;
+	cr_assert_eq(ds_store_put(bench.memory, bench.stored.key, object, buf.len_bytes, NULL), 0);
+	ds_buf_release(&buf);
+	hold(&bench);
+	start(&bench, &blocker, 39, 20000);
+	fault_store_wait_held(bench.store, 1);
+	for (uint32_t i = 0; i < 30; i++)
+		start(&bench, &wants[i], i, 20000);
+	fault_store_release(bench.store);
+	cr_assert_eq(want_wait(&blocker), 0);
+	for (uint32_t i = 0; i < 30; i++) {
+		int r = want_wait(&wants[i]);
+
+		cr_assert_eq(r, i == 17 ? -DS_E_CORRUPT : 0);
+		right += r == 0;
+	}
+	cr_assert_eq(right, 29);
+	bench_close(&bench);
+}
+
+Test(fetch, a_pack_that_is_cut_is_corrupt)
+{
+	struct bench bench;
+	struct ds_buf buf = DS_BUF_INIT(DS_MIB(1));
+
+	bench_open(&bench, 10, 5000, true, NULL);
+	cr_assert_eq(ds_store_get(bench.memory, bench.stored.key, &buf, NULL), 0);
+	cr_assert_eq(ds_store_put(bench.memory, bench.stored.key, buf.data, 20000, NULL), 0);
+	ds_buf_release(&buf);
+	cr_assert_eq(fetch(&bench, 0), 0);
+	cr_assert_eq(fetch(&bench, 9), -DS_E_CORRUPT);
+	bench_close(&bench);
+}
+
+Test(fetch, targets_that_make_no_sense_are_refused)
+{
+	struct ds_chunk_ref *ref;
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, true, NULL);
+	ref = &bench.stored.refs[0];
+	ref->stored_len_bytes = 0;
+	cr_assert_eq(fetch(&bench, 0), -DS_E_MALFORMED);
+	ref->stored_len_bytes = ref->raw_len_bytes + 1;
+	cr_assert_eq(fetch(&bench, 0), -DS_E_MALFORMED);
+	ref = &bench.stored.refs[1];
+	ref->stored_off = UINT64_MAX - 10;
+	cr_assert_eq(fetch(&bench, 1), -DS_E_MALFORMED);
+	ref->stored_off = 0;
+	cr_assert_eq(fetch(&bench, 1), -DS_E_MALFORMED);
+	ref->stored_off = DS_PACK_MAX;
+	cr_assert_eq(fetch(&bench, 1), -DS_E_MALFORMED);
+	ref = &bench.stored.refs[2];
+	ref->raw_len_bytes = DS_CHUNK_MAX + 1;
+	cr_assert_eq(fetch(&bench, 2), -DS_E_MALFORMED);
+	cr_assert_eq(bench.store->gets_n, 0);
+	/* A lie about the place that could be true: never a wrong byte. */
+	bench.stored.refs[3].stored_off -= 1;
+	cr_assert_eq(fetch(&bench, 3), -DS_E_CORRUPT);
+	bench.stored.refs[3].stored_off += 1;
+	cr_assert_eq(fetch(&bench, 3), 0);
+	bench_close(&bench);
+}
+
+/* ---- without a disk, stash */
+
+Test(fetch, without_a_disk_chunks_come_all_the_same)
+{
+	struct ds_image *image;
+	struct ds_cache *none;
+	struct bench bench;
+	struct want want;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	cr_assert_eq(ds_cache_open_none(&none), 0);
+	image = support_image(none, &bench.pack);
+	for (uint32_t i = 0; i < 10; i++) {
+		want_start(&want, bench.fetcher, image, &bench.pack, &bench.stored, i, 20000);
+		cr_assert_eq(want_wait(&want), 0);
+	}
+	ds_image_unref(image);
+	ds_cache_unref(none);
+	bench_close(&bench);
+}
+
+Test(fetch, the_stash_answers_without_a_request)
+{
+	struct ds_chunk_bytes *bytes;
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, true, NULL);
+	bytes = malloc(sizeof(*bytes) + 5000);
+	bytes->refs_n = 1;
+	bytes->len_bytes = 5000;
+	support_bytes(&bench.pack, 3, bytes->data);
+	cr_assert_eq(ds_fetcher_stash(bench.fetcher, &bench.pack.slots[4].digest, bytes),
+		     -DS_E_CORRUPT);
+	cr_assert_eq(ds_fetcher_stash(bench.fetcher, &bench.pack.slots[3].digest, bytes), 0);
+	cr_assert_eq(ds_fetcher_stash(bench.fetcher, &bench.pack.slots[3].digest, bytes), 0);
+	ds_chunk_bytes_unref(bytes);
+	cr_assert_eq(fetch(&bench, 3), 0);
+	cr_assert_eq(bench.store->gets_n, 0);
+	cr_assert(support_read(bench.image, &bench.pack, 3, false));
+	bench_close(&bench);
+}
+
+Test(fetch, blocking_gives_the_bytes_or_the_reason)
+{
+	struct ds_chunk_bytes *bytes = NULL;
+	struct ds_fetch_target target;
+	struct ds_diag diag = {0};
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, true, NULL);
+	target = target_of(bench.image, &bench.pack, &bench.stored, 5);
+	for (int i = 0; i < 2; i++) {
+		cr_assert_eq(ds_fetch_blocking(bench.fetcher, &target, ds_deadline_in_ms(20000),
+					       &bytes, &diag),
+			     0);
+		cr_assert_eq(bytes->len_bytes, 5000);
+		ds_chunk_bytes_unref(bytes);
+	}
+	cr_assert_eq(bench.store->gets_n, 1);
+	set(&bench, NULL, 0, -DS_E_AUTH, 10);
+	target = target_of(bench.image, &bench.pack, &bench.stored, 6);
+	cr_assert_eq(ds_fetch_blocking(bench.fetcher, &target, ds_deadline_in_ms(20000), &bytes,
+				       &diag),
+		     -DS_E_AUTH);
+	cr_assert_eq(diag.code, -DS_E_AUTH);
+	bench_close(&bench);
+}
+
+/* ---- moved packs */
+
+Test(fetch, notes_of_moved_packs_are_followed_up_to_16_times)
+{
+	struct stored_pack chain[17];
+	struct bench bench;
+	struct want want;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	for (size_t i = 0; i < 17; i++)
+		stored_pack_init(&chain[i], &bench.pack, 0, 10, bench.memory);
+	stored_pack_move(&bench.stored, &chain[0], bench.memory);
+	cr_assert_eq(fetch(&bench, 0), 0);
+	for (size_t i = 0; i < 15; i++)
+		stored_pack_move(&chain[i], &chain[i + 1], bench.memory);
+	/* Both who knew the first place, and who knew none. */
+	cr_assert_eq(fetch(&bench, 1), 0);
+	cr_assert_geq(stats_of(&bench).moved_n, 2);
+	ds_fetcher_free(bench.fetcher);
+	cr_assert_eq(ds_fetcher_new(&bench.store->base, bench.cache, NULL, &bench.fetcher), 0);
+	cr_assert_eq(fetch(&bench, 2), 0);
+	stored_pack_move(&chain[15], &chain[16], bench.memory);
+	ds_fetcher_free(bench.fetcher);
+	cr_assert_eq(ds_fetcher_new(&bench.store->base, bench.cache, NULL, &bench.fetcher), 0);
+	start(&bench, &want, 3, 20000);
+	cr_assert_eq(want_wait(&want), -DS_E_MALFORMED);
+	for (size_t i = 0; i < 17; i++)
+		stored_pack_release(&chain[i]);
+	bench_close(&bench);
+}
+
+Test(fetch, A17_a_missing_pack_is_named)
+{
+	struct bench bench;
+	struct want want;
+	struct ds_store_req req = {.op = DS_STORE_DELETE};
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	req.key = bench.stored.key;
+	cr_assert_eq(ds_store_perform(bench.memory, &req), 0);
+	start(&bench, &want, 3, 20000);
+	cr_assert_eq(want_wait(&want), -DS_E_ABSENT);
+	cr_assert_not_null(strstr(want.diag.object, bench.stored.key));
+	bench_close(&bench);
+}
+
+Test(fetch, a_chunk_that_is_gone_for_good_is_absent)
+{
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	stored_pack_move(&bench.stored, NULL, bench.memory);
+	cr_assert_eq(fetch(&bench, 3), -DS_E_ABSENT);
+	bench_close(&bench);
+}
+
+Test(fetch, A19_denied_leads_to_the_note_and_is_denied_if_that_is_denied_too)
+{
+	struct stored_pack other;
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	stored_pack_init(&other, &bench.pack, 0, 10, bench.memory);
+	stored_pack_move(&bench.stored, &other, bench.memory);
+	set(&bench, bench.stored.key, 0, -DS_E_DENIED, 1);
+	cr_assert_eq(fetch(&bench, 3), 0);
+	/* The note is known by now; another fetcher has to read it. */
+	ds_fetcher_free(bench.fetcher);
+	cr_assert_eq(ds_fetcher_new(&bench.store->base, bench.cache, NULL, &bench.fetcher), 0);
+	set(&bench, bench.stored.key, 0, -DS_E_DENIED, 1000);
+	cr_assert_eq(fetch(&bench, 4), -DS_E_DENIED);
+	cr_assert_leq(bench.store->failed_n, 3);
+	stored_pack_release(&other);
+	bench_close(&bench);
+}
+
+Test(fetch, a_note_that_is_spoilt_is_read_anew_and_then_refused)
+{
+	struct stored_pack other;
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	stored_pack_init(&other, &bench.pack, 0, 10, bench.memory);
+	stored_pack_move(&bench.stored, &other, bench.memory);
+	set(&bench, ".moved", 1000, 0, 0);
+	cr_assert_lt(fetch(&bench, 3), 0);
+	cr_assert_eq(bench.store->flipped_n, 2);
+	set(&bench, ".moved", 1, 0, 0);
+	cr_assert_eq(fetch(&bench, 3), 0);
+	cr_assert_eq(bench.store->flipped_n, 3);
+	stored_pack_release(&other);
+	bench_close(&bench);
+}
+
+Test(fetch, a_pack_that_moves_again_while_we_fetch_is_found_again)
+{
+	struct stored_pack a, b;
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	stored_pack_init(&a, &bench.pack, 0, 10, bench.memory);
+	stored_pack_init(&b, &bench.pack, 0, 10, bench.memory);
+	stored_pack_move(&bench.stored, &a, bench.memory);
+	cr_assert_eq(fetch(&bench, 3), 0);
+	/* The table of a is kept by now. */
+	stored_pack_move(&a, &b, bench.memory);
+	cr_assert_eq(fetch(&bench, 4), 0);
+	stored_pack_release(&a);
+	stored_pack_release(&b);
+	bench_close(&bench);
+}
+
+Test(fetch, tables_and_places_for_callers_that_block)
+{
+	struct stored_pack other;
+	struct ds_pack_toc *toc;
+	struct ds_chunk_ref ref;
+	struct ds_diag diag = {0};
+	struct bench bench;
+
+	/* 2,000 chunks: the table does not fit into the first look at the end. */
+	bench_open(&bench, 2000, 10, true, NULL);
+	cr_assert_eq(ds_fetch_toc(bench.memory, &bench.stored.id, &toc, NULL), 0);
+	cr_assert_eq(toc->chunks_n, 2000);
+	cr_assert_eq(toc->entries[1999].stored_off, bench.stored.refs[1999].stored_off);
+	ds_free(toc);
+	ref = bench.stored.refs[1500];
+	cr_assert_eq(ds_fetch_locate(bench.memory, &ref, NULL), 0);
+	cr_assert(ds_digest_equal(&ref.pack, &bench.stored.id));
+	stored_pack_init(&other, &bench.pack, 0, 2000, bench.memory);
+	stored_pack_move(&bench.stored, &other, bench.memory);
+	cr_assert_eq(ds_fetch_locate(bench.memory, &ref, NULL), 0);
+	cr_assert(ds_digest_equal(&ref.pack, &other.id));
+	cr_assert_eq(ref.ordinal, 1500);
+	cr_assert_eq(ds_fetch_toc(bench.memory, &bench.stored.id, &toc, &diag), -DS_E_ABSENT);
+	/* A wrong ordinal is seen. */
+	ref = bench.stored.refs[1500];
+	ref.ordinal = 2;
+	cr_assert_eq(ds_fetch_locate(bench.memory, &ref, NULL), -DS_E_MALFORMED);
+	stored_pack_release(&other);
+	bench_close(&bench);
+}
+
+/* ---- other processes */
+
+struct shared {
+	_Atomic uint64_t chunks_n, gets_n;
+	_Atomic unsigned ready_n, go;
+};
+
+struct racer {
+	struct shared *shared;
+	const struct support_pack *pack;
+	const struct stored_pack *stored;
+	char store[320], cache[320];
+	unsigned seed;
+};
+
+static int race(void *ctx)
+{
+	struct racer *racer = ctx;
+	struct ds_fetcher_stats stats;
+	struct ds_fetcher *fetcher;
+	struct ds_store *store;
+	struct ds_cache *cache;
+	struct ds_image *image;
+	uint32_t n = racer->pack->layout.slots_n;
+	struct want *wants = calloc(n, sizeof(*wants));
+	int failed = 0;
+
+	if (ds_store_open(racer->store, NULL, false, &store, NULL) < 0)
+		return 2;
+	cache = support_open(racer->cache, DS_MIB(64), 1);
+	image = support_image(cache, racer->pack);
+	if (ds_fetcher_new(store, cache, NULL, &fetcher) < 0)
+		return 2;
+	racer->shared->ready_n++;
+	while (!racer->shared->go)
+		usleep(100);
+	for (uint32_t i = 0; i < n; i++)
+		want_start(&wants[i], fetcher, image, racer->pack, racer->stored,
+			   (i + racer->seed * 13) % n, 30000);
+	for (uint32_t i = 0; i < n; i++)
+		failed |= want_wait(&wants[i]) != 0;
+	ds_fetcher_get_stats(fetcher, &stats);
+	racer->shared->chunks_n += stats.chunks_n;
+	racer->shared->gets_n += stats.gets_n;
+	ds_fetcher_free(fetcher);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	ds_store_unref(store);
+	free(wants);
+	return failed;
+}
+
+Test(fetch, T10_processes_that_want_the_same_fetch_it_once)
+{
+	struct shared *shared =
+		mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct support_pack pack;
+	struct stored_pack stored;
+	struct racer racers[4];
+	struct ds_store *store;
+	int pids[4];
+
+	support_pack_init(&pack, 9, 200, DS_KIB(20), false);
+	for (size_t i = 0; i < 4; i++) {
+		racers[i] = (struct racer){.shared = shared,
+					   .pack = &pack,
+					   .stored = &stored,
+					   .seed = (unsigned)i};
+		strcpy(racers[i].store, support_path("s"));
+		strcpy(racers[i].cache, support_path("c"));
+	}
+	cr_assert_eq(ds_store_open(racers[0].store, NULL, true, &store, NULL), 0);
+	stored_pack_init(&stored, &pack, 0, 200, store);
+	ds_store_unref(store);
+	for (size_t i = 0; i < 4; i++)
+		pids[i] = support_fork(race, &racers[i]);
+	while (shared->ready_n < 4)
+		usleep(100);
+	shared->go = 1;
+	for (size_t i = 0; i < 4; i++)
+		cr_assert_eq(support_wait(pids[i]), 0);
+	cr_assert_eq(shared->chunks_n, 200, "%llu chunks were fetched in %llu GETs",
+		     (unsigned long long)shared->chunks_n, (unsigned long long)shared->gets_n);
+	stored_pack_release(&stored);
+	support_pack_release(&pack);
+	munmap(shared, 4096);
+}
+
+struct holder {
+	const struct support_pack *pack;
+	char cache[320];
+	_Atomic int *holds;
+};
+
+static int hold_slot(void *ctx)
+{
+	struct holder *holder = ctx;
+	struct ds_cache *cache = support_open(holder->cache, DS_MIB(64), 1);
+	struct ds_image *image = support_image(cache, holder->pack);
+	struct ds_image_lock lock = {0};
+
+	if (ds_image_lock_slot(image, &holder->pack->slots[3], &lock) < 0)
+		return 2;
+	*holder->holds = 1;
+	for (;;)
+		pause();
+}
+
+static int start_holder(struct bench *bench)
+{
+	void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	_Atomic int *holds = page;
+	struct holder holder = {.pack = &bench->pack, .holds = holds};
+	int pid;
+
+	strcpy(holder.cache, support_path("c"));
+	pid = support_fork(hold_slot, &holder);
+	while (!*holds)
+		usleep(100);
+	munmap(page, 4096);
+	return pid;
+}
+
+Test(fetch, a_process_that_dies_while_it_fetches_is_replaced)
+{
+	struct bench bench;
+	struct want want;
+	int pid;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	pid = start_holder(&bench);
+	start(&bench, &want, 3, 30000);
+	usleep(30000);
+	cr_assert_eq(want.is_over, 0);
+	cr_assert_eq(bench.store->gets_n, 0);
+	kill(pid, SIGKILL);
+	cr_assert_eq(support_wait(pid), 128 + SIGKILL);
+	cr_assert_eq(want_wait(&want), 0);
+	cr_assert_eq(bench.store->gets_n, 1);
+	cr_assert(support_read(bench.image, &bench.pack, 3, false));
+	bench_close(&bench);
+}
+
+Test(fetch, a_process_that_hangs_while_it_fetches_costs_half_the_deadline)
+{
+	struct bench bench;
+	struct want want;
+	int pid;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	pid = start_holder(&bench);
+	kill(pid, SIGSTOP);
+	start(&bench, &want, 3, 2000);
+	cr_assert_eq(want_wait(&want), 0);
+	cr_assert_eq(stats_of(&bench).timeouts_n, 0);
+	kill(pid, SIGKILL);
+	support_wait(pid);
+	bench_close(&bench);
+}
+
+/* ---- allocation failures */
+
+Test(fetch, J01_every_allocation_may_fail)
+{
+	struct bench bench;
+	unsigned ok = 0, failed = 0;
+
+	bench_open(&bench, 400, 500, true, NULL);
+	cr_assert_eq(fetch(&bench, 399), 0);
+	for (uint32_t slot = 0; slot < 300 && ok < 20; slot++) {
+		struct ds_fetch_target target =
+			target_of(bench.image, &bench.pack, &bench.stored, slot);
+		struct ds_chunk_bytes *bytes;
+		int r;
+
+		ds_mem_fail_after(slot, 0);
+		r = ds_fetch_blocking(bench.fetcher, &target, ds_deadline_in_ms(10000), &bytes,
+				      NULL);
+		failed += ds_mem_fail_after(-1, 0) > 0;
+		if (r == 0) {
+			uint8_t want[500];
+
+			support_bytes(&bench.pack, slot, want);
+			cr_assert_arr_eq(want, bytes->data, 500);
+			ds_chunk_bytes_unref(bytes);
+			ok++;
+		} else {
+			ok = 0;
+			cr_assert_eq(r, -ENOMEM);
+			cr_assert_eq(ds_fetch_blocking(bench.fetcher, &target,
+						       ds_deadline_in_ms(10000), &bytes, NULL),
+				     0);
+			ds_chunk_bytes_unref(bytes);
+		}
+	}
+	cr_assert_geq(ok, 20);
+	cr_assert_gt(failed, 3);
+	bench_close(&bench);
+}
