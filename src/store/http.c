@@ -289,17 +289,20 @@ static void judge(struct ds_http_transfer *transfer, CURLcode code)
 		return;
 	case CURLE_OUT_OF_MEMORY:
 		transfer->result = -ENOMEM;
-		return;
+		/* It also says so of a header line over 100 KiB. */
+		if (transfer->header_bytes && !transfer->is_body)
+			transfer->result = -DS_E_PROTOCOL;
+		break;
 	case CURLE_PEER_FAILED_VERIFICATION:
 	case CURLE_SSL_CACERT_BADFILE:
 	case CURLE_SSL_ISSUER_ERROR:
 	case CURLE_SSL_CIPHER:
-	case CURLE_UNSUPPORTED_PROTOCOL:
 	case CURLE_URL_MALFORMAT:
 		transfer->is_final = true;
 		transfer->result = -DS_E_NETWORK;
 		break;
 	case CURLE_WEIRD_SERVER_REPLY:
+	case CURLE_UNSUPPORTED_PROTOCOL: /* an answer without a status line (HTTP/0.9) */
 	case CURLE_BAD_CONTENT_ENCODING:
 	case CURLE_FILESIZE_EXCEEDED:
 		transfer->result = -DS_E_PROTOCOL;

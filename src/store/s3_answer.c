@@ -293,7 +293,8 @@ static struct s3_verdict judge_error(struct s3_op *op)
 	struct s3_verdict v;
 	char text[64];
 
-	ds_s3_parse_error(op->side.data, op->side.len_bytes, &error);
+	if (ds_s3_parse_error(op->side.data, op->side.len_bytes, &error) == -ENOMEM)
+		return verdict(S3_DONE, -ENOMEM);
 	if (holds_a_secret(&op->s3->config.credentials, error.message))
 		error.message[0] = '\0';
 	snprintf(diag->s3_code, sizeof(diag->s3_code), "%s", error.code);
@@ -326,10 +327,14 @@ static struct s3_verdict judge_body(struct s3_op *op)
 {
 	struct ds_s3_error error;
 	struct s3_verdict v;
+	int r;
 
 	if (is_blank(&op->side))
 		return verdict(S3_DONE, 0);
-	if (!ds_s3_parse_error(op->side.data, op->side.len_bytes, &error)) {
+	r = ds_s3_parse_error(op->side.data, op->side.len_bytes, &error);
+	if (r == -ENOMEM)
+		return verdict(S3_DONE, r);
+	if (r < 0) {
 		say(op, -DS_E_SERVER, "the answer does not come from an S3 server");
 		return verdict(S3_RETRY, -DS_E_SERVER);
 	}
@@ -401,9 +406,11 @@ static struct s3_verdict judge_page(struct s3_op *op)
 	bool is_over;
 	int r;
 
-	if (ds_s3_parse_error(op->side.data, op->side.len_bytes, &error))
+	r = ds_s3_parse_error(op->side.data, op->side.len_bytes, &error);
+	if (r == 0)
 		return judge_body(op);
-	r = ds_s3_parse_page(op->side.data, op->side.len_bytes, &page);
+	if (r != -ENOMEM)
+		r = ds_s3_parse_page(op->side.data, op->side.len_bytes, &page);
 	if (r == -DS_E_PROTOCOL)
 		return nonsense(op, "the answer is no list of keys");
 	if (r < 0)

@@ -265,13 +265,14 @@ static int run(struct parse *parse, const void *data, size_t len_bytes)
 	return parse->failed;
 }
 
-bool ds_s3_parse_error(const void *data, size_t len_bytes, struct ds_s3_error *ret_error)
+int ds_s3_parse_error(const void *data, size_t len_bytes, struct ds_s3_error *ret_error)
 {
 	struct parse parse = {.error = ret_error};
 
 	*ret_error = (struct ds_s3_error){0};
-	(void)run(&parse, data, len_bytes);
-	return parse.has_root;
+	if (run(&parse, data, len_bytes) == -ENOMEM)
+		return -ENOMEM;
+	return parse.has_root ? 0 : -DS_E_PROTOCOL;
 }
 
 int ds_s3_parse_page(const void *data, size_t len_bytes, struct ds_s3_page *ret_page)

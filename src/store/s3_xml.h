@@ -18,9 +18,9 @@ struct ds_s3_error {
 	uint64_t object_size_bytes; /* ActualObjectSize of InvalidRange */
 	bool has_object_size;
 };
-/* Whether the bytes are an error document, whole or cut off at their end (as much is filled in as is
- * there). Texts come out escaped, fit for a log. */
-bool ds_s3_parse_error(const void *data, size_t len_bytes, struct ds_s3_error *ret_error);
+/* 0 if the bytes are an error document, whole or cut off at their end (as much is filled in as is
+ * there); -DS_E_PROTOCOL if not; -ENOMEM. Texts come out escaped, fit for a log. */
+int ds_s3_parse_error(const void *data, size_t len_bytes, struct ds_s3_error *ret_error);
 
 struct ds_s3_page {
 	struct ds_store_listing rows; /* keys are whole, as in the bucket */

@@ -1,0 +1,1066 @@
+/* The S3 backend against answers that a real server does not give; each test counts its faults. */
+#include <criterion/criterion.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "http_script.h"
+#include "store/store.h"
+#include "store_contract.h"
+#include "util/mem.h"
+
+TestSuite(store_s3, .fini = test_leak_check, .timeout = 60);
+
+#define SECRET "verysecretverysecretverysecret"
+
+static struct http_script *script;
+static struct ds_store *store;
+static struct ds_buf buf;
+static struct ds_diag diag;
+
+static void set_up_with(struct ds_store_options options)
+{
+	char line[512];
+	int r;
+
+	setenv("AWS_ACCESS_KEY_ID", "ACCESSKEY", 1);
+	setenv("AWS_SECRET_ACCESS_KEY", SECRET, 1);
+	setenv("HOME", "/nonexistent", 1);
+	unsetenv("AWS_PROFILE");
+	script = http_script_new();
+	options.endpoint = http_script_url(script);
+	r = ds_store_open("s3://bucket/pre", &options, false, &store, &diag);
+	cr_assert_eq(r, 0, "%s", ds_diag_format(&diag, line, sizeof(line)));
+	ds_buf_init(&buf, 1 << 20);
+}
+
+static void set_up(void)
+{
+	set_up_with((struct ds_store_options){.timeout_ms = 20000});
+}
+
+static void tear_down(void)
+{
+	cr_assert_null(ds_store_unref(store));
+	http_script_free(script);
+	ds_buf_release(&buf);
+}
+
+static void end(void)
+{
+	http_script_check(script);
+	tear_down();
+}
+
+static int get_range(uint64_t off, uint64_t len)
+{
+	struct ds_store_req req = {
+		.op = DS_STORE_GET, .key = "k", .off = off, .len_bytes = len, .into = &buf};
+	int r;
+
+	ds_buf_clear(&buf);
+	r = ds_store_perform(store, &req);
+	diag = req.diag;
+	return r;
+}
+
+static void expect(int r, int code)
+{
+	char line[1024];
+
+	ds_diag_format(&diag, line, sizeof(line));
+	cr_assert_eq(r, code, "%s, not %s: %s", ds_error_name(r), ds_error_name(code), line);
+	cr_assert_null(strstr(line, SECRET));
+	cr_assert_null(strstr(line, "ACCESSKEY"));
+}
+
+static void good_range(const char *range, const char *body)
+{
+	char header[128];
+
+	snprintf(header, sizeof(header), "Content-Range: bytes %s\r\n", range);
+	http_script_answer(script, 206, header, body);
+}
+
+static struct ds_store_stats stats(void)
+{
+	struct ds_store_stats now;
+
+	ds_store_get_stats(store, &now);
+	return now;
+}
+
+/* ---- answers that say: later */
+
+Test(store_s3, A01_one_temporary_error_is_not_seen)
+{
+	static const int statuses[] = {500, 502, 503, 504, 429, 408};
+	unsigned n = 0;
+
+	set_up();
+	for (size_t i = 0; i < DS_ARRAY_SIZE(statuses); i++) {
+		http_script_answer(script, statuses[i], "", i % 2 ? "" : "<html>gateway</html>");
+		http_script_is_fault(script);
+		good_range("0-3/10", "0123");
+		expect(get_range(0, 4), 0);
+		cr_assert_str_eq(ds_buf_str(&buf), "0123");
+		cr_assert_eq(stats().retries_n, ++n);
+		cr_assert_eq(diag.attempts, 2);
+	}
+	cr_assert_eq(stats().failures_n, 0);
+	end();
+}
+
+Test(store_s3, A02_an_outage_beyond_the_deadline_is_told_as_what_it_is)
+{
+	uint64_t start = ds_mono_ns();
+
+	set_up_with((struct ds_store_options){.timeout_ms = 1500});
+	http_script_answer(script, 503, "", "<Error><Code>SlowDown</Code></Error>");
+	http_script_is_fault(script);
+	http_script_forever(script);
+	expect(get_range(0, 4), -DS_E_THROTTLED);
+	cr_assert_str_eq(diag.s3_code, "SlowDown");
+	cr_assert_eq(diag.http_status, 503);
+	cr_assert_gt(diag.attempts, 2);
+	cr_assert_lt(ds_mono_ns() - start, 3 * (uint64_t)DS_NS_PER_S);
+	end();
+}
+
+Test(store_s3, A05_retry_after_is_obeyed)
+{
+	uint64_t start;
+
+	set_up();
+	http_script_answer(script, 503, "Retry-After: 1\r\n", "");
+	http_script_is_fault(script);
+	good_range("0-3/10", "0123");
+	start = ds_mono_ns();
+	expect(get_range(0, 4), 0);
+	cr_assert_geq(ds_mono_ns() - start, (uint64_t)DS_NS_PER_S);
+	end();
+}
+
+Test(store_s3, A05_senseless_retry_after_does_not_matter)
+{
+	static const char *const texts[] = {"-1", "abc", "", "1.5", "0"};
+	uint64_t start;
+
+	set_up();
+	start = ds_mono_ns();
+	for (size_t i = 0; i < DS_ARRAY_SIZE(texts); i++) {
+		char header[64];
+
+		snprintf(header, sizeof(header), "Retry-After: %s\r\n", texts[i]);
+		http_script_answer(script, 503, header, "");
+		http_script_is_fault(script);
+		good_range("0-3/10", "0123");
+		expect(get_range(0, 4), 0);
+	}
+	cr_assert_lt(ds_mono_ns() - start, 5 * (uint64_t)DS_NS_PER_S);
+	end();
+}
+
+Test(store_s3, A06_an_error_or_a_page_in_a_200_is_a_server_error)
+{
+	static const char *const bodies[] = {
+		"<?xml version=\"1.0\"?>\n<Error><Code>InternalError</Code></Error>",
+		"<Error><Code>SlowDown</Code><Message>Please</Message></Error>",
+		"<html>Hotel WiFi</html>",
+		"<Error><Code>SomethingNew</Code></Error>",
+	};
+
+	set_up();
+	for (size_t i = 0; i < DS_ARRAY_SIZE(bodies); i++) {
+		http_script_answer(script, 200, "", bodies[i]);
+		http_script_is_fault(script);
+		http_script_answer(script, 200, "ETag: \"x\"\r\n", "");
+		expect(ds_store_put(store, "k", "v", 1, &diag), 0);
+	}
+	cr_assert_eq(stats().retries_n, 4);
+	end();
+}
+
+/* ---- nonsense */
+
+static void refused_then_good(void)
+{
+	http_script_is_fault(script);
+	good_range("2-5/10", "2345");
+	expect(get_range(2, 4), 0);
+	cr_assert_str_eq(ds_buf_str(&buf), "2345");
+}
+
+Test(store_s3, A07_a_portals_page_is_no_object)
+{
+	set_up();
+	http_script_answer(script, 200, "Content-Type: text/html\r\n", "<html>Hotel WiFi</html>");
+	refused_then_good();
+	/* The same length as what was asked. */
+	http_script_answer(script, 200, "", "<ht>");
+	refused_then_good();
+	http_script_answer(script, 404, "Content-Type: text/html\r\n", "<html>no such host</html>");
+	refused_then_good();
+	end();
+}
+
+Test(store_s3, A08_A15_a_range_that_was_not_asked_is_refused)
+{
+	static const char *const ranges[] = {
+		"Content-Range: bytes 3-6/10\r\n",
+		"Content-Range: bytes 0-3/10\r\n",
+		"Content-Range: bytes 2-6/10\r\n",
+		"Content-Range: bytes 2-4/10\r\n",
+		"Content-Range: bytes 2-5/*\r\n",
+		"Content-Range: bytes 2-5/4\r\n",
+		"Content-Range: items 2-5/10\r\n",
+		"Content-Range: bytes=2-5/10\r\n",
+		"Content-Range: bytes 2-5/10x\r\n",
+		"Content-Range: bytes 2-5\r\n",
+		"Content-Range: bytes -5/10\r\n",
+		"Content-Range: bytes 5-2/10\r\n",
+		"Content-Range: bytes 2-5/99999999999999999999999\r\n",
+		"Content-Range: bytes 2-5/10\r\nContent-Range: bytes 0-3/10\r\n",
+		"",
+	};
+
+	set_up();
+	for (size_t i = 0; i < DS_ARRAY_SIZE(ranges); i++) {
+		http_script_answer(script, 206, ranges[i], "2345");
+		refused_then_good();
+	}
+	/* The right range with the wrong number of bytes. */
+	good_range("2-5/10", "23456");
+	refused_then_good();
+	good_range("2-5/10", "234");
+	refused_then_good();
+	end();
+}
+
+Test(store_s3, A08_a_store_that_goes_on_with_nonsense_fails_soon)
+{
+	set_up();
+	good_range("0-3/10", "0123");
+	http_script_is_fault(script);
+	http_script_forever(script);
+	expect(get_range(2, 4), -DS_E_PROTOCOL);
+	cr_assert_leq(diag.attempts, 6);
+	cr_assert_eq(buf.len_bytes, 0);
+	end();
+}
+
+Test(store_s3, A09_a_whole_object_instead_of_a_range_is_not_read)
+{
+	set_up();
+	http_script_add(script, HTTP_CLOSE,
+			"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n");
+	http_script_flood(script, 1000000000, "x");
+	refused_then_good();
+	cr_assert_lt(http_script_sent_bytes(script), 32u << 20);
+	end();
+}
+
+Test(store_s3, A09_a_whole_object_that_is_the_range_is_taken)
+{
+	set_up();
+	http_script_answer(script, 503, "", "");
+	http_script_is_fault(script);
+	http_script_answer(script, 200, "", "0123");
+	expect(get_range(0, 4), 0);
+	cr_assert_str_eq(ds_buf_str(&buf), "0123");
+	end();
+}
+
+Test(store_s3, A10_a_short_body_is_retried)
+{
+	static const size_t cuts[] = {0, 1, 5, 9};
+
+	set_up();
+	for (size_t i = 0; i < DS_ARRAY_SIZE(cuts); i++) {
+		http_script_add(script, i % 2 ? HTTP_CLOSE : HTTP_RESET,
+				"HTTP/1.1 206 P\r\nContent-Range: bytes 0-9/20\r\n"
+				"Content-Length: 10\r\n\r\n%.*s",
+				(int)cuts[i], "abcdefghij");
+		http_script_is_fault(script);
+		good_range("0-9/20", "0123456789");
+		expect(get_range(0, 10), 0);
+		cr_assert_str_eq(ds_buf_str(&buf), "0123456789");
+	}
+	cr_assert_eq(stats().retries_n, 4);
+	end();
+}
+
+Test(store_s3, A10_a_whole_object_cut_short_is_retried)
+{
+	set_up();
+	http_script_add(script, HTTP_CLOSE, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n01234");
+	http_script_is_fault(script);
+	http_script_answer(script, 200, "", "0123456789");
+	expect(ds_store_get(store, "k", &buf, &diag), 0);
+	cr_assert_str_eq(ds_buf_str(&buf), "0123456789");
+	end();
+}
+
+Test(store_s3, A11_a_length_that_is_none_is_refused)
+{
+	static const char *const lengths[] = {
+		"Content-Length: -1",
+		"Content-Length: 9223372036854775808",
+		"Content-Length: 12abc",
+		"Content-Length: 4\r\nContent-Length: 5",
+		"Content-Length: 4, 5",
+		"Content-Length: +4",
+		"Content-Length:",
+		"X-None: 1",
+		"Transfer-Encoding: chunked",
+		"Transfer-Encoding: chunked\r\nContent-Length: 4",
+	};
+
+	set_up();
+	for (size_t i = 0; i < DS_ARRAY_SIZE(lengths); i++) {
+		http_script_add(script, HTTP_CLOSE,
+				"HTTP/1.1 206 P\r\nContent-Range: bytes 2-5/10\r\n%s\r\n\r\n%s",
+				lengths[i],
+				strstr(lengths[i], "chunked") ? "4\r\n2345\r\n0\r\n\r\n" : "2345");
+		refused_then_good();
+	}
+	end();
+}
+
+Test(store_s3, A11_A31_bytes_behind_an_answer_are_not_the_next_answer)
+{
+	set_up();
+	for (int i = 0; i < 5; i++) {
+		http_script_add(script, HTTP_KEEP,
+				"HTTP/1.1 206 P\r\nContent-Range: bytes 2-5/10\r\n"
+				"Content-Length: 4\r\n\r\n2345"
+				"HTTP/1.1 206 P\r\nContent-Range: bytes 2-5/10\r\n"
+				"Content-Length: 4\r\n\r\nEVIL");
+		http_script_is_fault(script);
+		expect(get_range(2, 4), 0);
+		cr_assert_str_eq(ds_buf_str(&buf), "2345");
+	}
+	end();
+}
+
+Test(store_s3, A12_parts_and_encodings_are_refused)
+{
+	set_up();
+	http_script_answer(script, 206,
+			   "Content-Range: bytes 2-5/10\r\n"
+			   "Content-Type: multipart/byteranges; boundary=x\r\n",
+			   "2345");
+	refused_then_good();
+	http_script_answer(script, 206, "Content-Range: bytes 2-5/10\r\nContent-Encoding: gzip\r\n",
+			   "2345");
+	refused_then_good();
+	end();
+}
+
+Test(store_s3, A20_odd_statuses_are_refused_and_interim_ones_passed_over)
+{
+	static const int statuses[] = {304, 204, 299, 202};
+
+	set_up();
+	for (size_t i = 0; i < DS_ARRAY_SIZE(statuses); i++) {
+		http_script_add(script, HTTP_CLOSE, "HTTP/1.1 %d X\r\n\r\n", statuses[i]);
+		refused_then_good();
+	}
+	http_script_add(script, HTTP_KEEP,
+			"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nX-Y: z\r\n\r\n"
+			"HTTP/1.1 206 P\r\nContent-Range: bytes 2-5/10\r\n"
+			"Content-Length: 4\r\n\r\n2345");
+	http_script_is_fault(script);
+	expect(get_range(2, 4), 0);
+	/* Interim answers without an end. */
+	http_script_add(script, HTTP_CLOSE, "HTTP/1.1 100 Continue\r\n\r\n");
+	http_script_flood(script, 100 << 20, "HTTP/1.1 100 Continue\r\n\r\n");
+	refused_then_good();
+	cr_assert_lt(http_script_sent_bytes(script), 32u << 20);
+	end();
+}
+
+Test(store_s3, A20_416_is_an_object_that_is_too_short)
+{
+	struct ds_store_req tail = {
+		.op = DS_STORE_GET, .key = "k", .len_bytes = 10, .from_end = true, .into = &buf};
+
+	set_up();
+	http_script_answer(script, 416, "Content-Range: bytes */3\r\n", "");
+	http_script_is_fault(script);
+	http_script_answer(script, 416, "Content-Range: bytes */3\r\n", "");
+	expect(get_range(5, 4), -DS_E_MALFORMED);
+	/* Without the size: one HEAD tells it. */
+	http_script_answer(script, 416, "", "<Error><Code>InvalidRange</Code></Error>");
+	http_script_is_fault(script);
+	http_script_add(script, HTTP_KEEP, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+	expect(ds_store_perform(store, &tail), 0);
+	cr_assert_eq(tail.object_size_bytes, 0);
+	cr_assert_eq(buf.len_bytes, 0);
+	cr_assert_eq(strncmp(http_script_request(script, 3), "HEAD ", 5), 0);
+	/* A range that is there is refused for ever. */
+	http_script_answer(script, 416, "Content-Range: bytes */100\r\n", "");
+	http_script_is_fault(script);
+	http_script_forever(script);
+	expect(get_range(5, 4), -DS_E_PROTOCOL);
+	end();
+}
+
+/* ---- elsewhere */
+
+Test(store_s3, A21_a_redirect_is_never_followed)
+{
+	static const char *const targets[] = {"http://169.254.169.254/x", "file:///etc/passwd",
+					      "https://elsewhere.invalid/k", "/bucket/pre/k", ""};
+	struct http_script *other;
+
+	set_up();
+	other = http_script_new();
+	for (size_t i = 0; i < DS_ARRAY_SIZE(targets); i++) {
+		char header[128];
+
+		snprintf(header, sizeof(header), "Location: %s\r\n",
+			 *targets[i] ? targets[i] : http_script_url(other));
+		http_script_answer(script, i % 2 ? 302 : 307, header, "");
+		http_script_is_fault(script);
+		expect(get_range(0, 4), -DS_E_PROTOCOL);
+		cr_assert_eq(diag.attempts, 1);
+	}
+	http_script_answer(script, 301, "x-amz-bucket-region: eu-west-3\r\n", "");
+	http_script_is_fault(script);
+	expect(get_range(0, 4), -DS_E_PROTOCOL);
+	cr_assert(strstr(diag.detail, "region=eu-west-3"));
+	cr_assert_eq(http_script_connections_n(other), 0);
+	http_script_free(other);
+	end();
+}
+
+Test(store_s3, C05_a_wrong_region_is_told_with_the_right_one)
+{
+	set_up();
+	http_script_answer(script, 400, "",
+			   "<Error><Code>AuthorizationHeaderMalformed</Code><Message>The region is "
+			   "wrong</Message><Region>ap-south-1</Region></Error>");
+	http_script_is_fault(script);
+	expect(get_range(0, 4), -DS_E_PROTOCOL);
+	cr_assert(strstr(diag.detail, "region=ap-south-1"));
+	cr_assert_eq(diag.attempts, 1);
+	end();
+}
+
+/* ---- refusals */
+
+Test(store_s3, A19_C04_a_refusal_is_not_repeated)
+{
+	static const struct {
+		int status, code;
+		const char *s3_code;
+	} rows[] = {
+		{403, -DS_E_DENIED, "AccessDenied"},
+		{403, -DS_E_DENIED, "AllAccessDisabled"},
+		{403, -DS_E_AUTH, "SignatureDoesNotMatch"},
+		{403, -DS_E_AUTH, "InvalidAccessKeyId"},
+		{400, -DS_E_AUTH, "ExpiredToken"},
+		{400, -DS_E_PROTOCOL, "InvalidArgument"},
+		{404, -DS_E_NO_BUCKET, "NoSuchBucket"},
+		{404, -DS_E_ABSENT, "NoSuchKey"},
+		{501, -DS_E_UNSUPPORTED, "NotImplemented"},
+	};
+
+	set_up();
+	for (size_t i = 0; i < DS_ARRAY_SIZE(rows); i++) {
+		char body[256];
+
+		/* Real servers echo the access key. */
+		snprintf(body, sizeof(body),
+			 "<Error><Code>%s</Code><Message>about ACCESSKEY</Message>"
+			 "<RequestId>tx%zu</RequestId></Error>",
+			 rows[i].s3_code, i);
+		http_script_answer(script, rows[i].status, "", body);
+		http_script_is_fault(script);
+		expect(get_range(0, 4), rows[i].code);
+		cr_assert_str_eq(diag.s3_code, rows[i].s3_code);
+		cr_assert_eq(diag.attempts, 1, "%s", rows[i].s3_code);
+		cr_assert(strncmp(diag.request_id, "tx", 2) == 0);
+	}
+	end();
+}
+
+Test(store_s3, D04_409_is_tried_again_and_412_is_not)
+{
+	set_up();
+	http_script_answer(script, 409, "",
+			   "<Error><Code>ConditionalRequestConflict</Code></Error>");
+	http_script_is_fault(script);
+	http_script_answer(script, 200, "", "");
+	expect(ds_store_put_if_absent(store, "k", "v", 1, &diag), 0);
+	cr_assert(strstr(http_script_request(script, 0), "\r\nif-none-match: *\r\n"));
+	http_script_answer(script, 412, "", "<Error><Code>PreconditionFailed</Code></Error>");
+	http_script_is_fault(script);
+	expect(ds_store_put_if_absent(store, "k", "v", 1, &diag), -DS_E_PRESENT);
+	cr_assert_eq(stats().failures_n, 0);
+	http_script_answer(script, 409, "",
+			   "<Error><Code>ConditionalRequestConflict</Code></Error>");
+	http_script_is_fault(script);
+	http_script_forever(script);
+	expect(ds_store_put_if_absent(store, "k", "v", 1, &diag), -DS_E_PRESENT);
+	end();
+}
+
+Test(store_s3, A30_a_store_without_conditional_writes_says_so)
+{
+	set_up();
+	http_script_answer(script, 501, "", "<Error><Code>NotImplemented</Code></Error>");
+	http_script_is_fault(script);
+	expect(ds_store_put_if_absent(store, "k", "v", 1, &diag), -DS_E_UNSUPPORTED);
+	end();
+}
+
+/* ---- keys and clocks */
+
+static void header_of(unsigned idx, const char *name, char *value, size_t size)
+{
+	const char *at = strstr(http_script_request(script, idx), name);
+
+	cr_assert_not_null(at, "no %s", name);
+	at += strlen(name) + 2;
+	snprintf(value, size, "%.*s", (int)strcspn(at, "\r"), at);
+}
+
+static const char skewed[] =
+	"HTTP/1.1 403 F\r\nDate: Sat, 21 Nov 2026 03:47:27 GMT\r\nContent-Length: 55\r\n\r\n"
+	"<Error><Code>RequestTimeTooSkewed</Code></Error>       ";
+
+Test(store_s3, C05_the_clock_is_learned_from_the_answer)
+{
+	struct ds_time now;
+	char value[64];
+
+	set_up();
+	http_script_add(script, HTTP_KEEP, "%s", skewed);
+	http_script_is_fault(script);
+	good_range("0-3/10", "0123");
+	expect(get_range(0, 4), 0);
+	header_of(1, "x-amz-date", value, sizeof(value));
+	cr_assert_eq(strncmp(value, "20261121T0347", 13), 0, "%s", value);
+	cr_assert_eq(stats().retries_n, 0);
+	cr_assert_eq(ds_store_now(store, &now, NULL), 0);
+	end();
+}
+
+Test(store_s3, C05_a_clock_that_stays_wrong_is_told)
+{
+	set_up();
+	http_script_add(script, HTTP_KEEP, "%s", skewed);
+	http_script_is_fault(script);
+	http_script_forever(script);
+	expect(get_range(0, 4), -DS_E_AUTH);
+	cr_assert_eq(diag.attempts, 2);
+	end();
+}
+
+Test(store_s3, L02_a_put_with_its_own_time_is_late_instead)
+{
+	struct ds_store_req put = {.op = DS_STORE_PUT,
+				   .key = "k",
+				   .if_absent = true,
+				   .signed_at = {.s = 1000000000}};
+	char value[64];
+
+	set_up();
+	http_script_answer(script, 503, "", "");
+	http_script_is_fault(script);
+	http_script_add(script, HTTP_KEEP, "%s", skewed);
+	http_script_is_fault(script);
+	cr_assert_eq(ds_store_perform(store, &put), -DS_E_LATE);
+	for (unsigned i = 0; i < 2; i++) {
+		header_of(i, "x-amz-date", value, sizeof(value));
+		cr_assert_str_eq(value, "20010909T014640Z");
+	}
+	end();
+}
+
+Test(store_s3, C01_expired_keys_are_read_again)
+{
+	static const char format[] =
+		"[default]\naws_access_key_id = %s\n"
+		"aws_secret_access_key = " SECRET "\naws_session_token = T%s\n";
+	char path[] = "/tmp/dsfs-credentials-XXXXXX", value[256];
+	struct ds_store_options options = {.timeout_ms = 5000};
+	int fd = mkstemp(path);
+
+	set_up();
+	tear_down();
+	unsetenv("AWS_ACCESS_KEY_ID");
+	unsetenv("AWS_SECRET_ACCESS_KEY");
+	setenv("AWS_SHARED_CREDENTIALS_FILE", path, 1);
+	dprintf(fd, format, "OLDKEY", "1");
+	script = http_script_new();
+	options.endpoint = http_script_url(script);
+	cr_assert_eq(ds_store_open("s3://bucket/pre", &options, false, &store, &diag), 0);
+	ds_buf_init(&buf, 100);
+
+	/* Nothing new in the file: told at once. */
+	http_script_answer(script, 400, "", "<Error><Code>ExpiredToken</Code></Error>");
+	http_script_is_fault(script);
+	expect(get_range(0, 4), -DS_E_AUTH);
+	cr_assert_eq(diag.attempts, 1);
+	/* Half-written: the old keys stay. */
+	cr_assert_eq(ftruncate(fd, 30), 0);
+	http_script_answer(script, 403, "", "<Error><Code>InvalidAccessKeyId</Code></Error>");
+	http_script_is_fault(script);
+	expect(get_range(0, 4), -DS_E_AUTH);
+	cr_assert_eq(ftruncate(fd, 0), 0);
+	lseek(fd, 0, SEEK_SET);
+	dprintf(fd, format, "NEWKEY", "2");
+	http_script_answer(script, 403, "", "<Error><Code>ExpiredToken</Code></Error>");
+	http_script_is_fault(script);
+	good_range("0-3/10", "0123");
+	expect(get_range(0, 4), 0);
+	header_of(2, "Authorization", value, sizeof(value));
+	cr_assert(strstr(value, "Credential=OLDKEY/"));
+	header_of(3, "Authorization", value, sizeof(value));
+	cr_assert(strstr(value, "Credential=NEWKEY/"));
+	cr_assert(strstr(value, "x-amz-security-token"));
+	header_of(3, "x-amz-security-token", value, sizeof(value));
+	cr_assert_str_eq(value, "T2");
+	close(fd);
+	unlink(path);
+	end();
+}
+
+/* ---- lists */
+
+static struct ds_store_listing listing;
+
+static int list_all(void)
+{
+	struct ds_store_req req = {.op = DS_STORE_LIST, .key = "d/", .listing = &listing};
+	int r;
+
+	ds_store_listing_release(&listing);
+	r = ds_store_perform(store, &req);
+	diag = req.diag;
+	return r;
+}
+
+#define ROW(key)                                                                           \
+	"<Contents><Key>" key "</Key><Size>1</Size><LastModified>2026-11-21T03:47:27.000Z" \
+	"</LastModified></Contents>"
+#define PAGE(rows, end)                             \
+	"<?xml version=\"1.0\"?><ListBucketResult " \
+	"xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">" rows end "</ListBucketResult>"
+#define LAST "<IsTruncated>false</IsTruncated>"
+#define MORE(token) \
+	"<IsTruncated>true</IsTruncated><NextContinuationToken>" token "</NextContinuationToken>"
+
+Test(store_s3, list_follows_the_tokens_and_decodes_keys)
+{
+	set_up();
+	http_script_answer(script, 200, "",
+			   PAGE(ROW("pre/d/a%20b") ROW("pre/d/a%2Bb%C3%A4"),
+				MORE("1/tok+en=") "<EncodingType>url</EncodingType>"));
+	http_script_answer(script, 503, "", "");
+	http_script_is_fault(script);
+	http_script_answer(script, 200, "", PAGE("", MORE("2")));
+	http_script_answer(script, 200, "", PAGE(ROW("pre/d/c%d"), LAST));
+	expect(list_all(), 0);
+	cr_assert_eq(listing.objects_n, 3);
+	cr_assert_str_eq(listing.objects[0].key, "d/a b");
+	cr_assert_str_eq(listing.objects[1].key, "d/a+b\xc3\xa4");
+	cr_assert_str_eq(listing.objects[2].key, "d/c%d",
+			 "not encoded, if the page does not say so");
+	cr_assert(strstr(http_script_request(script, 2), "continuation-token=1%2Ftok%2Ben%3D&"));
+	cr_assert(strstr(http_script_request(script, 0), "prefix=pre%2Fd%2F"));
+	ds_store_listing_release(&listing);
+	end();
+}
+
+Test(store_s3, A22_a_list_that_makes_no_sense_is_refused)
+{
+	static const char *const pages[] = {
+		PAGE(ROW("pre/d/a"), "<IsTruncated>true</IsTruncated>"),
+		PAGE(ROW("pre/d/a"), ""),
+		PAGE(ROW("pre/d/b") ROW("pre/d/a"), LAST),
+		PAGE(ROW("pre/d/a") ROW("pre/d/a"), LAST),
+		PAGE(ROW("other/d/a"), LAST),
+		PAGE(ROW("pre/e/a"), LAST),
+		PAGE(ROW("pre/d/%zz"), LAST "<EncodingType>url</EncodingType>"),
+		PAGE(ROW("pre/d/a%00"), LAST "<EncodingType>url</EncodingType>"),
+		PAGE(ROW("pre/d/a") "<Contents><Key>pre/d/b</Key></Contents>", LAST),
+		PAGE("<Contents><Key>pre/d/a</Key><Size>-1</Size><LastModified>2026-11-21T03:47:27Z"
+		     "</LastModified></Contents>",
+		     LAST),
+		PAGE("<a><a><a><a><a><a><a><a><a></a></a></a></a></a></a></a></a></a>", LAST),
+		"<html><body>Hotel</body></html>",
+		"",
+		"<ListBucketResult>",
+		"<?xml version=\"1.0\"?><!DOCTYPE x [<!ENTITY a \"aaaaaaaa\"><!ENTITY b "
+		"\"&a;&a;\">]>"
+		"<ListBucketResult>&b;" LAST "</ListBucketResult>",
+		"{\"IsTruncated\": false}",
+	};
+
+	set_up();
+	for (size_t i = 0; i < DS_ARRAY_SIZE(pages); i++) {
+		http_script_answer(script, 200, "", pages[i]);
+		http_script_is_fault(script);
+		http_script_answer(script, 200, "", PAGE(ROW("pre/d/good"), LAST));
+		expect(list_all(), 0);
+		cr_assert_eq(listing.objects_n, 1, "page %zu", i);
+		cr_assert_str_eq(listing.objects[0].key, "d/good");
+	}
+	ds_store_listing_release(&listing);
+	end();
+}
+
+Test(store_s3, A22_a_token_that_repeats_ends_in_an_error)
+{
+	set_up();
+	http_script_answer(script, 200, "", PAGE(ROW("pre/d/a"), MORE("same")));
+	http_script_answer(script, 200, "", PAGE("", MORE("same")));
+	http_script_is_fault(script);
+	http_script_forever(script);
+	expect(list_all(), -DS_E_PROTOCOL);
+	cr_assert_eq(listing.objects_n, 0, "nothing of it stays");
+	cr_assert_lt(http_script_requests_n(script), 10);
+	ds_store_listing_release(&listing);
+	end();
+}
+
+Test(store_s3, A22_a_list_without_end_is_bounded)
+{
+	set_up_with((struct ds_store_options){.timeout_ms = 8000});
+	http_script_add(script, HTTP_CLOSE,
+			"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n<ListBucketResult>");
+	http_script_flood(script, 1000000000 - 18, "<Prefix>x</Prefix>");
+	http_script_is_fault(script);
+	http_script_answer(script, 200, "", PAGE(ROW("pre/d/good"), LAST));
+	expect(list_all(), 0);
+	cr_assert_lt(http_script_sent_bytes(script), 64u << 20);
+	ds_store_listing_release(&listing);
+	end();
+}
+
+/* ---- connections */
+
+Test(store_s3, B02_connections_that_break_are_made_anew)
+{
+	set_up();
+	http_script_add(script, HTTP_RESET_AT_ACCEPT, "%s", "");
+	http_script_is_fault(script);
+	http_script_add(script, HTTP_RESET, "%s", "");
+	http_script_is_fault(script);
+	http_script_add(script, HTTP_RESET, "HTTP/1.1 206 Pa");
+	http_script_is_fault(script);
+	http_script_add(script, HTTP_CLOSE, "HTTP/1.1 206 P\r\nContent-Range: bytes 0-3");
+	http_script_is_fault(script);
+	http_script_add(script, HTTP_CLOSE, "garbage\r\n\r\n");
+	http_script_is_fault(script);
+	http_script_add(script, HTTP_CLOSE, "%s", "");
+	http_script_is_fault(script);
+	good_range("0-3/10", "0123");
+	expect(get_range(0, 4), 0);
+	cr_assert_str_eq(ds_buf_str(&buf), "0123");
+	end();
+}
+
+Test(store_s3, B02_a_refused_connection_is_told_at_the_deadline)
+{
+	struct ds_store_options options = {.timeout_ms = 600};
+	struct ds_store *other = NULL;
+	char url[64];
+
+	set_up();
+	http_script_add(script, HTTP_RESET_AT_ACCEPT, "%s", "");
+	http_script_is_fault(script);
+	http_script_answer(script, 200, "", "v");
+	expect(ds_store_get(store, "k", &buf, &diag), 0);
+	snprintf(url, sizeof(url), "%s", http_script_url(script));
+	end();
+	options.endpoint = url; /* nobody listens there any more */
+	cr_assert_eq(ds_store_open("s3://bucket/pre", &options, false, &other, NULL), 0);
+	expect(ds_store_get(other, "k", &buf, &diag), -DS_E_NETWORK);
+	cr_assert_gt(diag.attempts, 1);
+	ds_store_unref(other);
+}
+
+Test(store_s3, B04_a_kept_connection_that_died_is_no_fault)
+{
+	set_up();
+	for (int i = 0; i < 4; i++) {
+		good_range("0-3/10", "0123");
+		expect(get_range(0, 4), 0);
+		/* Takes the next request on the kept connection and says nothing. */
+		http_script_add(script, i % 2 ? HTTP_RESET : HTTP_CLOSE, "%s", "");
+		http_script_is_fault(script);
+		good_range("0-3/10", "0123");
+		expect(get_range(0, 4), 0);
+	}
+	cr_assert_eq(stats().retries_n, 0);
+	end();
+}
+
+Test(store_s3, B04_a_put_over_a_dead_connection_sends_its_body_again)
+{
+	size_t len = 3 << 20;
+	char *body = calloc(1, len);
+
+	set_up();
+	good_range("0-3/10", "0123");
+	expect(get_range(0, 4), 0);
+	http_script_add(script, HTTP_RESET, "%s", "");
+	http_script_is_fault(script);
+	http_script_answer(script, 200, "", "");
+	expect(ds_store_put(store, "k", body, len, &diag), 0);
+	cr_assert_eq(stats().retries_n, 0);
+	cr_assert_eq(stats().sent_bytes, len);
+	free(body);
+	end();
+}
+
+Test(store_s3, A27_a_transfer_that_stands_still_goes_over_a_new_connection)
+{
+	uint64_t start = ds_mono_ns();
+
+	set_up_with((struct ds_store_options){.timeout_ms = 20000, .stall_timeout_ms = 300});
+	http_script_add(script, HTTP_HANG, "%s", "");
+	http_script_is_fault(script);
+	http_script_add(
+		script, HTTP_HANG,
+		"HTTP/1.1 206 P\r\nContent-Range: bytes 0-3/10\r\nContent-Length: 4\r\n\r\n01");
+	http_script_is_fault(script);
+	http_script_add(script, HTTP_KEEP,
+			"HTTP/1.1 206 P\r\nContent-Range: bytes 0-3/10\r\nContent-Length: 4\r\n"
+			"X-Padding: a drip without an end in sight for a long time\r\n\r\n0123");
+	http_script_drip(script, 50);
+	http_script_is_fault(script);
+	good_range("0-3/10", "0123");
+	expect(get_range(0, 4), 0);
+	cr_assert_str_eq(ds_buf_str(&buf), "0123");
+	cr_assert_eq(http_script_connections_n(script), 4);
+	cr_assert_lt(ds_mono_ns() - start, 10 * (uint64_t)DS_NS_PER_S);
+	end();
+}
+
+Test(store_s3, A27_without_any_answer_the_deadline_is_told)
+{
+	uint64_t start = ds_mono_ns();
+
+	set_up_with((struct ds_store_options){.timeout_ms = 700});
+	http_script_add(script, HTTP_HANG, "%s", "");
+	http_script_is_fault(script);
+	http_script_forever(script);
+	expect(get_range(0, 4), -DS_E_TIMEOUT);
+	cr_assert_lt(ds_mono_ns() - start, 2 * (uint64_t)DS_NS_PER_S);
+	end();
+}
+
+Test(store_s3, A28_headers_are_bounded)
+{
+	set_up();
+	http_script_add(script, HTTP_CLOSE, "HTTP/1.1 206 P\r\nX-Long: ");
+	http_script_flood(script, 10 << 20, "x");
+	refused_then_good();
+	http_script_add(script, HTTP_CLOSE, "HTTP/1.1 206 P\r\n");
+	http_script_flood(script, 10 << 20, "X-Many: headers\r\n");
+	refused_then_good();
+	http_script_add(script, HTTP_CLOSE, "HTTP/1.1 503 P\r\n");
+	http_script_flood(script, 10 << 20, "X-Many: headers\r\n");
+	refused_then_good();
+	cr_assert_lt(http_script_sent_bytes(script), 30u << 20);
+	end();
+}
+
+Test(store_s3, A29_the_body_of_an_error_is_bounded)
+{
+	set_up();
+	http_script_add(script, HTTP_CLOSE,
+			"HTTP/1.1 500 E\r\nContent-Length: 1000000000\r\n\r\n"
+			"<Error><Code>InternalError</Code>");
+	http_script_flood(script, 1000000000, "<x></x>");
+	refused_then_good();
+	cr_assert_lt(http_script_sent_bytes(script), 32u << 20);
+	/* What was there of the document counts. */
+	http_script_add(script, HTTP_CLOSE,
+			"HTTP/1.1 404 E\r\nContent-Length: 1000000000\r\n\r\n"
+			"<Error><Code>NoSuchBucket</Code>");
+	http_script_flood(script, 1000000000, "<x></x>");
+	http_script_is_fault(script);
+	expect(get_range(0, 4), -DS_E_NO_BUCKET);
+	end();
+}
+
+/* ---- order, cancelling, threads */
+
+struct waiting {
+	pthread_mutex_t mutex;
+	pthread_cond_t wake;
+	unsigned done_n;
+};
+
+static void count_done(struct ds_store_req *req)
+{
+	struct waiting *waiting = req->ctx;
+
+	pthread_mutex_lock(&waiting->mutex);
+	waiting->done_n++;
+	pthread_cond_signal(&waiting->wake);
+	pthread_mutex_unlock(&waiting->mutex);
+}
+
+static void wait_done(struct waiting *waiting, unsigned n)
+{
+	pthread_mutex_lock(&waiting->mutex);
+	while (waiting->done_n < n)
+		pthread_cond_wait(&waiting->wake, &waiting->mutex);
+	pthread_mutex_unlock(&waiting->mutex);
+}
+
+Test(store_s3, urgent_requests_overtake_and_cancelled_ones_end)
+{
+	struct waiting waiting = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
+	static const char *const keys[] = {"first", "second", "third", "urgent"};
+	struct ds_store_req reqs[4];
+	struct ds_buf bufs[4];
+
+	set_up_with((struct ds_store_options){.timeout_ms = 20000, .connections_n = 1});
+	http_script_add(script, HTTP_HANG, "%s", "");
+	http_script_is_fault(script);
+	http_script_answer(script, 200, "", "urgent");
+	http_script_answer(script, 200, "", "third");
+	for (int i = 0; i < 4; i++) {
+		ds_buf_init(&bufs[i], 100);
+		reqs[i] = (struct ds_store_req){.op = DS_STORE_GET,
+						.key = keys[i],
+						.len_bytes = DS_STORE_LEN_ALL,
+						.into = &bufs[i],
+						.is_urgent = i == 3,
+						.done = count_done,
+						.ctx = &waiting};
+		ds_store_submit(store, &reqs[i]);
+		if (i == 0)
+			http_script_wait(script, 1);
+	}
+	ds_store_cancel(store, &reqs[1]); /* waits for a connection */
+	wait_done(&waiting, 1);
+	cr_assert_eq(reqs[1].result, -DS_E_INTERRUPTED);
+	ds_store_cancel(store, &reqs[0]); /* is on its way */
+	wait_done(&waiting, 4);
+	cr_assert_eq(reqs[0].result, -DS_E_INTERRUPTED);
+	cr_assert_eq(reqs[2].result, 0);
+	cr_assert_eq(reqs[3].result, 0);
+	cr_assert(strstr(http_script_request(script, 1), "/urgent "));
+	cr_assert(strstr(http_script_request(script, 2), "/third "));
+	for (int i = 0; i < 4; i++)
+		ds_buf_release(&bufs[i]);
+	end();
+}
+
+Test(store_s3, the_last_unref_ends_what_waits)
+{
+	struct waiting waiting = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
+	struct ds_store_req reqs[100];
+	uint64_t start;
+
+	set_up_with((struct ds_store_options){.connections_n = 8});
+	http_script_add(script, HTTP_HANG, "%s", "");
+	http_script_is_fault(script);
+	http_script_forever(script);
+	for (int i = 0; i < 100; i++) {
+		reqs[i] = (struct ds_store_req){.op = DS_STORE_HEAD,
+						.key = "k",
+						.is_urgent = i % 2,
+						.done = count_done,
+						.ctx = &waiting};
+		ds_store_submit(store, &reqs[i]);
+	}
+	http_script_wait(script, 8);
+	start = ds_mono_ns();
+	store = ds_store_unref(store);
+	cr_assert_lt(ds_mono_ns() - start, 2 * (uint64_t)DS_NS_PER_S);
+	cr_assert_eq(waiting.done_n, 100);
+	for (int i = 0; i < 100; i++)
+		cr_assert_eq(reqs[i].result, -DS_E_INTERRUPTED);
+	end();
+}
+
+static unsigned threads_n(void)
+{
+	DIR *dir = opendir("/proc/self/task");
+	unsigned n = 0;
+
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
+Test(store_s3, J07_open_starts_no_thread_and_sends_nothing)
+{
+	struct ds_store_options options = {0};
+	struct ds_store *other = NULL;
+	unsigned before;
+
+	set_up();
+	options.endpoint = http_script_url(script);
+	before = threads_n();
+	cr_assert_eq(ds_store_open("s3://bucket/pre", &options, false, &other, NULL), 0);
+	cr_assert_eq(threads_n(), before);
+	cr_assert_eq(ds_store_start(other), 0);
+	cr_assert_eq(threads_n(), before + 1);
+	cr_assert_null(ds_store_unref(other));
+	cr_assert_eq(threads_n(), before);
+	cr_assert_eq(http_script_connections_n(script), 0);
+	tear_down();
+}
+
+/* curl's own allocations are not among these. */
+Test(store_s3, J01_every_failing_allocation_is_an_error)
+{
+	uint64_t delivered_n = 0;
+	unsigned errors_n = 0;
+
+	set_up();
+	tear_down();
+	for (int64_t n = 0;; n++) {
+		struct ds_store_options options = {.timeout_ms = 5000, .connections_n = 2};
+		uint64_t failed_n;
+		int r;
+
+		script = http_script_new();
+		http_script_answer(script, 200, "", PAGE(ROW("pre/d/a"), LAST));
+		good_range("0-3/10", "0123");
+		http_script_answer(script, 404, "", "<Error><Code>NoSuchKey</Code></Error>");
+		options.endpoint = http_script_url(script);
+		ds_buf_init(&buf, 100);
+		store = NULL;
+		ds_mem_fail_after(n, 0);
+		r = ds_store_open("s3://bucket/pre", &options, false, &store, &diag);
+		if (r == 0)
+			r = list_all();
+		if (r == 0)
+			r = get_range(0, 4);
+		if (r == 0) {
+			r = ds_store_get(store, "no", &buf, NULL);
+			r = r == -DS_E_ABSENT ? 0 : r;
+		}
+		failed_n = ds_mem_fail_after(-1, 0);
+		delivered_n += failed_n;
+		errors_n += r < 0;
+		ds_store_listing_release(&listing);
+		tear_down();
+		if (failed_n == 0) {
+			cr_assert_eq(r, 0);
+			break;
+		}
+		cr_assert(r == 0 || r == -ENOMEM, "allocation %d: %s", (int)n, ds_strerror(r));
+	}
+	cr_assert_gt(delivered_n, 100);
+	cr_assert_gt(errors_n, 80);
+}
