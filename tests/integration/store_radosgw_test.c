@@ -167,7 +167,7 @@ Test(store_radosgw, a_list_of_several_pages_is_whole_and_in_order)
 		int number = atoi(strchr(row->key, 'n') + 1);
 
 		cr_assert_str_eq(row->key, puts[number].key);
-		cr_assert_eq(row->size_bytes, number % 5);
+		cr_assert_eq(row->size_bytes, (uint64_t)(number % 5));
 		cr_assert(i == 0 || strcmp(row[-1].key, row->key) < 0);
 		cr_assert_neq(row->modified.s, 0);
 	}
