@@ -352,7 +352,7 @@ static int next_link(struct ds_builder *builder, uint64_t ino, uint64_t after, u
 /* Another name of the file becomes the first: its row takes everything over, and the others point to it. */
 static int promote(struct ds_builder *builder, const struct ds_entry *old)
 {
-	uint64_t id, other = 0;
+	uint64_t id = 0, other = 0;
 	int r;
 
 	r = load_links(builder);
@@ -471,7 +471,7 @@ static int remove_below(struct ds_builder *builder, uint64_t top)
 
 int ds_builder_remove(struct ds_builder *builder, uint64_t id)
 {
-	struct ds_entry entry;
+	struct ds_entry entry = {.id = 0};
 	int r = builder->failed;
 
 	assert(id != DS_ROOT_ID);

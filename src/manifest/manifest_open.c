@@ -103,11 +103,10 @@ static int conn_open(struct ds_manifest *manifest, struct ds_conn *conn)
 	r = ds_sql_harden(sql);
 	if (r < 0)
 		return r;
-	/* The size only switches mapping on; what is mapped, the source says at each page. */
 	sqlite3_snprintf(
 		sizeof(pragmas), pragmas,
-		"PRAGMA cell_size_check = ON; PRAGMA mmap_size = %d; PRAGMA cache_size = %d",
-		manifest->source.mapping ? 0x7fff0000 : 0, -CACHE_KIB);
+		"PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA cache_size = %d",
+		-CACHE_KIB);
 	r = ds_sql_exec(sql, pragmas);
 	if (r == 0)
 		r = ds_sql_check_schema(sql);

@@ -162,7 +162,6 @@ static int check_file(struct verify *verify, const struct ds_entry *entry)
 	if (!names)
 		return -ENOMEM;
 	names->nlink = entry->nlink;
-	names->seen_n++;
 	return 0;
 }
 
@@ -180,7 +179,7 @@ static int check_link(struct verify *verify, const struct ds_entry *link)
 	if (!names)
 		return -ENOMEM;
 	names->nlink = entry.nlink;
-	names->seen_n++;
+	names->further_n++;
 	return 0;
 }
 
@@ -235,10 +234,10 @@ static int check_rows(struct verify *verify)
 		uint64_t ino;
 
 		memcpy(&ino, key, sizeof(ino));
-		if (names->nlink != names->seen_n)
+		if (names->nlink != names->further_n + 1)
 			verify_finding(verify, "file %llu: nlink is %u, names are %llu",
 				       (unsigned long long)ino, names->nlink,
-				       (unsigned long long)names->seen_n);
+				       (unsigned long long)names->further_n + 1);
 	}
 	return verify_note(verify, r);
 }

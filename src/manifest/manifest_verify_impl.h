@@ -17,7 +17,7 @@ struct pack {
 /* A file with more than one name. */
 struct names {
 	uint32_t nlink;
-	uint64_t seen_n;
+	uint64_t further_n;
 };
 
 struct verify {

@@ -291,6 +291,17 @@ uint64_t model_add(struct model *model, struct ds_builder *builder, uint64_t par
 	return id;
 }
 
+uint64_t model_add_link(struct model *model, struct ds_builder *builder, uint64_t parent,
+			const char *name, size_t name_len, uint64_t ino)
+{
+	uint64_t id;
+
+	cr_assert_eq(ds_builder_add_link(builder, parent, name, name_len, ino, &id), 0);
+	model_inode(model, ino)->nlink++;
+	add_name(model, id, parent, name, name_len, ino);
+	return id;
+}
+
 static uint64_t random_directory(struct model *model)
 {
 	for (;;) {
@@ -456,18 +467,15 @@ void model_change(struct model *model, struct ds_builder *builder)
 	n = &model->names[below(model, model->names_n)];
 	if (what < 58) {
 		uint64_t ino = n->ino;
-		struct model_inode *inode = model_inode(model, ino);
 
-		if (inode->type != DS_ENTRY_FILE)
+		if (model_inode(model, ino)->type != DS_ENTRY_FILE)
 			return;
 		if (find_name(model, dir, name, len)) {
 			cr_assert_eq(ds_builder_add_link(builder, dir, name, len, ino, &id),
 				     -EEXIST);
 			return;
 		}
-		cr_assert_eq(ds_builder_add_link(builder, dir, name, len, ino, &id), 0);
-		inode->nlink++;
-		add_name(model, id, dir, name, len, ino);
+		model_add_link(model, builder, dir, name, len, ino);
 	} else if (what < 70) {
 		struct model_inode *inode = model_inode(model, n->ino);
 

@@ -92,6 +92,8 @@ void model_change(struct model *model, struct ds_builder *builder);
 /* A file, directory or symlink of random contents under this name; its id. */
 uint64_t model_add(struct model *model, struct ds_builder *builder, uint64_t parent,
 		   const char *name, size_t name_len, enum ds_entry_type type, uint64_t size_bytes);
+uint64_t model_add_link(struct model *model, struct ds_builder *builder, uint64_t parent,
+			const char *name, size_t name_len, uint64_t ino);
 struct model_inode *model_inode(struct model *model, uint64_t ino);
 const struct model_name *model_name(const struct model *model, uint64_t id);
 /* Gives all directories the digests of what they hold, and all packs ids and sizes. */
