@@ -144,6 +144,13 @@ int ds_dedup_builder_merge(struct ds_dedup_builder *builder, const struct ds_ded
 	return r;
 }
 
+int ds_dedup_builder_cover(struct ds_dedup_builder *builder, const struct ds_digest *id)
+{
+	uint32_t number;
+
+	return id_number(&builder->covers, id, &number);
+}
+
 size_t ds_dedup_builder_entries_n(const struct ds_dedup_builder *builder)
 {
 	return builder->rows_n;

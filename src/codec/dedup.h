@@ -33,6 +33,8 @@ struct ds_dedup;
 /* All entries of an object, for a merge; notes that the result covers it (`id`). */
 int ds_dedup_builder_merge(struct ds_dedup_builder *builder, const struct ds_dedup *dedup,
 			   const struct ds_digest *id);
+/* Notes that the result covers this object. */
+int ds_dedup_builder_cover(struct ds_dedup_builder *builder, const struct ds_digest *id);
 size_t ds_dedup_builder_entries_n(const struct ds_dedup_builder *builder);
 int ds_dedup_builder_finish(struct ds_dedup_builder *builder, struct ds_buf *buf,
 			    struct ds_digest *ret_id);

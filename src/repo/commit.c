@@ -1,0 +1,563 @@
+/*
+ * Commit: the order of things. Each attempt is one parent; the tree, and what of it is in the store, outlives attempts.
+ *
+ *     scan -> [load parent, match] -> read and upload -> hash -> unchanged?
+ *          -> change the manifest -> upload it -> record -> look that all is there -> ref entry
+ *                                                  lost the race: the winner is the parent, from [ on
+ *          -> tag, advisory index, stat cache
+ */
+#include "repo/commit.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "repo/commit_apply.h"
+#include "repo/commit_manifest.h"
+#include "repo/commit_read.h"
+#include "repo/commit_state.h"
+#include "repo/keep.h"
+#include "repo/refs.h"
+#include "util/error.h"
+#include "util/file.h"
+#include "util/mem.h"
+#include "util/random.h"
+#include "util/str.h"
+
+/* 8 KiB: see tests/bench and the release tests on the second version of 100,000 files. */
+#define MANIFEST_PAGE_SIZE 8192u
+#define MEMORY_DEFAULT	   DS_MIB(512)
+#define RACES_MAX	   1000u
+
+struct commit {
+	struct ds_repo *repo;
+	const struct ds_commit_options *options;
+	const char *branch;
+	struct ds_diag *diag;
+	struct commit_state state;
+	struct commit_tree tree;
+	struct commit_packs *packs;
+	struct commit_find *find;
+	struct commit_stat *stat;
+	struct ds_keep *keep; /* for the publish limit: the policy alone */
+	struct ds_time start;
+	struct ds_uuid writer;
+	bool is_read; /* every file's place is known */
+	bool has_head;
+	struct ds_ref_entry head;
+	struct ds_commit_result result;
+};
+
+struct attempt {
+	struct ds_record *parent;	 /* NULL: none */
+	struct commit_manifest manifest; /* the parent's */
+	char *path;			 /* of the local manifest */
+	struct ds_builder *builder;
+	struct commit_packs *packs; /* of the manifest */
+};
+
+static bool is_interrupted(const struct commit *commit)
+{
+	return commit->options->interrupted && *commit->options->interrupted;
+}
+
+static void show_phase(const struct commit *commit, const char *phase)
+{
+	struct ds_commit_progress progress = {
+		.phase = phase,
+		.files_n = commit->tree.files_n,
+		.files_total_n = commit->tree.files_n,
+		.bytes = commit->tree.bytes,
+		.bytes_total = commit->tree.bytes,
+		.uploaded_bytes = commit->packs ? commit_packs_uploaded_bytes(commit->packs) : 0,
+	};
+
+	if (commit->options->progress)
+		commit->options->progress(commit->options->ctx, &progress);
+}
+
+static int read_head(struct commit *commit)
+{
+	int r = ds_ref_head(commit->repo, DS_REF_BRANCH, commit->branch, &commit->head,
+			    commit->diag);
+
+	commit->has_head = r == 0;
+	if (r == -DS_E_NO_VERSION) {
+		if (commit->diag)
+			ds_diag_clear(commit->diag);
+		r = 0;
+	}
+	return r;
+}
+
+/* The version whose manifest the new one starts from: the branch's head; of a new branch, options.parent or the head of the
+ * default branch; of a closed one nothing. */
+static int find_base(struct commit *commit, bool *ret_has, struct ds_digest *ret_base)
+{
+	struct ds_resolved resolved;
+	struct ds_ref_entry entry;
+	int r;
+
+	*ret_has = false;
+	if (commit->has_head) {
+		*ret_has = !commit->head.is_deleted;
+		*ret_base = commit->head.version;
+		if (!commit->options->parent)
+			return 0;
+		r = ds_resolve(commit->repo, commit->options->parent, &resolved, commit->diag);
+		if (r < 0)
+			return r;
+		if (!*ret_has || !ds_digest_equal(&resolved.version, ret_base))
+			return ds_diag_set(commit->diag, -DS_E_CONFLICT, commit->branch,
+					   "%s is not the newest version any more",
+					   commit->options->parent);
+		return 0;
+	}
+	if (commit->options->parent) {
+		struct ds_keep *keep = NULL;
+		struct ds_time now;
+
+		r = ds_resolve(commit->repo, commit->options->parent, &resolved, commit->diag);
+		if (r == 0)
+			r = ds_keep_load(commit->repo, &keep, &now, commit->diag);
+		if (r == 0 && ds_keep_is_base(keep, &resolved.version)) {
+			*ret_has = true;
+			*ret_base = resolved.version;
+		}
+		ds_keep_free(keep);
+		return r;
+	}
+	r = ds_ref_head(commit->repo, DS_REF_BRANCH, ds_repo_default_branch(commit->repo), &entry,
+			commit->diag);
+	if (r == -DS_E_NO_VERSION) {
+		if (commit->diag)
+			ds_diag_clear(commit->diag);
+		return 0;
+	}
+	*ret_has = r == 0 && !entry.is_deleted;
+	*ret_base = entry.version;
+	return r;
+}
+
+static int load_parent(struct commit *commit, struct attempt *attempt, const struct ds_digest *base)
+{
+	_ds_cleanup_close_ int fd = -1;
+	int r;
+
+	r = ds_record_get(commit->repo, base, &attempt->parent, commit->diag);
+	if (r == 0)
+		r = commit_manifest_load_index(commit->repo, attempt->parent, &attempt->manifest,
+					       commit->diag);
+	if (r < 0)
+		return r;
+	fd = open(attempt->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return ds_diag_set(commit->diag, -errno, attempt->path, NULL);
+	r = commit_manifest_load_pages(commit->repo, &attempt->manifest, fd, commit->diag);
+	if (r == 0)
+		r = ds_builder_open(attempt->path, &attempt->builder);
+	return r;
+}
+
+static int begin_attempt(struct commit *commit, struct attempt *attempt)
+{
+	uint32_t page_size =
+		commit->options->page_size ? commit->options->page_size : MANIFEST_PAGE_SIZE;
+	struct ds_digest base;
+	bool has_base;
+	int r = find_base(commit, &has_base, &base);
+
+	if (r < 0)
+		return r;
+	attempt->path = ds_asprintf("%s/manifest-%u", commit->state.tmp, commit->result.races_n);
+	if (!attempt->path)
+		return -ENOMEM;
+	r = has_base ? load_parent(commit, attempt, &base)
+		     : ds_builder_create(attempt->path, page_size, &attempt->builder);
+	if (r == 0)
+		r = commit_packs_new(commit->repo, DS_PACK_MANIFEST, DS_MIB(128),
+				     commit->options->interrupted, &attempt->packs);
+	return r;
+}
+
+static void end_attempt(struct attempt *attempt)
+{
+	ds_builder_free(attempt->builder);
+	commit_packs_free(attempt->packs);
+	commit_manifest_release(&attempt->manifest);
+	ds_record_free(attempt->parent);
+	if (attempt->path)
+		unlink(attempt->path);
+	ds_free(attempt->path);
+	*attempt = (struct attempt){0};
+}
+
+static int read_files(struct commit *commit, struct commit_apply *apply)
+{
+	struct commit_read read = {
+		.options = commit->options,
+		.tree = &commit->tree,
+		.find = commit->find,
+		.packs = commit->packs,
+		.memory_bytes = commit->options->memory_bytes ? commit->options->memory_bytes
+							      : MEMORY_DEFAULT,
+	};
+	int r;
+
+	if (commit->is_read)
+		return 0;
+	/* Half for what is read and compressed, half for what is on its way to the store. */
+	read.memory_bytes /= 2;
+	r = commit_read_files(&read, commit->diag);
+	if (r == 0)
+		r = commit_packs_flush(commit->packs, commit->diag);
+	if (r == 0)
+		r = commit_tree_hash(&commit->tree);
+	if (r < 0)
+		return r;
+	commit->is_read = true;
+	commit->result.fingerprint = commit->tree.root.digest;
+	commit->result.uploaded_data_bytes = commit_packs_uploaded_bytes(commit->packs);
+	commit->result.read_bytes = read.counters.read_bytes;
+	commit->result.reused_bytes = read.counters.reused_bytes + apply->reused_bytes;
+	return 0;
+}
+
+static bool is_unchanged(const struct commit *commit, const struct attempt *attempt,
+			 const struct commit_apply *apply)
+{
+	const struct ds_record *parent = attempt->parent;
+
+	if (!parent || !commit->has_head || commit->head.is_deleted || commit->options->allow_empty)
+		return false;
+	return parent->has_fingerprint &&
+	       ds_digest_equal(&parent->fingerprint, &commit->result.fingerprint) &&
+	       !(commit->options->mtime && apply->meta_differs);
+}
+
+static void fill_totals(struct ds_builder *builder, struct ds_version_totals *ret_totals)
+{
+	*ret_totals = (struct ds_version_totals){
+		.files_n = ds_builder_total(builder, "files"),
+		.directories_n = ds_builder_total(builder, "directories"),
+		.symlinks_n = ds_builder_total(builder, "symlinks"),
+		.bytes = ds_builder_total(builder, "bytes"),
+		.rejected_n = ds_builder_total(builder, "rejected"),
+	};
+}
+
+/* The record: put, and looked at like the packs. */
+static int put_record(struct commit *commit, struct ds_record *record)
+{
+	_ds_cleanup_buf_ struct ds_buf body = DS_BUF_INIT(DS_RECORD_MAX);
+	struct ds_store *store = ds_repo_store(commit->repo);
+	char key[DS_RECORD_KEY_MAX];
+	struct ds_store_req look = {.op = DS_STORE_HEAD, .key = key};
+	int r = ds_record_encode(record, NULL, &body);
+
+	if (r < 0)
+		return r;
+	ds_record_key(&record->id, key);
+	r = ds_store_put_if_absent(store, key, body.data, body.len_bytes, commit->diag);
+	if (r == -DS_E_PRESENT)
+		r = 0; /* the name is the digest: it can only be this one */
+	if (r == 0)
+		r = commit_packs_look(commit->packs, commit->diag);
+	if (r < 0)
+		return r;
+	r = ds_store_perform(store, &look);
+	if (r == 0 && look.object_size_bytes == body.len_bytes)
+		return 0;
+	if (r == 0 || r == -DS_E_ABSENT)
+		return ds_diag_set(commit->diag, -DS_E_CORRUPT, key,
+				   "the store does not keep what it took");
+	if (commit->diag)
+		*commit->diag = look.diag;
+	return r;
+}
+
+static int publish(struct commit *commit, const struct ds_record *record)
+{
+	struct ds_ref_entry wanted = {.kind = DS_REF_BRANCH,
+				      .version = record->id,
+				      .writer = commit->writer},
+			    made;
+	int r;
+
+	if (is_interrupted(commit))
+		return -DS_E_INTERRUPTED;
+	snprintf(wanted.name, sizeof(wanted.name), "%s", commit->branch);
+	r = ds_ref_append(commit->repo, commit->has_head ? &commit->head : NULL, &wanted,
+			  ds_keep_publish_limit(commit->keep, commit->start), &made, commit->diag);
+	if (r < 0)
+		return r;
+	commit->result.number = made.number;
+	commit->result.version = record->id;
+	return 0;
+}
+
+static int make_record(struct commit *commit, struct attempt *attempt, struct ds_record *record)
+{
+	const struct ds_commit_options *options = commit->options;
+	int r;
+
+	record->parents_n = attempt->parent ? 1 : 0;
+	record->parents = attempt->parent ? &attempt->parent->id : NULL;
+	record->author = (char *)(uintptr_t)(options->author ? options->author : "");
+	record->message = (char *)(uintptr_t)(options->message ? options->message : "");
+	record->has_fingerprint = true;
+	record->fingerprint = commit->result.fingerprint;
+	record->totals = commit->result.totals;
+	r = ds_store_now(ds_repo_store(commit->repo), &record->time, commit->diag);
+	/* Never before its parent's, whatever the store's clock says. */
+	if (r == 0 && attempt->parent && ds_time_compare(record->time, attempt->parent->time) < 0)
+		record->time = attempt->parent->time;
+	return r;
+}
+
+/* Everything but the race. -DS_E_CONFLICT: another writer was first. */
+static int run_attempt(struct commit *commit, struct attempt *attempt)
+{
+	struct commit_apply apply = {
+		.options = commit->options,
+		.tree = &commit->tree,
+		.packs = commit->packs,
+		.find = commit->find,
+		.stat = commit->stat,
+	};
+	struct ds_record record = {0};
+	int r;
+
+	r = begin_attempt(commit, attempt);
+	if (r < 0)
+		return r;
+	apply.builder = attempt->builder;
+	r = commit_match(&apply, !commit->is_read);
+	if (r == 0)
+		r = read_files(commit, &apply);
+	if (r < 0)
+		return r;
+	if (is_unchanged(commit, attempt, &apply)) {
+		commit->result.unchanged = true;
+		commit->result.number = commit->head.number;
+		commit->result.version = attempt->parent->id;
+		commit->result.totals = attempt->parent->totals;
+		return 0;
+	}
+	show_phase(commit, "publishing");
+	r = commit_apply(&apply);
+	if (r == 0) {
+		fill_totals(attempt->builder, &commit->result.totals);
+		r = ds_builder_finish(attempt->builder);
+	}
+	if (r < 0 && ds_builder_error(attempt->builder)->code && commit->diag)
+		*commit->diag = *ds_builder_error(attempt->builder);
+	if (r == 0)
+		r = make_record(commit, attempt, &record);
+	if (r == 0)
+		r = commit_manifest_store(attempt->packs, attempt->path,
+					  attempt->parent ? &attempt->manifest : NULL, &record,
+					  commit->diag);
+	if (r < 0)
+		return r;
+	commit->result.added_n = apply.added_n;
+	commit->result.changed_n = apply.changed_n;
+	commit->result.removed_n = apply.removed_n;
+	commit->result.uploaded_manifest_bytes += commit_packs_uploaded_bytes(attempt->packs);
+	r = commit_packs_look(attempt->packs, commit->diag);
+	if (r == 0)
+		r = put_record(commit, &record);
+	if (r == 0)
+		r = publish(commit, &record);
+	json_decref(record.json);
+	return r;
+}
+
+static int run_attempts(struct commit *commit)
+{
+	for (;;) {
+		struct attempt attempt = {0};
+		int r = run_attempt(commit, &attempt);
+
+		end_attempt(&attempt);
+		if (r != -DS_E_CONFLICT || commit->options->parent ||
+		    ++commit->result.races_n == RACES_MAX)
+			return r;
+		if (commit->diag)
+			ds_diag_clear(commit->diag);
+		r = read_head(commit);
+		if (r < 0)
+			return r;
+	}
+}
+
+static int check_tag(struct commit *commit)
+{
+	struct ds_ref_entry entry;
+	int r;
+
+	if (!commit->options->tag)
+		return 0;
+	r = ds_ref_name_check(commit->options->tag, commit->diag);
+	if (r < 0)
+		return r;
+	r = ds_ref_head(commit->repo, DS_REF_TAG, commit->options->tag, &entry, commit->diag);
+	if (r == -DS_E_NO_VERSION) {
+		if (commit->diag)
+			ds_diag_clear(commit->diag);
+		return 0;
+	}
+	return r < 0 ? r
+		     : ds_diag_set(commit->diag, -DS_E_CONFLICT, commit->options->tag,
+				   "there is, or was, a tag of this name; a tag never moves");
+}
+
+static int put_tag(struct commit *commit)
+{
+	struct ds_ref_entry wanted = {.kind = DS_REF_TAG, .version = commit->result.version}, made;
+	int r;
+
+	if (!commit->options->tag)
+		return 0;
+	snprintf(wanted.name, sizeof(wanted.name), "%s", commit->options->tag);
+	wanted.writer = commit->writer;
+	r = ds_ref_append(commit->repo, NULL, &wanted,
+			  ds_keep_publish_limit(commit->keep, commit->start), &made, commit->diag);
+	return r == -DS_E_CONFLICT
+		       ? ds_diag_set(
+				 commit->diag, r, commit->options->tag,
+				 "the version was made, but somebody else took this tag meanwhile")
+		       : r;
+}
+
+static int load_policy(struct commit *commit)
+{
+	struct ds_policy_entry *policies = NULL;
+	struct ds_keep_input input = {0};
+	int r = ds_policy_load(commit->repo, &policies, &input.policies_n, commit->diag);
+
+	input.policies = policies;
+	if (r == 0)
+		r = ds_keep_new(&input, commit->start, &commit->keep);
+	ds_free(policies);
+	return r;
+}
+
+static int run(struct commit *commit)
+{
+	const struct ds_commit_options *options = commit->options;
+	uint64_t memory_bytes = options->memory_bytes ? options->memory_bytes : MEMORY_DEFAULT;
+	size_t left_n;
+	const struct ds_digest *left;
+	int r;
+
+	if (!ds_is_utf8(options->message ? options->message : "",
+			strlen(options->message ? options->message : "")) ||
+	    !ds_is_utf8(options->author ? options->author : "",
+			strlen(options->author ? options->author : "")))
+		return ds_diag_set(commit->diag, -DS_E_USAGE, NULL,
+				   "message and author must be UTF-8");
+	r = ds_ref_name_check(commit->branch, commit->diag);
+	if (r == 0)
+		r = commit_check_place(commit->repo, options->source, commit->diag);
+	if (r == 0)
+		r = ds_store_now(ds_repo_store(commit->repo), &commit->start, commit->diag);
+	if (r == 0)
+		r = check_tag(commit);
+	if (r == 0)
+		r = read_head(commit);
+	if (r == 0)
+		r = load_policy(commit);
+	if (r == 0)
+		r = commit_state_init(&commit->state, options->state_dir, commit->diag);
+	if (r < 0)
+		return r;
+	show_phase(commit, "scanning");
+	r = commit_scan(options, &commit->tree, commit->diag);
+	if (r == 0)
+		r = commit_stat_load(commit->state.dir, options->source, &commit->stat);
+	if (r == 0)
+		r = commit_packs_new(commit->repo, DS_PACK_DATA, memory_bytes / 2,
+				     options->interrupted, &commit->packs);
+	if (r == 0)
+		r = commit_find_new(commit->repo, commit->packs, &commit->find);
+	if (r == 0)
+		r = run_attempts(commit);
+	if (r < 0)
+		return r;
+	commit_stat_save(commit->state.dir, options->source, &commit->tree);
+	if (!commit->result.unchanged) {
+		left = commit_packs_left(commit->packs, &left_n);
+		commit_find_publish(commit->find, &commit->result.version, left, left_n);
+	}
+	return put_tag(commit);
+}
+
+int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
+	      struct ds_commit_result *ret_result, struct ds_diag *reterr_diag)
+{
+	struct commit commit = {
+		.repo = repo,
+		.options = options,
+		.branch = options->branch ? options->branch : ds_repo_default_branch(repo),
+		.diag = reterr_diag,
+		.state = {.lock_fd = -1},
+		.tree = {.root_fd = -1},
+	};
+	_ds_cleanup_close_ int lock_fd = -1;
+	int r;
+
+	ds_random_bytes(&commit.writer, sizeof(commit.writer));
+	r = ds_store_lock(ds_repo_store(repo), false, &lock_fd);
+	if (r == 0)
+		r = run(&commit);
+	commit_find_free(commit.find);
+	commit_packs_free(commit.packs);
+	commit_stat_free(commit.stat);
+	commit_tree_release(&commit.tree);
+	ds_keep_free(commit.keep);
+	commit_state_release(&commit.state);
+	if (r == 0)
+		*ret_result = commit.result;
+	else if (r == -DS_E_INTERRUPTED && reterr_diag && !reterr_diag->code)
+		ds_diag_set(reterr_diag, r, NULL,
+			    "nothing was published; repeating it uses what was "
+			    "uploaded");
+	return r;
+}
+
+int ds_fingerprint_directory(const struct ds_commit_options *options,
+			     struct ds_digest *ret_fingerprint,
+			     struct ds_version_totals *ret_totals, struct ds_diag *reterr_diag)
+{
+	struct commit_tree tree = {.root_fd = -1};
+	struct commit_read read = {
+		.options = options,
+		.tree = &tree,
+		.memory_bytes = options->memory_bytes ? options->memory_bytes : MEMORY_DEFAULT,
+	};
+	int r;
+
+	r = commit_check_place(NULL, options->source, reterr_diag);
+	if (r == 0)
+		r = commit_scan(options, &tree, reterr_diag);
+	if (r == 0)
+		r = commit_read_files(&read, reterr_diag);
+	if (r == 0)
+		r = commit_tree_hash(&tree);
+	if (r == 0) {
+		*ret_fingerprint = tree.root.digest;
+		*ret_totals = (struct ds_version_totals){
+			.files_n = tree.files_n,
+			.directories_n = tree.directories_n,
+			.symlinks_n = tree.symlinks_n,
+			.bytes = tree.bytes,
+			.rejected_n = tree.special_n + tree.unreadable_n,
+		};
+	}
+	commit_tree_release(&tree);
+	return r;
+}

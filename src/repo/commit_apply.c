@@ -1,0 +1,290 @@
+/*
+ * Changing a manifest into the tree, one directory after the other: its names of before and its names of now, both in byte order, are
+ * merged. All names of a directory are added before anything below them, so that its rows stand together.
+ *
+ * INV-1  A row of a file that has, or had, several names is kept only if exactly the same names are links of each other before and now;
+ *        otherwise each of them is removed and added anew. So setting a row never changes another file.
+ */
+#include "repo/commit_apply.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "codec/content.h"
+#include "util/error.h"
+#include "util/mem.h"
+
+static int pack_number(struct commit_apply *apply, uint32_t pack, uint32_t *ret_number)
+{
+	struct commit_pack *row = commit_packs_get(apply->packs, pack);
+	int r = 0;
+
+	if (!row->builder_number) {
+		r = ds_builder_pack_number(apply->builder, &row->id, &row->builder_number);
+		if (r == -ENOENT) {
+			r = ds_builder_add_pack(apply->builder, &row->builder_number);
+			if (r == 0)
+				r = ds_builder_set_pack(apply->builder, row->builder_number,
+							&row->id, row->size_bytes, row->chunks_n,
+							row->raw_bytes);
+		}
+	}
+	if (r == 0)
+		*ret_number = row->builder_number;
+	return r;
+}
+
+static int fill_chunk(struct commit_apply *apply, const struct commit_place *place,
+		      struct ds_entry_chunk *ret_chunk)
+{
+	*ret_chunk = (struct ds_entry_chunk){
+		.ordinal = place->ordinal,
+		.stored_off = place->stored_off,
+		.stored_len_bytes = place->stored_len_bytes,
+		.raw_off = place->raw_off,
+	};
+	return pack_number(apply, place->pack, &ret_chunk->pack);
+}
+
+static int fill_extents(struct commit_apply *apply, const struct commit_node *content,
+			struct ds_extent **ret_extents)
+{
+	struct ds_extent *extents;
+	int r = 0;
+
+	*ret_extents = NULL;
+	if (!content->extents_n)
+		return 0;
+	extents = ds_calloc(content->extents_n, sizeof(*extents));
+	if (!extents)
+		return -ENOMEM;
+	for (uint32_t i = 0; r == 0 && i < content->extents_n; i++) {
+		extents[i].off = content->extents[i].off;
+		extents[i].len_bytes = content->extents[i].len_bytes;
+		extents[i].slot = i;
+		extents[i].is_zeros = content->extents[i].is_zeros;
+		extents[i].digest = content->extents[i].digest;
+		if (!extents[i].is_zeros) {
+			r = fill_chunk(apply, &content->extents[i].place, &extents[i].chunk);
+			extents[i].chunk.raw_off = 0;
+		}
+	}
+	if (r < 0) {
+		ds_free(extents);
+		return r;
+	}
+	*ret_extents = extents;
+	return 0;
+}
+
+static int fill_entry(struct commit_apply *apply, const struct commit_node *node,
+		      const struct commit_node *content, uint64_t parent,
+		      struct ds_entry *ret_entry)
+{
+	*ret_entry = (struct ds_entry){
+		.parent = parent,
+		.type = (enum ds_entry_type)node->type,
+		.is_executable = node->type == DS_ENTRY_FILE && content->is_executable,
+		.mtime = content->mtime,
+		.nlink = 1,
+		.size_bytes = content->size_bytes,
+		.digest = content->digest,
+		.name_len = node->name_len,
+	};
+	memcpy(ret_entry->name, node->name, node->name_len);
+	if (node->type == DS_ENTRY_FILE && content->size_bytes && !content->extents_n)
+		return fill_chunk(apply, &content->place, &ret_entry->chunk);
+	ret_entry->extents_n = content->extents_n;
+	return 0;
+}
+
+/* Adds a name that is not there. */
+static int add_node(struct commit_apply *apply, struct commit_node *node, uint64_t parent)
+{
+	const struct commit_node *content = commit_node_content(node);
+	struct ds_extent *extents = NULL;
+	struct ds_entry entry;
+	uint64_t id;
+	int r;
+
+	if (node->links && node->links->ino) {
+		r = ds_builder_add_link(apply->builder, parent, node->name, node->name_len,
+					node->links->ino, &id);
+		return r;
+	}
+	r = fill_entry(apply, node, content, parent, &entry);
+	if (r == 0)
+		r = fill_extents(apply, content, &extents);
+	if (r == 0)
+		r = ds_builder_add(apply->builder, &entry, extents, content->extents_n,
+				   node->target, node->target ? strlen(node->target) : 0, &id);
+	ds_free(extents);
+	if (r < 0)
+		return r;
+	if (node->type == DS_ENTRY_DIRECTORY)
+		node->old_id = id;
+	if (node->links)
+		node->links->ino = id;
+	return 0;
+}
+
+static bool has_same_links(const struct commit_node *node)
+{
+	const struct commit_links *links = node->links;
+
+	if (!links)
+		return node->old_nlink == 1;
+	for (uint32_t i = 0; i < links->nodes_n; i++)
+		if (links->nodes[i]->old_type != DS_ENTRY_FILE || !links->nodes[i]->old_ino ||
+		    links->nodes[i]->old_ino != node->old_ino)
+			return false;
+	return node->old_nlink == links->nodes_n;
+}
+
+static bool is_same(const struct ds_entry *old, const struct commit_node *node,
+		    const struct commit_node *content)
+{
+	return ds_digest_equal(&old->digest, &content->digest) &&
+	       old->size_bytes == content->size_bytes &&
+	       (node->type != DS_ENTRY_FILE || old->is_executable == content->is_executable);
+}
+
+/* A name that was there before and is now: keeps the row if it can. */
+static int change_node(struct commit_apply *apply, struct commit_node *node,
+		       const struct ds_entry *old, uint64_t parent)
+{
+	const struct commit_node *content = commit_node_content(node);
+	bool is_first = content == node, same;
+	struct ds_extent *extents = NULL;
+	struct ds_entry entry;
+	int r;
+
+	if (node->type == DS_ENTRY_DIRECTORY && old->type == DS_ENTRY_DIRECTORY) {
+		node->old_id = old->id;
+		return 0;
+	}
+	same = old->type == (enum ds_entry_type)node->type && is_same(old, node, content);
+	apply->changed_n += node->type != DS_ENTRY_DIRECTORY && !same;
+	if (old->type != (enum ds_entry_type)node->type ||
+	    (node->type == DS_ENTRY_FILE && !has_same_links(node))) {
+		/* INV-1 */
+		r = ds_builder_remove(apply->builder, old->id);
+		return r < 0 ? r : add_node(apply, node, parent);
+	}
+	if (node->links)
+		node->links->ino = old->ino;
+	if (!is_first)
+		return 0; /* set once, with the first name */
+	if (same)
+		return ds_time_compare(old->mtime, content->mtime) == 0
+			       ? 0
+			       : ds_builder_set_mtime(apply->builder, old->ino, content->mtime);
+	r = fill_entry(apply, node, content, parent, &entry);
+	if (r == 0)
+		r = fill_extents(apply, content, &extents);
+	if (r == 0)
+		r = ds_builder_set(apply->builder, old->ino, &entry, extents, content->extents_n,
+				   node->target, node->target ? strlen(node->target) : 0);
+	ds_free(extents);
+	return r;
+}
+
+/* Merges the names of one directory. */
+static int apply_directory(struct commit_apply *apply, struct commit_node *dir)
+{
+	struct ds_entry old;
+	uint32_t i = 0;
+	bool more = true;
+	int r;
+
+	r = ds_builder_next(apply->builder, dir->old_id, NULL, 0, &old);
+	for (;;) {
+		struct commit_node *node;
+		int order;
+
+		if (r == -ENOENT)
+			more = false;
+		else if (r < 0)
+			return r;
+		while (i < dir->children_n && dir->children[i].reject)
+			i++;
+		if (i == dir->children_n && !more)
+			return 0;
+		node = i < dir->children_n ? &dir->children[i] : NULL;
+		order = !more	? 1
+			: !node ? -1
+				: ds_name_compare(old.name, old.name_len, node->name,
+						  node->name_len);
+		r = 0;
+		if (order < 0) {
+			r = ds_builder_remove(apply->builder, old.id);
+		} else if (order > 0) {
+			apply->added_n += node->type != DS_ENTRY_DIRECTORY;
+			r = add_node(apply, node, dir->old_id);
+			i++;
+		} else {
+			r = change_node(apply, node, &old, dir->old_id);
+			i++;
+		}
+		if (r < 0)
+			return r;
+		if (order <= 0) {
+			struct ds_entry last = old;
+
+			r = ds_builder_next(apply->builder, dir->old_id, last.name, last.name_len,
+					    &old);
+		}
+	}
+}
+
+static int add_rejects(struct commit_apply *apply)
+{
+	static const char *const reasons[] = {
+		[REJECT_SPECIAL] = "special file", [REJECT_UNREADABLE] = "unreadable"};
+	struct commit_node *root = &apply->tree->root;
+	int r = ds_builder_clear_rejects(apply->builder);
+
+	for (struct commit_node *node = root; r == 0 && node;
+	     node = commit_node_next(root, node, true)) {
+		_ds_cleanup_free_ char *path = NULL;
+
+		if (!node->reject)
+			continue;
+		path = commit_node_path(node);
+		r = path ? ds_builder_add_reject(apply->builder, path, strlen(path),
+						 reasons[node->reject])
+			 : -ENOMEM;
+	}
+	return r;
+}
+
+int commit_apply(struct commit_apply *apply)
+{
+	struct commit_node *root = &apply->tree->root;
+	uint64_t before_n = ds_builder_total(apply->builder, "files") +
+			    ds_builder_total(apply->builder, "symlinks");
+	uint64_t after_n;
+	int r = 0;
+
+	apply->added_n = apply->changed_n = apply->removed_n = 0;
+	root->old_id = DS_ROOT_ID;
+	for (uint32_t i = 0; i < commit_packs_count(apply->packs); i++)
+		commit_packs_get(apply->packs, i)->builder_number = 0;
+	for (struct commit_links *links = apply->tree->links; links; links = links->next)
+		links->ino = 0;
+	for (struct commit_node *node = root; r == 0 && node;
+	     node = commit_node_next(root, node, true)) {
+		if (node->type != DS_ENTRY_DIRECTORY || node->reject)
+			continue;
+		r = apply_directory(apply, node);
+		if (r == 0)
+			r = ds_builder_set_directory(apply->builder, node->old_id, &node->digest,
+						     node->mtime);
+	}
+	if (r == 0)
+		r = add_rejects(apply);
+	after_n = ds_builder_total(apply->builder, "files") +
+		  ds_builder_total(apply->builder, "symlinks");
+	apply->removed_n = before_n + apply->added_n - after_n;
+	return r;
+}

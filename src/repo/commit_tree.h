@@ -1,0 +1,103 @@
+/*
+ * The source of a commit as a tree in memory: scanned once, filled with digests and places while it is read, and
+ * applied to a manifest as often as another writer is first.
+ *
+ * Threads: scanning uses its own; afterwards the tree belongs to one thread at a time, except that the reader of a file
+ * fills that file's node.
+ */
+#ifndef DS_REPO_COMMIT_TREE_H
+#define DS_REPO_COMMIT_TREE_H
+
+#include "manifest/manifest.h"
+#include "repo/commit.h"
+
+enum commit_reject { REJECT_NONE, REJECT_SPECIAL, REJECT_UNREADABLE };
+
+#define COMMIT_PACK_NONE UINT32_MAX
+
+/* A chunk's place: `pack` is an index of the commit's table of packs. */
+struct commit_place {
+	uint32_t pack;
+	uint32_t ordinal;
+	uint64_t stored_off, raw_off;
+	uint32_t stored_len_bytes;
+};
+
+struct commit_extent {
+	uint64_t off, len_bytes;
+	bool is_zeros;
+	struct ds_digest digest;
+	struct commit_place place;
+};
+
+struct commit_links;
+
+struct commit_node {
+	char *name; /* lies in the parent's name block; "" for the root */
+	uint8_t name_len;
+	uint8_t type; /* enum ds_entry_type */
+	bool is_executable;
+	uint8_t reject; /* enum commit_reject: left out of the tree */
+	bool is_done;	/* digest and place are known */
+	bool is_counted;
+	struct ds_time mtime, ctime;
+	uint64_t size_bytes;
+	uint64_t dev, ino; /* of the source */
+	struct ds_digest digest;
+	struct commit_place place;
+	struct commit_extent *extents;
+	uint32_t extents_n;
+	char *target;		    /* of a symlink */
+	struct commit_links *links; /* of a file with several names in the tree; NULL else */
+	struct commit_node *parent;
+	/* directories */
+	struct commit_node *children; /* in byte order of names */
+	uint32_t children_n;
+	char *names;
+	/* against the manifest that the tree is applied to; 0: no such entry there */
+	uint64_t old_id, old_ino;
+	uint32_t old_nlink;
+	uint8_t old_type;
+};
+
+/* All names of one file of the source. */
+struct commit_links {
+	struct commit_links *next;  /* all of them, for release */
+	struct commit_node **nodes; /* in tree order; the first is read */
+	uint32_t nodes_n, capacity_n;
+	uint64_t ino; /* in the manifest, once the first name is there */
+};
+
+struct commit_tree {
+	struct commit_node root;
+	struct commit_links *links;
+	uint64_t files_n, directories_n, symlinks_n, bytes; /* as a version counts */
+	uint64_t special_n, unreadable_n;
+	int root_fd;
+	struct ds_time scanned; /* local clock at the start of the scan */
+};
+
+/* Scans options->source. Calls options->warn for what is rejected. -DS_E_SOURCE_REFUSED, -DS_E_INTERRUPTED, errnos. */
+int commit_scan(const struct ds_commit_options *options, struct commit_tree *tree,
+		struct ds_diag *reterr_diag);
+void commit_tree_release(struct commit_tree *tree);
+
+/* The next node in tree order (a directory before what is in it), without recursion; NULL at the end. `descend` false: not into node. */
+struct commit_node *commit_node_next(const struct commit_node *root, struct commit_node *node,
+				     bool descend);
+/* "a/b/c" into a new string. */
+char *commit_node_path(const struct commit_node *node);
+/* The node that is read for this one: the first of its links. */
+struct commit_node *commit_node_content(struct commit_node *node);
+/* Opens the file of a node below the root, step by step, without following links. A descriptor or a negated errno. */
+int commit_node_open(const struct commit_tree *tree, const struct commit_node *node);
+/* Digests of all directories, bottom up; all other nodes are done. */
+int commit_tree_hash(struct commit_tree *tree);
+
+/* Refuses a source that holds the repository or lies in it, or on a dsfs mount. */
+int commit_check_place(const struct ds_repo *repo, const char *source, struct ds_diag *reterr_diag);
+
+bool commit_is_excluded(const struct ds_commit_options *options, const char *path,
+			const char *name);
+
+#endif
