@@ -471,7 +471,7 @@ int commit_scan(const struct ds_commit_options *options, struct commit_tree *tre
 	int r;
 
 	*tree = (struct commit_tree){.scanned = ds_real_now(), .root_fd = -1};
-	tree->root.name = (char *)"";
+	tree->root.name = tree->root_name;
 	tree->root.type = DS_ENTRY_DIRECTORY;
 	tree->root_fd = open(options->source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (tree->root_fd < 0 || fstat(tree->root_fd, &st) < 0)

@@ -70,6 +70,7 @@ struct commit_links {
 
 struct commit_tree {
 	struct commit_node root;
+	char root_name[1]; /* "" */
 	struct commit_links *links;
 	uint64_t files_n, directories_n, symlinks_n, bytes; /* as a version counts */
 	uint64_t special_n, unreadable_n;

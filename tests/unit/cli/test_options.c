@@ -1,4 +1,5 @@
 #include <criterion/criterion.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "cli/cli.h"
@@ -23,12 +24,12 @@ static const struct cli_command command = {
 	.args_max = 2,
 };
 
-#define PARSE(call, ...)                                         \
-	({                                                       \
-		char *argv[] = {__VA_ARGS__};                    \
-		memset(call, 0, sizeof(*(call)));                \
-		(call)->command = &command;                      \
-		cli_parse(call, (int)DS_ARRAY_SIZE(argv), argv); \
+#define PARSE(call, ...)                                                             \
+	({                                                                           \
+		const char *argv[] = {__VA_ARGS__};                                  \
+		memset(call, 0, sizeof(*(call)));                                    \
+		(call)->command = &command;                                          \
+		cli_parse(call, (int)DS_ARRAY_SIZE(argv), (char **)(uintptr_t)argv); \
 	})
 
 Test(options, forms_of_options_are_equal)
