@@ -1,5 +1,5 @@
 /*
- * The subcommands, one struct each; main.c lists them in the order of the help.
+ * The subcommands, one struct each.
  */
 #ifndef DS_CLI_COMMANDS_H
 #define DS_CLI_COMMANDS_H

@@ -12,14 +12,6 @@
 #include "util/log.h"
 #include "util/mem.h"
 
-const struct cli_command *const cli_commands[] = {
-	&cli_command_init,   &cli_command_commit, &cli_command_mount,
-	&cli_command_umount, &cli_command_log,	  &cli_command_refs,
-	&cli_command_ls,     &cli_command_cat,	  &cli_command_export,
-	&cli_command_tag,    &cli_command_diff,	  &cli_command_fingerprint,
-	&cli_command_doctor, NULL,
-};
-
 /*
  * A closed standard descriptor would be taken by the next open, and then written to by a message. It is held by one
  * that cannot be used that way, so that what is lost is told: reading from input and writing to output fail.
