@@ -87,10 +87,12 @@ bool fs_control_lookup(struct ds_fs *fs, fuse_req_t req, fuse_ino_t parent, cons
 		node = NODE_DIR;
 	else if (!fs_control_is(parent))
 		return false;
+	else if (strcmp(name, ".") == 0)
+		node = node_of(parent);
 	for (unsigned i = NODE_VERSION; !node && i < NODE_END; i++)
 		if (strcmp(name, node_names[i]) == 0)
 			node = i;
-	if (!node) {
+	if (!node || node >= NODE_END) {
 		fuse_reply_err(req, ENOENT);
 		return true;
 	}
@@ -153,6 +155,8 @@ void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t
 		size_t n;
 
 		fill(fs, node, &param.attr);
+		if (i == 1)
+			param.attr.st_ino = DS_ROOT_ID;
 		if (i >= 2) {
 			param.ino = ino_of(node);
 			param.attr_timeout = param.entry_timeout = FS_TIMEOUT_S;

@@ -33,6 +33,8 @@ struct ds_fs {
 	struct ds_work *work; /* what may hash or wait for the disk */
 	struct fs_stats stats;
 	char *version_json; /* contents of /.dsfs/version.json */
+	struct ds_work_item ready_work;
+	_Atomic bool is_ready;
 	pthread_mutex_t mutex;
 	pthread_cond_t idle;
 	struct {
@@ -55,9 +57,8 @@ struct fs_request {
 	uint64_t ino;
 	uint64_t off;
 	size_t size;
-	bool flag;	/* readdir: plus; lseek: hole */
-	char *name;	/* of a lookup or an xattr; owned */
-	bool may_check; /* this run is on a worker */
+	bool flag;  /* readdir: plus; lseek: hole */
+	char *name; /* of a lookup or an xattr; owned */
 	uint64_t deadline_ns;
 	struct ds_demand demand;
 	struct ds_work_item work;
@@ -78,6 +79,9 @@ void fs_reply_error(struct fs_request *request, int code);
 void fs_stat_fill(const struct ds_fs *fs, const struct ds_entry *entry, struct stat *ret_st);
 void fs_entry_fill(const struct ds_fs *fs, const struct ds_entry *entry,
 		   struct fuse_entry_param *ret_param);
+
+/* fs_ready.c: called by INIT; tells the owner as soon as the mount answers, from a worker. */
+void fs_ready_start(struct ds_fs *fs);
 
 /* fs_control.c: the control directory. True: the node is one of it. */
 static inline bool fs_control_is(fuse_ino_t ino)

@@ -37,8 +37,26 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 	conn->max_background = 4096;
 	conn->congestion_threshold = 3072;
 	conn->time_gran = 1;
-	if (fs->options.ready)
-		fs->options.ready(fs->options.ctx);
+	fs_ready_start(fs);
+}
+
+/* "." and ".." are what NFS asks for when it knows nothing but the number. */
+static int look_up(struct fs_request *request, struct ds_entry *ret_entry)
+{
+	struct ds_view *view = request->fs->view;
+	struct ds_entry entry;
+	int r;
+
+	if (request->name[0] != '.' ||
+	    strcmp(request->name + 1 + (request->name[1] == '.'), "") != 0)
+		return ds_view_lookup(view, &request->demand, request->ino, request->name,
+				      strlen(request->name), ret_entry);
+	r = ds_view_get(view, &request->demand, request->ino, &entry);
+	if (r == 0 && request->name[1] == '.' && entry.ino != DS_ROOT_ID)
+		r = ds_view_get(view, &request->demand, entry.parent, &entry);
+	if (r == 0)
+		*ret_entry = entry;
+	return r;
 }
 
 static int run_lookup(struct fs_request *request)
@@ -47,8 +65,7 @@ static int run_lookup(struct fs_request *request)
 	struct ds_entry entry;
 	int r;
 
-	r = ds_view_lookup(request->fs->view, &request->demand, request->ino, request->name,
-			   strlen(request->name), &entry);
+	r = look_up(request, &entry);
 	if (r == -ENOENT) {
 		/* Node id 0 with a timeout: the kernel remembers that there is nothing. */
 		param = (struct fuse_entry_param){.entry_timeout = FS_TIMEOUT_S};

@@ -17,8 +17,7 @@ int fs_run_read(struct fs_request *request)
 
 	if (!buffer)
 		return -ENOMEM;
-	r = ds_view_read(fs->view, &request->demand, request->ino, request->off, size,
-			 request->may_check, buffer, &n);
+	r = ds_view_read(fs->view, &request->demand, request->ino, request->off, size, buffer, &n);
 	if (r < 0)
 		return r;
 	fs->stats.read_bytes += n;

@@ -45,7 +45,6 @@ static int errno_of(int code)
 
 	switch (code) {
 	case -EINTR:
-	case -DS_E_INTERRUPTED:
 		return EINTR;
 	case -ENOENT:
 	case -ENOTDIR:
@@ -72,10 +71,15 @@ void fs_reply_error(struct fs_request *request, int code)
 		fs->stats.timeouts_n++;
 	if (number == EINTR)
 		fs->stats.interrupted_n++;
-	if (number == EIO || number == ENOMEM) {
+	/* At the end of the mount there is nobody to tell. */
+	if ((number == EIO || number == ENOMEM) && code != -DS_E_INTERRUPTED) {
 		char path[1100], why[900];
 
 		fs->stats.failures_n++;
+		if (request->demand.diag.code != code)
+			ds_manifest_error(ds_view_manifest(fs->view), &request->demand.diag);
+		if (request->demand.diag.code != code)
+			ds_diag_clear(&request->demand.diag);
 		request->demand.diag.code = code;
 		ds_log_error("%s of %s: %s: %s", request->op, path_of(request, path, sizeof(path)),
 			     ds_error_name(code),

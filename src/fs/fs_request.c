@@ -1,13 +1,14 @@
 /*
  * Requests that cannot be answered at once.
  *
- *     RUNNING on the FUSE thread -> answered
- *                                -> QUEUED to a worker (which may hash what another boot left) -> RUNNING there
+ *     RUNNING on the FUSE thread -> answered from page cache
+ *                                -> QUEUED to a worker (which may wait for the disk, and hash what another boot left)
+ *                                                            -> RUNNING there
  *     RUNNING on a worker        -> answered
  *                                -> PARKED on what it misses -> delivered -> RUNNING on the fetch's worker
  *                                                            -> failed, or past the deadline -> answered EIO
  *                                                            -> interrupted -> answered EINTR
- *                                                            -> the file system ends -> answered EIO
+ *                                                            -> the file system ends -> answered EINTR
  *
  * No FUSE thread waits for anything but the local page cache.
  *
@@ -32,15 +33,18 @@ static void free_request(struct fs_request *request)
 {
 	struct ds_fs *fs = request->fs;
 
-	ds_demand_release(&request->demand);
-	pthread_mutex_destroy(&request->mutex);
+	/* Out of the list first: who walks it looks into demands. */
 	pthread_mutex_lock(&fs->mutex);
 	ds_list_remove(&request->node);
+	pthread_mutex_unlock(&fs->mutex);
+	ds_demand_release(&request->demand);
+	pthread_mutex_destroy(&request->mutex);
+	ds_free(request->name);
+	ds_free(request);
+	pthread_mutex_lock(&fs->mutex);
 	if (--fs->locked.requests_n == 0)
 		pthread_cond_broadcast(&fs->idle);
 	pthread_mutex_unlock(&fs->mutex);
-	ds_free(request->name);
-	ds_free(request);
 }
 
 static void finish_with(struct fs_request *request, int code)
@@ -100,14 +104,13 @@ static void park(struct fs_request *request)
 	if (!is_ending && !is_interrupted && r == 0)
 		return;
 	fuse_req_interrupt_func(request->req, NULL, NULL);
-	finish_with(request, is_interrupted ? -EINTR : is_ending ? -EIO : r);
+	finish_with(request, is_interrupted ? -EINTR : is_ending ? -DS_E_INTERRUPTED : r);
 }
 
 static void run_here(struct fs_request *request)
 {
 	int r;
 
-	request->may_check = true;
 	r = request->run(request);
 	if (r == 0)
 		free_request(request);
@@ -134,6 +137,7 @@ void fs_request_start(fuse_req_t req, const struct fs_request *fields)
 	local.fs = fs;
 	fs->stats.requests_n++;
 	ds_demand_init(&local.demand, fs->view);
+	local.demand.may_check = false;
 	r = local.run(&local);
 	ds_demand_release(&local.demand);
 	if (r == 0)
@@ -166,38 +170,44 @@ void fs_request_start(fuse_req_t req, const struct fs_request *fields)
 		ds_work_submit(fs->work, &request->work, true);
 }
 
+/* A parked request, taken back: it is the caller's to answer. NULL: none is parked at this moment. */
+static struct fs_request *take_parked_locked(struct ds_fs *fs)
+{
+	ds_list_for_each (node, &fs->locked.requests) {
+		struct fs_request *request = ds_list_entry(node, struct fs_request, node);
+		bool won;
+
+		/* Held by who parks it just now, or interrupts it: the next look will tell. */
+		if (pthread_mutex_trylock(&request->mutex) != 0)
+			continue;
+		won = ds_demand_abandon(&request->demand);
+		pthread_mutex_unlock(&request->mutex);
+		if (won)
+			return request;
+	}
+	return NULL;
+}
+
 void fs_request_end_all(struct ds_fs *fs)
 {
+	struct fs_request *request;
+	struct timespec soon;
+
 	pthread_mutex_lock(&fs->mutex);
 	fs->locked.is_ending = true;
+	/*
+	 * What is parked is taken back; what runs sees is_ending before it parks. A request is not freed while it is in the
+	 * list and the list's lock is held, and abandoning takes no lock of ours.
+	 */
 	while (fs->locked.requests_n) {
-		struct timespec soon;
-
-		/*
-		 * Requests that are not parked at this moment see is_ending before they park, those whose wait is on are taken back. A
-		 * request cannot be freed while the list's lock is held, and abandoning takes no lock of ours.
-		 */
-		ds_list_for_each (node, &fs->locked.requests) {
-			struct fs_request *request = ds_list_entry(node, struct fs_request, node);
-
-			if (pthread_mutex_trylock(&request->mutex) != 0)
-				continue;
-			if (ds_demand_abandon(&request->demand)) {
-				request->run = NULL;
-				ds_list_remove(&request->node);
-				ds_list_push_front(&fs->locked.requests, &request->node);
-			}
-			pthread_mutex_unlock(&request->mutex);
-			if (!request->run) {
-				pthread_mutex_unlock(&fs->mutex);
-				fuse_req_interrupt_func(request->req, NULL, NULL);
-				finish_with(request, -EIO);
-				pthread_mutex_lock(&fs->mutex);
-				break;
-			}
+		request = take_parked_locked(fs);
+		if (request) {
+			pthread_mutex_unlock(&fs->mutex);
+			fuse_req_interrupt_func(request->req, NULL, NULL);
+			finish_with(request, -DS_E_INTERRUPTED);
+			pthread_mutex_lock(&fs->mutex);
+			continue;
 		}
-		if (fs->locked.requests_n == 0)
-			break;
 		clock_gettime(CLOCK_REALTIME, &soon);
 		soon.tv_nsec += 1000000;
 		if (soon.tv_nsec >= 1000000000) {

@@ -80,6 +80,7 @@ static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
 	char name[] = "dsfs", flag[] = "-o";
 	char *argv[] = {name, flag, NULL, NULL};
 	struct fuse_args args = FUSE_ARGS_INIT(3, argv);
+	const int signals[] = {SIGTERM, SIGINT, SIGHUP};
 	int r = make_options(&fs->options, &options);
 
 	if (r < 0)
@@ -91,6 +92,11 @@ static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
 	if (!fs->session)
 		return ds_diag_set(reterr_diag, -EINVAL, fs->options.mountpoint,
 				   "libfuse refused the options");
+	/* Before there is a mount that a signal could leave behind; libfuse replaces default handlers only. */
+	for (size_t i = 0; i < DS_ARRAY_SIZE(signals); i++)
+		signal(signals[i], SIG_DFL);
+	if (fuse_set_signal_handlers(fs->session) != 0)
+		return -EIO;
 	if (fuse_session_mount(fs->session, fs->options.mountpoint) != 0) {
 		r = errno ? -errno : -EIO;
 		if (access("/dev/fuse", R_OK | W_OK) < 0)
@@ -130,17 +136,18 @@ static int run(struct ds_fs *fs, struct ds_diag *reterr_diag)
 	if (r == 0)
 		r = start_session(fs, reterr_diag);
 	if (r == 0) {
-		if (fuse_set_signal_handlers(fs->session) != 0)
-			r = -EIO;
-		else
-			r = loop(fs);
+		r = loop(fs);
 		fs_request_end_all(fs);
-		fuse_remove_signal_handlers(fs->session);
 		fuse_session_unmount(fs->session);
+		if (r == 0 && !fs->is_ready)
+			r = ds_diag_set(reterr_diag, -EINTR, fs->options.mountpoint,
+					"ended before the mount answered");
 	}
 	fs->work = ds_work_free(fs->work);
-	if (fs->session)
+	if (fs->session) {
+		fuse_remove_signal_handlers(fs->session);
 		fuse_session_destroy(fs->session);
+	}
 	return r;
 }
 

@@ -303,7 +303,7 @@ int dsfs_read(struct dsfs_version *version, uint64_t inode, uint64_t offset, voi
 	struct ds_diag diag = {0};
 
 	return fail(reterr,
-		    ds_view_read(version->view, NULL, inode, offset, len_bytes, true, data, ret_n),
+		    ds_view_read(version->view, NULL, inode, offset, len_bytes, data, ret_n),
 		    &diag);
 }
 

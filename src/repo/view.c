@@ -14,6 +14,7 @@ int ds_view_open(struct ds_repo *repo, struct ds_cache *cache, struct ds_fetcher
 		 struct ds_view **ret_view, struct ds_diag *reterr_diag)
 {
 	struct ds_view *view = ds_calloc(1, sizeof(*view));
+	struct ds_cache_stats stats;
 	int r;
 
 	if (!view)
@@ -32,6 +33,8 @@ int ds_view_open(struct ds_repo *repo, struct ds_cache *cache, struct ds_fetcher
 	view->page_size = record->page_size;
 	view->pages_n = record->pages_n;
 	view->index_root = record->index;
+	ds_cache_get_stats(cache, &stats);
+	view->fits_cache = record->totals.bytes <= stats.capacity_bytes;
 	pthread_mutex_init(&view->mutex, NULL);
 	ds_list_init(&view->locked.lru);
 	r = ds_map_new(&view->locked.packs);
@@ -140,16 +143,28 @@ static int read_blocking(struct ds_view *view, struct ds_demand *demand,
 	return 0;
 }
 
-int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
-		    const struct ds_fetch_target *target, uint64_t off, size_t len_bytes,
-		    bool may_check, void *ret_data)
+static struct ds_image_slot slot_of(const struct ds_fetch_target *target)
 {
-	struct ds_image_slot slot = {
+	return (struct ds_image_slot){
 		.slot = target->slot,
 		.raw_off = target->raw_off,
 		.raw_len_bytes = target->ref.raw_len_bytes,
 		.digest = target->ref.digest,
 	};
+}
+
+bool view_chunk_is_local(const struct ds_fetch_target *target)
+{
+	struct ds_image_slot slot = slot_of(target);
+
+	return ds_image_has(target->image, &slot);
+}
+
+int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
+		    const struct ds_fetch_target *target, uint64_t off, size_t len_bytes,
+		    void *ret_data)
+{
+	struct ds_image_slot slot = slot_of(target);
 	struct ds_chunk_bytes *pinned = demand ? demand_pinned(demand, &slot.digest) : NULL;
 
 	if (off > slot.raw_len_bytes || len_bytes > slot.raw_len_bytes - off)
@@ -161,8 +176,11 @@ int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
 		return 0;
 	}
 	/* Trouble with the cache is a miss like any other. */
-	if (ds_image_read(target->image, &slot, off, len_bytes, may_check || view->is_blocking,
-			  ret_data) == 0)
+	if (!view_may_check(view, demand))
+		return ds_image_read_now(target->image, &slot, off, len_bytes, ret_data) == 0
+			       ? 0
+			       : -DS_E_NOT_LOCAL;
+	if (ds_image_read(target->image, &slot, off, len_bytes, true, ret_data) == 0)
 		return 0;
 	if (view->is_blocking)
 		return read_blocking(view, demand, target, off, len_bytes, ret_data);

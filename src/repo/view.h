@@ -37,6 +37,12 @@ struct ds_demand {
 	/* set by ds_view_* on -DS_E_NOT_LOCAL: what this request misses now */
 	struct ds_fetch_target targets[DS_DEMAND_TARGETS_MAX];
 	size_t targets_n;
+	/*
+	 * True after init: the call may wait for the disk and hash what is there from another boot. Without it (FUSE's threads),
+	 * only what page cache gives at once is an answer; else the call ends with -DS_E_NOT_LOCAL and no targets: call
+	 * again on a worker, with it.
+	 */
+	bool may_check;
 	/* the demand's own */
 	struct ds_view *view;
 	struct ds_list pins; /* what was delivered */
@@ -47,12 +53,13 @@ void ds_demand_init(struct ds_demand *demand, struct ds_view *view);
 /* Drops pins. Not while a wait is on. */
 void ds_demand_release(struct ds_demand *demand);
 /*
- * Waits for the targets: `done` is called exactly once, later, from a worker, with 0 (run the request again) or the first error, unless
- * ds_demand_abandon returns true first. -ENOMEM: nothing was started.
+ * Waits for the targets (at least one): `done` is called exactly once, later, from a worker, with 0 (run the request again) or the first
+ * error, unless ds_demand_abandon returns true first; it may come before this returns. An error: nothing was started. Not
+ * at the same time as ds_demand_abandon: a lock of the caller's orders them, which `done` may have to wait for.
  */
 int ds_demand_wait(struct ds_demand *demand, uint64_t deadline_ns,
 		   void (*done)(struct ds_demand *demand, int result, void *ctx), void *ctx);
-/* true: done will not be called. */
+/* true: done will not be called. false: it is being called or has been, or there is no wait. */
 bool ds_demand_abandon(struct ds_demand *demand);
 
 /* As in manifest.h, with a demand (NULL in a blocking view) as `want`. */
@@ -66,10 +73,10 @@ int ds_view_readlink(struct ds_view *view, struct ds_demand *demand, uint64_t in
 		     struct ds_buf *buf);
 /*
  * Reads up to len bytes at off of a file; fewer only at its end. All or nothing: on -DS_E_NOT_LOCAL every missing chunk of the range (up
- * to DS_DEMAND_TARGETS_MAX) is in demand->targets. `may_check`: chunks of another boot may be hashed here (workers and blocking callers only).
+ * to DS_DEMAND_TARGETS_MAX) is in demand->targets.
  */
 int ds_view_read(struct ds_view *view, struct ds_demand *demand, uint64_t ino, uint64_t off,
-		 size_t len_bytes, bool may_check, void *ret_data, size_t *ret_n);
+		 size_t len_bytes, void *ret_data, size_t *ret_n);
 /* The next data (or hole, with `hole`) at or after off: SEEK_DATA and SEEK_HOLE. -ENXIO past the end. */
 int ds_view_seek(struct ds_view *view, struct ds_demand *demand, uint64_t ino, uint64_t off,
 		 bool hole, uint64_t *ret_off);

@@ -1,13 +1,14 @@
 /*
  * Demands: what a request misses, the wait for it, and what was delivered.
  *
- * A wait is an object of its own, counted by its waiters and its starter, because an abandoned demand goes away while
- * fetches of it may still be on their way back.
+ * A wait is an object of its own, counted, because an abandoned demand goes away while fetches of it may still be on their
+ * way back. The last callback of its targets ends it, never the call that starts it: done comes from a worker.
  *
  * INV-1  Exactly one of {the last waiter, ds_demand_abandon} sets `is_over` and with it wins the demand; afterwards no
  *        waiter touches the demand.
  * INV-2  The images of a wait's targets are referenced by the wait until all its waiters are done.
  */
+#include <assert.h>
 #include <errno.h>
 
 #include "repo/view_internal.h"
@@ -32,14 +33,14 @@ struct wait {
 	pthread_mutex_t mutex;
 	struct {
 		struct ds_demand *demand; /* not to be touched once is_over */
-		unsigned pending_n;	  /* waiters, and the starter while it starts */
-		unsigned refs_n;	  /* waiters, the starter, and the demand */
+		unsigned pending_n;	  /* targets whose callback has not come */
+		unsigned refs_n;	  /* pending ones, the starter, and the demand */
 		int result;
-		bool is_over, is_starting;
+		bool is_over;
 	} locked;
 	void (*done)(struct ds_demand *demand, int result, void *ctx);
 	void *ctx;
-	size_t waiters_n;
+	size_t waiters_n, started_n;
 	struct waiter waiters[DS_DEMAND_TARGETS_MAX];
 };
 
@@ -48,6 +49,7 @@ void ds_demand_init(struct ds_demand *demand, struct ds_view *view)
 	demand->targets_n = 0;
 	demand->view = view;
 	demand->wait = NULL;
+	demand->may_check = true;
 	ds_diag_clear(&demand->diag);
 	ds_list_init(&demand->pins);
 }
@@ -137,7 +139,7 @@ static int pin_locked(struct wait *wait, const struct ds_digest *digest,
 	return 0;
 }
 
-/* One less is pending; the last one ends the wait. Drops the reference. */
+/* One less is pending; the last one ends the wait. Drops its reference. */
 static void finish_one(struct wait *wait)
 {
 	struct ds_demand *demand = NULL;
@@ -175,32 +177,16 @@ static void on_fetched(struct ds_fetch_waiter *fetch, int result, struct ds_chun
 	finish_one(wait);
 }
 
-/* Takes back what can be taken back; the others' callbacks find is_over. */
-static void abandon_waiters(struct wait *wait, struct ds_fetcher *fetcher)
+static int wait_new(struct ds_demand *demand, uint64_t deadline_ns, struct wait **ret_wait)
 {
-	for (size_t i = 0; i < wait->waiters_n; i++)
-		if (ds_fetcher_abandon(fetcher, &wait->waiters[i].fetch))
-			finish_one(wait);
-}
-
-int ds_demand_wait(struct ds_demand *demand, uint64_t deadline_ns,
-		   void (*done)(struct ds_demand *demand, int result, void *ctx), void *ctx)
-{
-	struct ds_fetcher *fetcher = demand->view->fetcher;
 	struct wait *wait = ds_calloc(1, sizeof(*wait));
-	bool is_abandoned;
-	int r;
 
 	if (!wait)
 		return -ENOMEM;
-	drop_wait(demand);
 	pthread_mutex_init(&wait->mutex, NULL);
-	wait->done = done;
-	wait->ctx = ctx;
 	wait->waiters_n = demand->targets_n;
 	wait->locked.demand = demand;
-	wait->locked.is_starting = true;
-	wait->locked.pending_n = 1 + (unsigned)demand->targets_n;
+	wait->locked.pending_n = (unsigned)demand->targets_n;
 	wait->locked.refs_n = 2 + (unsigned)demand->targets_n;
 	for (size_t i = 0; i < wait->waiters_n; i++) {
 		struct waiter *waiter = &wait->waiters[i];
@@ -211,49 +197,80 @@ int ds_demand_wait(struct ds_demand *demand, uint64_t deadline_ns,
 		waiter->target = demand->targets[i];
 		ds_image_ref(waiter->target.image);
 	}
-	demand->wait = wait;
-	/* From here on the demand may be abandoned, and gone. */
-	for (size_t i = 0; i < wait->waiters_n; i++) {
-		r = ds_fetcher_want(fetcher, &wait->waiters[i].target, &wait->waiters[i].fetch);
-		if (r == 0)
-			continue;
-		pthread_mutex_lock(&wait->mutex);
-		if (wait->locked.result == 0)
-			wait->locked.result = r;
-		pthread_mutex_unlock(&wait->mutex);
-		/* Never started: no fetch of it may be abandoned later. */
-		wait->waiters[i].fetch.flight = NULL;
-		finish_one(wait);
-	}
-	pthread_mutex_lock(&wait->mutex);
-	wait->locked.is_starting = false;
-	is_abandoned = wait->locked.is_over;
-	pthread_mutex_unlock(&wait->mutex);
-	if (is_abandoned)
-		abandon_waiters(wait, fetcher);
-	finish_one(wait);
+	*ret_wait = wait;
 	return 0;
+}
+
+/*
+ * Not all targets could be asked for: takes back what was. True: all of it, and the wait is over. Those that were
+ * never started still count as pending, so that the wait cannot end before this has decided.
+ */
+static bool take_back(struct wait *wait, struct ds_fetcher *fetcher, int error)
+{
+	unsigned gone_n = (unsigned)(wait->waiters_n - wait->started_n);
+	bool is_all;
+
+	pthread_mutex_lock(&wait->mutex);
+	wait->locked.result = error;
+	pthread_mutex_unlock(&wait->mutex);
+	for (size_t i = 0; i < wait->started_n; i++)
+		if (ds_fetcher_abandon(fetcher, &wait->waiters[i].fetch))
+			gone_n++;
+	pthread_mutex_lock(&wait->mutex);
+	wait->locked.pending_n -= gone_n;
+	wait->locked.refs_n -= gone_n;
+	is_all = wait->locked.pending_n == 0;
+	if (is_all)
+		wait->locked.is_over = true;
+	pthread_mutex_unlock(&wait->mutex);
+	return is_all;
+}
+
+int ds_demand_wait(struct ds_demand *demand, uint64_t deadline_ns,
+		   void (*done)(struct ds_demand *demand, int result, void *ctx), void *ctx)
+{
+	struct ds_fetcher *fetcher = demand->view->fetcher;
+	struct wait *wait;
+	int r;
+
+	assert(demand->targets_n > 0);
+	drop_wait(demand);
+	r = wait_new(demand, deadline_ns, &wait);
+	if (r < 0)
+		return r;
+	wait->done = done;
+	wait->ctx = ctx;
+	demand->wait = wait;
+	while (r == 0 && wait->started_n < wait->waiters_n) {
+		struct waiter *waiter = &wait->waiters[wait->started_n];
+
+		r = ds_fetcher_want(fetcher, &waiter->target, &waiter->fetch);
+		if (r == 0)
+			wait->started_n++;
+	}
+	/* What is still under way ends the wait with the error. */
+	if (r < 0 && !take_back(wait, fetcher, r))
+		r = 0;
+	wait_unref(wait);
+	return r;
 }
 
 bool ds_demand_abandon(struct ds_demand *demand)
 {
 	struct wait *wait = demand->wait;
-	bool won, is_starting;
+	bool won;
 
 	if (!wait)
 		return false;
 	pthread_mutex_lock(&wait->mutex);
 	won = !wait->locked.is_over;
-	is_starting = wait->locked.is_starting;
 	wait->locked.is_over = true;
-	if (won)
-		wait->locked.refs_n++;
 	pthread_mutex_unlock(&wait->mutex);
 	if (!won)
 		return false;
-	/* While ds_demand_wait still starts fetches, it takes them back itself. */
-	if (!is_starting)
-		abandon_waiters(wait, demand->view->fetcher);
-	wait_unref(wait);
+	/* Callbacks that are on their way find is_over. */
+	for (size_t i = 0; i < wait->started_n; i++)
+		if (ds_fetcher_abandon(demand->view->fetcher, &wait->waiters[i].fetch))
+			finish_one(wait);
 	return true;
 }

@@ -23,6 +23,7 @@ struct ds_view {
 	struct ds_digest version;
 	uint32_t page_size;
 	uint64_t pages_n;
+	bool fits_cache; /* what the version holds, by the sizes of its files */
 	struct ds_chunk_ref index_root;
 	struct ds_page_source source;
 	struct ds_manifest *manifest;
@@ -45,13 +46,21 @@ struct ds_view {
 	} locked;
 };
 
+/* Whether the caller may wait for the disk, and so whether what is not here now is a miss. */
+static inline bool view_may_check(const struct ds_view *view, const struct ds_demand *demand)
+{
+	return view->is_blocking || !demand || demand->may_check;
+}
+
 /*
  * Copies [off, off + len) of a chunk: from the demand's pins, the image, or (blocking view) the store. Else notes
- * the target in the demand: -DS_E_NOT_LOCAL.
+ * the target in the demand (if it may check): -DS_E_NOT_LOCAL.
  */
 int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
 		    const struct ds_fetch_target *target, uint64_t off, size_t len_bytes,
-		    bool may_check, void *ret_data);
+		    void *ret_data);
+/* Whether the chunk is here and checked. */
+bool view_chunk_is_local(const struct ds_fetch_target *target);
 
 /* Opens an image, or finds it among the open ones. The caller drops the reference. */
 int view_image_get(struct ds_view *view, enum ds_image_kind kind, const struct ds_digest *id,

@@ -48,7 +48,7 @@ static int get_node(struct ds_view *view, struct ds_demand *demand, unsigned lev
 	if (!raw)
 		return -ENOMEM;
 	target = node_target(view, number, ref);
-	r = view_chunk_read(view, demand, &target, 0, ref->raw_len_bytes, true, raw);
+	r = view_chunk_read(view, demand, &target, 0, ref->raw_len_bytes, raw);
 	if (r == 0)
 		r = ds_page_index_node_parse(raw, ref->raw_len_bytes, &ref->pack, view->pages_n,
 					     view->page_size, level, i, &node);
@@ -97,25 +97,24 @@ static struct ds_fetch_target page_target(struct ds_view *view, uint64_t page,
 	};
 }
 
-/* Queues what follows a missing page in its leaf. */
+/* Queues what follows a missing page, as far as it lies directly behind it in the pack: it comes with the same GET. */
 static void read_ahead(struct ds_view *view, const struct ds_page_index_node *leaf, uint64_t page)
 {
 	struct ds_fetch_target targets[READ_AHEAD_PAGES];
+	const struct ds_chunk_ref *last = &leaf->entries[page - leaf->first_page];
 	size_t n = 0;
 
 	for (uint64_t e = page - leaf->first_page + 1; e < leaf->entries_n && n < READ_AHEAD_PAGES;
 	     e++) {
 		const struct ds_chunk_ref *ref = &leaf->entries[e];
-		struct ds_image_slot slot = {
-			.slot = (uint32_t)(leaf->first_page + e),
-			.raw_off = (leaf->first_page + e) * view->page_size,
-			.raw_len_bytes = view->page_size,
-			.digest = ref->digest,
-		};
 
-		if (ref->stored_len_bytes == 0 || ds_image_has(view->pages_image, &slot))
-			continue;
-		targets[n++] = page_target(view, leaf->first_page + e, ref);
+		targets[n] = page_target(view, leaf->first_page + e, ref);
+		if (ref->stored_off != last->stored_off + last->stored_len_bytes ||
+		    ref->stored_len_bytes == 0 || !ds_digest_equal(&ref->pack, &last->pack) ||
+		    view_chunk_is_local(&targets[n]))
+			break;
+		last = ref;
+		n++;
 	}
 	if (n)
 		ds_fetcher_prefetch(view->fetcher, targets, n);
@@ -128,7 +127,6 @@ static int read_page(void *ctx, void *want, uint64_t page, void *ret_page)
 	struct ds_view *view = ctx;
 	const struct ds_chunk_ref *ref;
 	struct ds_fetch_target target;
-	struct ds_image_slot slot;
 	int r;
 
 	r = get_leaf(view, demand, page, &leaf);
@@ -140,17 +138,10 @@ static int read_page(void *ctx, void *want, uint64_t page, void *ret_page)
 		return 0;
 	}
 	target = page_target(view, page, ref);
-	slot = (struct ds_image_slot){
-		.slot = target.slot,
-		.raw_off = target.raw_off,
-		.raw_len_bytes = view->page_size,
-		.digest = ref->digest,
-	};
-	if (view->is_blocking && !ds_image_has(view->pages_image, &slot))
+	if (view->is_blocking && !view_chunk_is_local(&target))
 		read_ahead(view, leaf, page);
-	/* Hashing a page costs some 10 us: FUSE threads may do that. */
-	r = view_chunk_read(view, demand, &target, 0, view->page_size, true, ret_page);
-	if (r == -DS_E_NOT_LOCAL)
+	r = view_chunk_read(view, demand, &target, 0, view->page_size, ret_page);
+	if (r == -DS_E_NOT_LOCAL && view_may_check(view, demand))
 		read_ahead(view, leaf, page);
 	return r;
 }
