@@ -342,6 +342,8 @@ void ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_targe
 			continue;
 		if (flight_new_locked(fetcher, &targets[i], &key, true, &flight) < 0)
 			break;
+		flight->is_ahead = true;
+		fetcher->locked.looking_ahead_n++;
 		ds_work_submit(fetcher->workers, &flight->work, false);
 	}
 	pthread_mutex_unlock(&fetcher->mutex);

@@ -191,9 +191,8 @@ static bool makes_sense(const struct ds_chunk_ref *ref)
 	       ref->stored_off + ref->stored_len_bytes <= DS_PACK_MAX;
 }
 
-void ds_flight_run_look(struct ds_work_item *item)
+static void look(struct ds_flight *flight)
 {
-	struct ds_flight *flight = ds_container_of(item, struct ds_flight, work);
 	char key[DS_PACK_KEY_MAX];
 	struct ds_diag diag = {0};
 
@@ -205,6 +204,21 @@ void ds_flight_run_look(struct ds_work_item *item)
 	}
 	if (!ds_flight_serve_local(flight) && !serve_stashed(flight))
 		ds_flight_enqueue(flight);
+}
+
+void ds_flight_run_look(struct ds_work_item *item)
+{
+	struct ds_flight *flight = ds_container_of(item, struct ds_flight, work);
+	struct ds_fetcher *fetcher = flight->fetcher;
+	bool is_ahead = flight->is_ahead;
+
+	look(flight);
+	if (!is_ahead)
+		return;
+	pthread_mutex_lock(&fetcher->mutex);
+	if (--fetcher->locked.looking_ahead_n == 0)
+		ds_fetch_kick_locked(fetcher);
+	pthread_mutex_unlock(&fetcher->mutex);
 }
 
 void ds_flight_corrupt(struct ds_flight *flight, int error, const struct ds_diag *diag)

@@ -85,6 +85,7 @@ struct ds_flight {
 	bool is_in_map;
 	enum ds_flight_state state;
 	bool is_prefetch; /* goes on without waiters */
+	bool is_ahead; /* was one from its start: counted in looking_ahead_n while it is LOOKING */
 	struct ds_list waiters;
 
 	struct ds_image *image;
@@ -131,6 +132,7 @@ struct ds_fetcher {
 		size_t flights_n;
 		unsigned gets_n; /* batches with the store */
 		uint64_t inflight_bytes, prefetch_bytes;
+		size_t looking_ahead_n; /* prefetch that is LOOKING: those that are queued wait for them, to travel together */
 		struct ds_map *stash; /* bytes by digest */
 		uint64_t stash_bytes;
 		struct ds_fetcher_stats stats;

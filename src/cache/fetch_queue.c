@@ -118,7 +118,9 @@ static struct ds_flight *first_locked(struct ds_fetcher *fetcher)
 	if (ds_list_is_empty(list)) {
 		/* What nobody waits for yet leaves room for what somebody will. */
 		list = &fetcher->locked.prefetch;
-		if (ds_list_is_empty(list) || fetcher->locked.gets_n >= DS_FETCH_GETS_MAX / 2)
+		if (ds_list_is_empty(list) || fetcher->locked.gets_n >= DS_FETCH_GETS_MAX / 2 ||
+		    (fetcher->locked.looking_ahead_n &&
+		     fetcher->locked.prefetch_bytes < fetcher->coalesce_bytes_max))
 			return NULL;
 	}
 	flight = ds_list_entry(list->next, struct ds_flight, node);
