@@ -20,6 +20,13 @@ static int next_row(struct ds_builder *builder, uint64_t file, uint64_t off,
 		return r;
 	if (has_row)
 		r = ds_row_extent(&builder->sql, stmt, file, ret_extent);
+	/* A part of an imported object, which another build wrote: it refers to no pack, and is only ever replaced. */
+	if (r == -DS_E_UNSUPPORTED) {
+		memset(ret_extent, 0, sizeof(*ret_extent));
+		ret_extent->off = (uint64_t)sqlite3_column_int64(stmt, 0);
+		ret_extent->is_zeros = true;
+		r = 0;
+	}
 	sqlite3_reset(stmt);
 	if (r == 0)
 		*ret_found = has_row;

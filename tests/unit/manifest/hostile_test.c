@@ -305,15 +305,9 @@ Test(manifest_hostile, G03_names)
 
 Test(manifest_hostile, G03_odd_but_possible_names_are_served_as_they_are)
 {
-	static const char *const names[] = {"new\nline",
-					    "\033[31mred",
-					    "\xe2\x80\xae"
-					    "rtl",
-					    "\xff\xfe",
-					    "...",
-					    "-rf",
-					    " ",
-					    "..a"};
+	static const char *const names[] = {"new\nline", "\033[31mred", "\xe2\x80\xae rtl",
+					    "\xff\xfe",	 "...",		"-rf",
+					    " ",	 "..a"};
 
 	for (size_t i = 0; i < DS_ARRAY_SIZE(names); i++) {
 		struct support_source source;

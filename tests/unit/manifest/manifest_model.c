@@ -56,7 +56,8 @@ struct model_inode *model_inode(struct model *model, uint64_t ino)
 		if (model->inodes[i].ino == ino)
 			return &model->inodes[i];
 	}
-	return NULL;
+	fprintf(stderr, "the model has no inode %llu\n", (unsigned long long)ino);
+	abort();
 }
 
 const struct model_name *model_name(const struct model *model, uint64_t id)
@@ -65,7 +66,8 @@ const struct model_name *model_name(const struct model *model, uint64_t id)
 		if (model->names[i].id == id)
 			return &model->names[i];
 	}
-	return NULL;
+	fprintf(stderr, "the model has no name %llu\n", (unsigned long long)id);
+	abort();
 }
 
 static const struct model_name *find_name(const struct model *model, uint64_t parent,
