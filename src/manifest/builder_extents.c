@@ -25,7 +25,10 @@ static int next_row(struct ds_builder *builder, uint64_t file, uint64_t off,
 		memset(ret_extent, 0, sizeof(*ret_extent));
 		ret_extent->off = (uint64_t)sqlite3_column_int64(stmt, 0);
 		ret_extent->is_zeros = true;
-		r = 0;
+		r = ret_extent->off < DS_FILE_SIZE_MAX
+			    ? 0
+			    : ds_sql_malformed(&builder->sql, "file %llu: an extent's offset",
+					       (unsigned long long)file);
 	}
 	sqlite3_reset(stmt);
 	if (r == 0)

@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#include "codec/pack.h"
+
 /* Makes `dir` the directory whose counts are being changed. -ENOENT, -ENOTDIR. */
 static int begin_parent(struct ds_builder *builder, uint64_t dir)
 {
@@ -58,7 +60,14 @@ static void bind_contents(sqlite3_stmt *stmt, const struct ds_entry *entry, size
 	}
 }
 
-/* What a caller must get right. */
+static bool chunk_is_valid(const struct ds_entry_chunk *chunk, uint64_t raw_len_bytes)
+{
+	return chunk->pack > 0 && chunk->ordinal < DS_PACK_CHUNKS_MAX &&
+	       chunk->stored_off >= DS_PACK_HEAD_LEN && chunk->stored_len_bytes > 0 &&
+	       chunk->stored_len_bytes <= raw_len_bytes;
+}
+
+/* What a caller must get right: the reader refuses all else. */
 static void assert_contents(const struct ds_entry *entry, const struct ds_extent *extents,
 			    size_t extents_n, const char *target, size_t target_len)
 {
@@ -77,11 +86,12 @@ static void assert_contents(const struct ds_entry *entry, const struct ds_extent
 		assert(extents[i].off == end && extents[i].len_bytes > 0);
 		assert(extents[i].is_zeros ||
 		       (extents[i].len_bytes <= DS_CHUNK_MAX &&
-			extents[i].chunk.stored_len_bytes <= extents[i].len_bytes));
+			chunk_is_valid(&extents[i].chunk, extents[i].len_bytes)));
 		end += extents[i].len_bytes;
 	}
 	assert(extents_n == 0 || end == entry->size_bytes);
-	assert(extents_n > 0 || entry->chunk.stored_len_bytes <= entry->size_bytes);
+	assert(extents_n > 0 || entry->size_bytes == 0 ||
+	       chunk_is_valid(&entry->chunk, entry->size_bytes));
 }
 
 /* A symlink's own size and digest; what a new directory starts with; no executable bit where there is none. */
