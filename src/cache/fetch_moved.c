@@ -96,7 +96,7 @@ static int read_toc(const struct io *io, const struct ds_digest *pack, struct ds
 	_ds_cleanup_buf_ struct ds_buf table = DS_BUF_INIT(TABLE_BYTES_MAX);
 	struct ds_pack_toc *toc = NULL;
 	char key[DS_PACK_KEY_MAX];
-	uint64_t size, off, len;
+	uint64_t size = 0, off, len;
 	const uint8_t *at;
 	int r;
 

@@ -116,9 +116,9 @@ static int unmount(struct cli_call *call, const char *typed, bool lazy)
 		return ds_diag_set(&call->diag, -ENOENT, typed, "the mount point does not exist");
 	r = cli_mounts_read(&mounts);
 	mount = r == 0 ? cli_mounts_find(&mounts, path) : NULL;
-	if (r == 0 && !mount)
+	if (r == 0 && !mount) {
 		r = ds_diag_set(&call->diag, -ENOENT, typed, "no dsfs is mounted there");
-	if (r == 0) {
+	} else if (r == 0) {
 		/* Nobody can use a dead mount: what still holds it must not keep it in the way. */
 		bool dead = !mount->pid && cli_mount_is_dead(path);
 
@@ -131,7 +131,7 @@ static int unmount(struct cli_call *call, const char *typed, bool lazy)
 			ds_diag_set(&call->diag, r, typed, "cannot unmount");
 		}
 	}
-	if (r == 0 && !lazy && !cli_mount_wait_end(mount, END_TIMEOUT_MS))
+	if (r == 0 && mount && !lazy && !cli_mount_wait_end(mount, END_TIMEOUT_MS))
 		r = ds_diag_set(&call->diag, -DS_E_TIMEOUT, typed,
 				"unmounted, but process %d has not ended yet", (int)mount->pid);
 	cli_mounts_release(&mounts);

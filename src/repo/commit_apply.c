@@ -216,7 +216,7 @@ static int apply_directory(struct commit_apply *apply, struct commit_node *dir)
 				: ds_name_compare(old.name, old.name_len, node->name,
 						  node->name_len);
 		r = 0;
-		if (order < 0) {
+		if (!node || order < 0) {
 			r = ds_builder_remove(apply->builder, old.id);
 		} else if (order > 0) {
 			apply->added_n += node->type != DS_ENTRY_DIRECTORY;
