@@ -53,11 +53,11 @@ static int parse_fields(struct ds_repo *repo, const json_t *object,
 		return r;
 	if (number != policy->number)
 		return ds_diag_set(reterr_diag, -DS_E_MALFORMED, NULL, "it has another number");
-	if (before) {
+	if (policy->number > 1) {
 		r = ds_json_digest(object, "previous", &previous, reterr_diag);
 		if (r < 0)
 			return r;
-		if (!ds_digest_equal(&previous, &before->self))
+		if (before && !ds_digest_equal(&previous, &before->self))
 			return ds_diag_set(reterr_diag, -DS_E_MALFORMED, NULL,
 					   "it does not follow the entry before it");
 	} else if (!json_is_null(json_object_get(object, "previous"))) {
@@ -81,9 +81,8 @@ static int parse_fields(struct ds_repo *repo, const json_t *object,
 	return r;
 }
 
-/* -DS_E_ABSENT behind the last. */
-static int policy_get(struct ds_repo *repo, uint64_t number, const struct ds_policy_entry *before,
-		      struct ds_policy_entry *ret_policy, struct ds_diag *reterr_diag)
+int ds_policy_get(struct ds_repo *repo, uint64_t number, const struct ds_policy_entry *before,
+		  struct ds_policy_entry *ret_policy, struct ds_diag *reterr_diag)
 {
 	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(DS_SEALED_MAX);
 	_ds_cleanup_free_ char *key = policy_key(number);
@@ -128,8 +127,8 @@ int ds_policy_load(struct ds_repo *repo, struct ds_policy_entry **ret_policies,
 		}
 		r = n == POLICIES_MAX
 			    ? ds_diag_set(reterr_diag, -DS_E_LIMIT, "policy/", "too many entries")
-			    : policy_get(repo, n + 1, n ? &policies[n - 1] : NULL, &policies[n],
-					 reterr_diag);
+			    : ds_policy_get(repo, n + 1, n ? &policies[n - 1] : NULL, &policies[n],
+					    reterr_diag);
 		if (r < 0)
 			break;
 		n++;

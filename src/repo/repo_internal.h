@@ -38,6 +38,11 @@ int ds_ref_key_parse(const char *key, enum ds_ref_kind *ret_kind, char *ret_name
 int ds_ref_chain_check(const struct ds_ref_entry *before, const struct ds_ref_entry *entry,
 		       struct ds_diag *reterr_diag);
 
+/* Policy entry `number`; chained to `before`, if that is not NULL. -DS_E_ABSENT behind the last. */
+struct ds_policy_entry;
+int ds_policy_get(struct ds_repo *repo, uint64_t number, const struct ds_policy_entry *before,
+		  struct ds_policy_entry *ret_policy, struct ds_diag *reterr_diag);
+
 static inline void ds_diag_copy(struct ds_diag *to, const struct ds_diag *from)
 {
 	if (to)
