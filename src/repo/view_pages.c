@@ -97,26 +97,30 @@ static struct ds_fetch_target page_target(struct ds_view *view, uint64_t page,
 	};
 }
 
-/* Queues what follows a missing page, as far as it lies directly behind it in the pack: it comes with the same GET. */
+/*
+ * Queues a missing page and what follows it, as far as it lies directly behind it in the pack: one GET brings all, and the
+ * demand for the page, which comes next, joins it.
+ */
 static void read_ahead(struct ds_view *view, const struct ds_page_index_node *leaf, uint64_t page)
 {
-	struct ds_fetch_target targets[READ_AHEAD_PAGES];
-	const struct ds_chunk_ref *last = &leaf->entries[page - leaf->first_page];
+	struct ds_fetch_target targets[1 + READ_AHEAD_PAGES];
+	const struct ds_chunk_ref *last = NULL;
 	size_t n = 0;
 
-	for (uint64_t e = page - leaf->first_page + 1; e < leaf->entries_n && n < READ_AHEAD_PAGES;
-	     e++) {
+	for (uint64_t e = page - leaf->first_page;
+	     e < leaf->entries_n && n < DS_ARRAY_SIZE(targets); e++) {
 		const struct ds_chunk_ref *ref = &leaf->entries[e];
 
 		targets[n] = page_target(view, leaf->first_page + e, ref);
-		if (ref->stored_off != last->stored_off + last->stored_len_bytes ||
-		    ref->stored_len_bytes == 0 || !ds_digest_equal(&ref->pack, &last->pack) ||
-		    view_chunk_is_local(&targets[n]))
+		if (last &&
+		    (ref->stored_off != last->stored_off + last->stored_len_bytes ||
+		     ref->stored_len_bytes == 0 || !ds_digest_equal(&ref->pack, &last->pack) ||
+		     view_chunk_is_local(&targets[n])))
 			break;
 		last = ref;
 		n++;
 	}
-	if (n)
+	if (n > 1)
 		ds_fetcher_prefetch(view->fetcher, targets, n);
 }
 
