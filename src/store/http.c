@@ -19,6 +19,10 @@
 #include "util/clock.h"
 #include "util/error.h"
 #include "util/mem.h"
+#include "util/str.h"
+
+_Static_assert(sizeof(((struct ds_http_transfer *)0)->curl_error) >= CURL_ERROR_SIZE,
+	       "curl writes its error there");
 
 #define CONNECT_TIMEOUT_MS   5000L
 #define RECEIVE_BUFFER_BYTES (256L << 10)
@@ -228,6 +232,7 @@ static int set_options(struct ds_http *http, CURL *easy, struct ds_http_transfer
 	       curl_easy_setopt(easy, CURLOPT_HEADERDATA, transfer) ||
 	       curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body) ||
 	       curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer) ||
+	       curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer->curl_error) ||
 	       curl_easy_setopt(easy, CURLOPT_PRIVATE, transfer) || set_method(easy, transfer) ||
 	       set_headers(easy, transfer);
 }
@@ -283,6 +288,8 @@ void ds_http_transfer_release(struct ds_http_transfer *transfer)
 /* What curl's code means for the caller, when no callback of ours has said it. */
 static void judge(struct ds_http_transfer *transfer, CURLcode code)
 {
+	const char *text;
+
 	switch (code) {
 	case CURLE_OK:
 		transfer->result = 0;
@@ -310,8 +317,10 @@ static void judge(struct ds_http_transfer *transfer, CURLcode code)
 	default:
 		transfer->result = -DS_E_NETWORK;
 	}
+	/* Escaped, since curl may quote the server. */
+	text = transfer->curl_error[0] ? transfer->curl_error : curl_easy_strerror(code);
 	if (!transfer->error[0])
-		snprintf(transfer->error, sizeof(transfer->error), "%s", curl_easy_strerror(code));
+		ds_escape(text, strlen(text), transfer->error, sizeof(transfer->error));
 }
 
 static void finish(struct ds_http *http, struct ds_http_transfer *transfer, CURLcode code)

@@ -51,7 +51,7 @@ struct ds_http_transfer {
 	int status;		   /* 0: there was none */
 	struct ds_buf headers_buf; /* of the final answer, lines with CR LF */
 	uint64_t received_bytes;   /* of the body */
-	char error[160];	   /* plain words; "" if none */
+	char error[256];	   /* plain words; "" if none */
 	bool is_reused;		   /* it went over a connection from the pool */
 	bool is_stall;		   /* given up for want of headway */
 	bool is_final; /* trying again cannot help (a certificate that does not verify) */
@@ -60,6 +60,7 @@ struct ds_http_transfer {
 	struct ds_list node;
 	struct ds_http *http;
 	void *easy, *header_list;
+	char curl_error[256];
 	size_t header_bytes; /* of all answers, interim ones too */
 	uint64_t sent_bytes;
 	uint64_t window_ns, window_bytes; /* where headway was last seen */

@@ -66,6 +66,7 @@ struct parse {
 	struct ds_time modified;
 };
 
+/* Expat may still call handlers after it was told to stop (the end of `<a/>`): they return at once. */
 static void stop(struct parse *parse, int code)
 {
 	if (!parse->failed)
@@ -87,6 +88,8 @@ static void on_start(void *ctx, const char *name, const char **attributes)
 	const char *colon = strrchr(name, ':');
 
 	(void)attributes;
+	if (parse->failed)
+		return;
 	if (parse->depth == DEPTH_MAX) {
 		stop(parse, -DS_E_PROTOCOL);
 		return;
@@ -115,7 +118,7 @@ static void on_text(void *ctx, const char *text, int len)
 	struct parse *parse = ctx;
 	int r;
 
-	if (parse->depth == 0 || parse->stack[parse->depth - 1] == EL_OTHER)
+	if (parse->failed || parse->depth == 0 || parse->stack[parse->depth - 1] == EL_OTHER)
 		return;
 	r = ds_buf_append(&parse->text, text, (size_t)len);
 	/* A long message is cut; nothing else may be so long. */
@@ -225,10 +228,13 @@ static int end_in_page(struct parse *parse, enum element element)
 static void on_end(void *ctx, const char *name)
 {
 	struct parse *parse = ctx;
-	enum element element = parse->stack[--parse->depth];
+	enum element element;
 	int r = 0;
 
 	(void)name;
+	if (parse->failed)
+		return;
+	element = parse->stack[--parse->depth];
 	if (parse->error)
 		end_in_error(parse, element);
 	else

@@ -10,6 +10,7 @@
 #include "s3_script.h"
 #include "store_contract.h"
 #include "util/mem.h"
+#include "util/random.h"
 
 TestSuite(store_s3, .fini = test_leak_check, .timeout = 60);
 
@@ -403,6 +404,51 @@ static void wait_done(struct waiting *waiting, unsigned n)
 	while (waiting->done_n < n)
 		pthread_cond_wait(&waiting->wake, &waiting->mutex);
 	pthread_mutex_unlock(&waiting->mutex);
+}
+
+Test(store_s3, A03_every_fifth_answer_is_an_error_and_no_request_fails)
+{
+	enum { GETS_N = 1000 };
+	struct waiting waiting = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
+	struct ds_store_req *reqs = calloc(GETS_N, sizeof(*reqs));
+	struct ds_buf *bufs = calloc(GETS_N, sizeof(*bufs));
+	static const int statuses[] = {500, 502, 504};
+	struct ds_prng prng = {3};
+	unsigned good_n = 0, bad_n = 0;
+
+	set_up();
+	while (good_n < GETS_N) {
+		if (ds_prng_below(&prng, 5) == 0) {
+			http_script_answer(script, statuses[bad_n++ % 3], "", "");
+			http_script_is_fault(script);
+		} else {
+			http_script_answer(script, 200, "", "value");
+			good_n++;
+		}
+	}
+	for (int i = 0; i < GETS_N; i++) {
+		ds_buf_init(&bufs[i], 10);
+		reqs[i] = (struct ds_store_req){.op = DS_STORE_GET,
+						.key = "k",
+						.len_bytes = DS_STORE_LEN_ALL,
+						.into = &bufs[i],
+						.done = count_done,
+						.ctx = &waiting};
+		ds_store_submit(store, &reqs[i]);
+	}
+	wait_done(&waiting, GETS_N);
+	for (int i = 0; i < GETS_N; i++) {
+		cr_assert_eq(reqs[i].result, 0);
+		cr_assert_str_eq(ds_buf_str(&bufs[i]), "value");
+		ds_buf_release(&bufs[i]);
+	}
+	/* One request for each answer: no more retries than errors. */
+	cr_assert_eq(http_script_requests_n(script), GETS_N + bad_n);
+	cr_assert_eq(stats().retries_n, bad_n);
+	cr_assert_eq(stats().failures_n, 0);
+	free(reqs);
+	free(bufs);
+	end();
 }
 
 Test(store_s3, urgent_requests_overtake_and_cancelled_ones_end)

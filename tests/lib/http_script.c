@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define STEPS_MAX	256
+#define STEPS_MAX	4096
 #define REQUESTS_MAX	4096
 #define CONNECTIONS_MAX 512
 #define HEAD_MAX	16384
