@@ -121,9 +121,8 @@ static int open_database(struct ds_builder *builder, const char *path, uint32_t 
 	char pragmas[400];
 	int rc, r;
 
-	rc = sqlite3_open_v2(path, &sql->db,
-			     SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_NOFOLLOW,
-			     NULL);
+	/* Not with SQLITE_OPEN_NOFOLLOW, which refuses a link anywhere in the path. */
+	rc = sqlite3_open_v2(path, &sql->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
 	if (rc != SQLITE_OK)
 		return ds_sql_fail(sql, rc);
 	/* Before the defensive setting, which would not let the journal be switched off. secure_delete fills with

@@ -252,7 +252,7 @@ int ds_sql_run(struct ds_sql *sql, sqlite3_stmt *stmt)
 
 static int code_of(struct ds_sql *sql, int rc)
 {
-	int err;
+	int err = 0;
 
 	switch (rc & 0xff) {
 	case SQLITE_NOMEM:
@@ -273,7 +273,11 @@ static int code_of(struct ds_sql *sql, int rc)
 		/* A damaged database file can be shorter than its header says. */
 		if (rc == SQLITE_IOERR_SHORT_READ)
 			return -DS_E_MALFORMED;
-		err = sql->source_error ? 0 : sqlite3_system_errno(sql->db);
+		if (sql->source_error || !sql->db)
+			return -EIO;
+		err = sqlite3_system_errno(sql->db);
+		if (err == 0)
+			sqlite3_file_control(sql->db, "main", SQLITE_FCNTL_LAST_ERRNO, &err);
 		return err > 0 ? -err : -EIO;
 	default:
 		/* CORRUPT, NOTADB, TOOBIG, INTERRUPT (ran away), ERROR, AUTH, MISMATCH: the file. */

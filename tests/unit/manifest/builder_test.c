@@ -221,8 +221,25 @@ Test(builder, names_and_parents_that_are_missing_are_told)
 	ds_builder_free(builder);
 }
 
-Test(builder, G04_a_deep_tree_is_removed_without_recursion)
+static void ignore_finding(void *ctx, const char *text)
 {
+}
+
+static int count_difference(void *ctx, const char *path, size_t path_len,
+			    const struct ds_entry *old, const struct ds_entry *new)
+{
+	++*(unsigned *)ctx;
+	cr_assert_not(old);
+	cr_assert_eq(path_len, 2 * (size_t) * (unsigned *)ctx - 1);
+	return 0;
+}
+
+Test(builder, G04_a_deep_tree_needs_no_recursion)
+{
+	struct ds_manifest *deep_manifest, *empty_manifest;
+	struct support_source deep, empty;
+	unsigned differences_n = 0;
+	uint64_t n;
 	struct ds_builder *builder;
 	struct ds_entry entry, root;
 	uint64_t top = 0, id = DS_ROOT_ID;
@@ -235,6 +252,29 @@ Test(builder, G04_a_deep_tree_is_removed_without_recursion)
 			top = id;
 	}
 	cr_assert_eq(ds_builder_total(builder, "directories"), 20000);
+	cr_assert_eq(ds_builder_finish(builder), 0);
+	ds_builder_free(builder);
+
+	/* Verified and compared without recursion, too. The directories' digests are not those of what they hold. */
+	cr_assert_eq(ds_builder_create(support_path("empty"), 4096, &builder), 0);
+	cr_assert_eq(ds_builder_finish(builder), 0);
+	ds_builder_free(builder);
+	support_source_load(&deep, support_path("m"));
+	support_source_load(&empty, support_path("empty"));
+	cr_assert_eq(ds_manifest_new(&deep.source, &deep_manifest), 0);
+	cr_assert_eq(ds_manifest_new(&empty.source, &empty_manifest), 0);
+	cr_assert_eq(ds_manifest_verify(deep_manifest, NULL, ignore_finding, NULL, &n), 0);
+	cr_assert_eq(n, 20000);
+	cr_assert_eq(ds_manifest_diff(empty_manifest, deep_manifest, NULL, true, count_difference,
+				      &differences_n),
+		     0);
+	cr_assert_eq(differences_n, 20000);
+	ds_manifest_free(deep_manifest);
+	ds_manifest_free(empty_manifest);
+	support_source_release(&deep);
+	support_source_release(&empty);
+
+	cr_assert_eq(ds_builder_open(support_path("m"), &builder), 0);
 	cr_assert_eq(ds_builder_remove(builder, top), 0);
 	cr_assert_eq(ds_builder_total(builder, "directories"), 0);
 	cr_assert_eq(ds_builder_get(builder, DS_ROOT_ID, &root), 0);
@@ -280,4 +320,51 @@ Test(builder, rejects_are_listed_counted_and_cleared)
 	cr_assert_eq(ds_builder_total(builder, "rejected"), 0);
 	cr_assert_eq(ds_builder_finish(builder), 0);
 	ds_builder_free(builder);
+}
+
+Test(builder, what_was_removed_leaves_no_bytes_behind)
+{
+	static const char secret[] = "the-name-of-a-file-that-nobody-may-see-again";
+	struct support_source source;
+	struct ds_builder *builder;
+	struct model model;
+	unsigned removed_n = 0;
+	uint64_t id;
+
+	model_init(&model, 3);
+	cr_assert_eq(ds_builder_create(support_path("m"), 4096, &builder), 0);
+	for (unsigned i = 0; i < 300; i++)
+		model_change(&model, builder);
+	id = model_add(&model, builder, DS_ROOT_ID, secret, strlen(secret), DS_ENTRY_FILE, 0);
+	for (unsigned i = 0; i < 300; i++) {
+		struct ds_entry entry = directory(DS_ROOT_ID, secret);
+
+		entry.name_len = (uint8_t)(strlen(secret) +
+					   (size_t)sprintf(entry.name + strlen(secret), "%u", i));
+		cr_assert_eq(ds_builder_add(builder, &entry, NULL, 0, NULL, 0, &id), 0);
+	}
+	model_seal(&model, builder);
+	cr_assert_eq(ds_builder_finish(builder), 0);
+	ds_builder_free(builder);
+	support_source_load(&source, support_path("m"));
+	cr_assert(memmem(source.data, source.source.pages_n * 4096, secret, strlen(secret)));
+	support_source_release(&source);
+
+	cr_assert_eq(ds_builder_open(support_path("m"), &builder), 0);
+	for (; id >= DS_ENTRY_ID_FIRST; id--) {
+		struct ds_entry entry;
+
+		if (ds_builder_get(builder, id, &entry) < 0 ||
+		    strncmp(entry.name, secret, strlen(secret)) != 0)
+			continue;
+		cr_assert_eq(ds_builder_remove(builder, id), 0);
+		removed_n++;
+	}
+	cr_assert_eq(removed_n, 301);
+	cr_assert_eq(ds_builder_finish(builder), 0);
+	ds_builder_free(builder);
+	support_source_load(&source, support_path("m"));
+	cr_assert_not(memmem(source.data, source.source.pages_n * 4096, secret, strlen(secret)));
+	support_source_release(&source);
+	model_release(&model);
 }

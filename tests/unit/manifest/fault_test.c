@@ -3,8 +3,11 @@
  * well. Nothing leaks, nothing but -ENOMEM comes out, and the same object works afterwards.
  */
 #include <criterion/criterion.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "manifest_support.h"
@@ -235,4 +238,45 @@ Test(manifest_fault, building_survives_every_failing_allocation, .timeout = 300)
 		if (n == -2)
 			break;
 	}
+}
+
+/* The file may not grow beyond a limit: every write past it fails, as on a full disk. */
+Test(manifest_fault, E09_a_full_disk_ends_the_builder_for_good)
+{
+	struct rlimit limit = {.rlim_cur = DS_MIB(2), .rlim_max = RLIM_INFINITY};
+	struct ds_entry entry = {.type = DS_ENTRY_SYMLINK, .parent = DS_ROOT_ID};
+	char target[4000];
+	struct ds_builder *builder;
+	uint64_t id;
+	unsigned i;
+	int r = 0;
+
+	memset(target, 'x', sizeof(target));
+	cr_assert_eq(ds_builder_create(support_path("m"), 4096, &builder), 0);
+	signal(SIGXFSZ, SIG_IGN);
+	cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+	/* More than the page cache holds, so that pages are written before the end. */
+	for (i = 0; r == 0 && i < 30000; i++) {
+		entry.name_len = (uint8_t)snprintf(entry.name, sizeof(entry.name), "link-%u", i);
+		r = ds_builder_add(builder, &entry, NULL, 0, target, sizeof(target), &id);
+	}
+	cr_assert_eq(r, -EFBIG, "%d after %u", r, i);
+	cr_assert_eq(ds_builder_error(builder)->code, -EFBIG);
+	cr_assert_neq(ds_builder_error(builder)->sqlite_code, 0);
+	cr_assert_eq(ds_builder_add(builder, &entry, NULL, 0, target, 1, &id), -EFBIG);
+	cr_assert_eq(ds_builder_lookup(builder, DS_ROOT_ID, "link-1", 6, &entry), -EFBIG);
+	cr_assert_eq(ds_builder_finish(builder), -EFBIG);
+	ds_builder_free(builder);
+
+	/* Or only when all is written. */
+	unlink(support_path("m"));
+	cr_assert_eq(ds_builder_create(support_path("m"), 4096, &builder), 0);
+	for (i = 0; i < 1000; i++) {
+		entry.name_len = (uint8_t)snprintf(entry.name, sizeof(entry.name), "link-%u", i);
+		cr_assert_eq(ds_builder_add(builder, &entry, NULL, 0, target, sizeof(target), &id),
+			     0);
+	}
+	r = ds_builder_finish(builder);
+	cr_assert_eq(r, -EFBIG, "%d, sqlite %d", r, ds_builder_error(builder)->sqlite_code);
+	ds_builder_free(builder);
 }
