@@ -1,7 +1,9 @@
 """What lies in a directory store, as schema/README.md describes it, read without dsfs: so that tests
 know which byte of which object they spoil."""
 import hashlib
+import json
 import os
+import sqlite3
 import struct
 
 
@@ -42,7 +44,7 @@ def keys(repo):
 
 
 def unlz4(data, raw):
-    """An LZ4 block of `raw` bytes, decoded; None when it is none. Slow: for a few chunks."""
+    """An LZ4 block of `raw` bytes, decoded; None when it is none."""
     out, at = bytearray(), 0
 
     def more(length, at):
@@ -71,8 +73,8 @@ def unlz4(data, raw):
                 length, at = more(length, at)
             if not 0 < offset <= len(out) or len(out) > raw:
                 return None
-            for _ in range(length + 4):
-                out.append(out[-offset])
+            length, start = length + 4, len(out) - offset
+            out += (out[start:] * (length // offset + 1))[:length]
     except (IndexError, struct.error):
         return None
 
@@ -82,3 +84,115 @@ def is_harmless(data, chunk):
     stored = data[chunk.at:chunk.at + chunk.stored]
     raw = stored if chunk.stored == chunk.raw else unlz4(stored, chunk.raw)
     return raw is not None and hashlib.sha256(raw).digest() == chunk.digest
+
+
+# A reader of versions, and the digests, as the format's document has them.
+
+GEAR = [int.from_bytes(hashlib.sha256(b"dsfs-gear-" + bytes([i])).digest()[:8], "little")
+        for i in range(256)]
+M1 = ((1 << 22) - 1) << 42
+M2 = ((1 << 18) - 1) << 46
+SMALL, KIB, MIB = 4 << 20, 1 << 10, 1 << 20
+
+
+def cut(data):
+    """Lengths of the chunks of a stretch between zeros. A byte at a time: slow."""
+    lengths, start = [], 0
+    while start < len(data):
+        left = len(data) - start
+        if left <= 256 * KIB:
+            lengths.append(left)
+            break
+        h, length = 0, min(left, 4 * MIB)
+        for p in range(256 * KIB, length):
+            h = ((h << 1) + GEAR[data[start + p]]) & 0xFFFFFFFFFFFFFFFF
+            if not h & (M1 if p < MIB else M2):
+                length = p + 1
+                break
+        lengths.append(length)
+        start += length
+    return lengths
+
+
+def content_digest(size, extents):
+    """extents: [(length, digest or None for zeros)], of a file over 4 MiB."""
+    text = b"dsfs-file-1\n" + struct.pack("<Q", size)
+    for length, digest in extents:
+        text += struct.pack("<BQ", 1 if digest else 0, length) + (digest or b"")
+    return hashlib.sha256(text).digest()
+
+
+class Version:
+    """One version of a directory store: its record, its manifest as a database, its chunks."""
+
+    def __init__(self, repo, id, database):
+        self.repo = repo
+        with open(os.path.join(repo, "versions", id), "rb") as file:
+            data = file.read()
+        assert hashlib.sha256(data).hexdigest() == id
+        self.record = json.loads(data)
+        manifest = self.record["manifest"]
+        self.pages = manifest["pages"]
+        self.page_size = manifest["page_size"]
+        with open(database, "wb") as file:
+            file.truncate(self.pages * self.page_size)
+            self.nodes = self.write_pages(manifest["index"], file)
+        self.db = sqlite3.connect(f"file:{database}?mode=ro&immutable=1", uri=True)
+        self.packs = {number: (id.hex(), size, chunks, raw, live) for number, id, size, chunks, raw, live
+                      in self.db.execute("SELECT number, id, size, chunks, raw, live FROM pack")}
+
+    def chunk(self, pack, at, stored, raw, digest):
+        with open(os.path.join(self.repo, "packs", pack[:2], pack), "rb") as file:
+            file.seek(at)
+            data = file.read(stored)
+        data = data if stored == raw else unlz4(data, raw)
+        assert data is not None and len(data) == raw and hashlib.sha256(data).digest() == digest
+        return data
+
+    def write_pages(self, ref, file):
+        nodes = 1
+        data = self.chunk(ref["pack"], ref["offset"], ref["stored"], ref["raw"],
+                          bytes.fromhex(ref["digest"]))
+        level, entries, first, packs_n, zero = struct.unpack_from("<IIQII", data, 8)
+        assert data[:8] == b"dsfsidx1" and zero == 0
+        assert len(data) == 32 + 32 * packs_n + 56 * entries
+        packs = [ref["pack"]] + [data[32 + 32 * i:64 + 32 * i].hex() for i in range(packs_n)]
+        for i in range(entries):
+            digest, pack, ordinal, at, stored, raw = struct.unpack_from(
+                "<32sIIQII", data, 32 + 32 * packs_n + 56 * i)
+            if level:
+                nodes += self.write_pages({"pack": packs[pack], "offset": at, "stored": stored,
+                                           "raw": raw, "digest": digest.hex()}, file)
+            elif stored:
+                file.seek((first + i) * self.page_size)
+                file.write(self.chunk(packs[pack], at, stored, raw, digest))
+            else:
+                assert not (any(digest) or pack or ordinal or at) and raw == self.page_size
+        return nodes
+
+    def rows(self):
+        """{path: row as a dict} of all entries."""
+        self.db.row_factory = sqlite3.Row
+        rows = {row["id"]: row for row in self.db.execute("SELECT * FROM entry")}
+
+        def path_of(row):
+            parts = []
+            while row["parent"]:
+                parts.append(row["name"])
+                row = rows[row["parent"]]
+            return b"/".join(reversed(parts))
+        return {path_of(row): row for row in rows.values()}
+
+    def bytes_of(self, row):
+        if row["size"] == 0:
+            return b""
+        if row["extents"] is None:
+            return self.chunk(self.packs[row["pack"]][0], row["stored_off"], row["stored_len"],
+                              row["size"], row["digest"])
+        return b"".join(self.chunk(self.packs[e["pack"]][0], e["stored_off"], e["stored_len"], e["len"],
+                                   e["digest"]) if e["digest"] else bytes(e["len"])
+                        for e in self.extents(row))
+
+    def extents(self, row):
+        return self.db.execute("SELECT * FROM extent WHERE file = ? ORDER BY off",
+                               (row["id"],)).fetchall()

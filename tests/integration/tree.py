@@ -158,7 +158,10 @@ def holes(path, size):
 def zero_runs(path):
     """[(start, end)] of the maximal runs of at least 64 KiB of zero bytes in a file over 4 MiB."""
     with open(path, "rb") as file:
-        data = file.read()
+        return zero_runs_of(file.read())
+
+
+def zero_runs_of(data):
     runs, at, probe = [], 0, bytes(64 * KIB)
     if len(data) <= 4 * MIB:
         return []
