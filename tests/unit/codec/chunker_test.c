@@ -135,6 +135,69 @@ Test(chunker, many_short_runs_of_zeros_are_data)
 	check_known(&longer);
 }
 
+/* `ones` bytes of 1, which never give a cut, and then these. */
+static void append(struct chunker_file *file, size_t ones, const char *hex)
+{
+	size_t len;
+	uint8_t *data = support_hex(hex, &len);
+
+	file->data = realloc(file->data, file->len + ones + len + 1);
+	memset(file->data + file->len, 1, ones);
+	memcpy(file->data + file->len + ones, data, len);
+	file->len += ones + len;
+	free(data);
+}
+
+static void expect_lengths(struct chunker_file *file, const uint64_t *lengths)
+{
+	static const uint64_t pieces[] = {UINT64_MAX, 1000};
+
+	for (size_t p = 0; p < DS_ARRAY_SIZE(pieces); p++) {
+		struct chunker_extents extents = {0};
+
+		chunker_run(file, pieces[p], false, &extents);
+		for (size_t i = 0; i < extents.n; i++)
+			cr_assert_eq(extents.all[i].len, lengths[i], "extent %zu: %llu", i,
+				     (unsigned long long)extents.all[i].len);
+		cr_assert_eq(lengths[extents.n], 0);
+		chunker_extents_release(&extents);
+	}
+	free(file->data);
+	*file = (struct chunker_file){0};
+}
+
+/* Found by trying: a hash that starts with 0 has its 22 highest bits clear after these 7 bytes; after
+ * the 64 bytes it has the 18 highest clear, but not the 22, whatever came before. */
+#define CUT_AFTER_7 "2546d1d173683f"
+#define CUT_AFTER_64                                                       \
+	"cb618540950651be8a031118820547defd0e3dfd434bb1652adc6a68ef1dd1c3" \
+	"fd5bbbff33a5ef0f4162fb8231312cbe5f151f455c6b9eed8f0c77727dccd957"
+
+Test(chunker, the_hash_starts_afresh_with_each_chunk)
+{
+	static const uint64_t lengths[] = {262151, 1048577, 262151, 4194304, 0};
+	struct chunker_file file = {0};
+
+	append(&file, 262144, CUT_AFTER_7);
+	append(&file, 1048577 - 64, CUT_AFTER_64);
+	append(&file, 262144, CUT_AFTER_7);
+	append(&file, 4194304, "");
+	expect_lengths(&file, lengths);
+}
+
+Test(chunker, the_wider_mask_ends_before_the_byte_at_1_MiB)
+{
+	static const uint64_t not_cut[] = {4194304, 1048576, 0}, cut[] = {1048577, 4194304, 0};
+	struct chunker_file file = {0};
+
+	append(&file, 1048576 - 64, CUT_AFTER_64);
+	append(&file, 4194304, "");
+	expect_lengths(&file, not_cut);
+	append(&file, 1048577 - 64, CUT_AFTER_64);
+	append(&file, 4194304, "");
+	expect_lengths(&file, cut);
+}
+
 static void expect_same(const struct chunker_file *file, uint64_t piece, bool holes,
 			const struct chunker_extents *expected)
 {
