@@ -26,7 +26,9 @@ int ds_buf_reserve(struct ds_buf *buf, size_t extra_bytes)
 	size_t want, capacity;
 	uint8_t *data;
 
-	if (__builtin_add_overflow(buf->len_bytes, extra_bytes, &want) || want > buf->max_bytes)
+	/* SIZE_MAX would leave no room for the NUL. */
+	if (__builtin_add_overflow(buf->len_bytes, extra_bytes, &want) || want > buf->max_bytes ||
+	    want == SIZE_MAX)
 		return -DS_E_LIMIT;
 	if (buf->data && want <= buf->capacity_bytes)
 		return 0;
