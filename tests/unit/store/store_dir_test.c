@@ -1,17 +1,19 @@
 #include <criterion/criterion.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
-#include <signal.h>
 
 #include "store_contract.h"
 #include "util/file.h"
 #include "util/mem.h"
+#include "util/random.h"
 
 TestSuite(store_dir, .fini = test_leak_check);
 
@@ -261,4 +263,84 @@ Test(store_dir, J01_every_failing_allocation_is_an_error_or_does_not_matter)
 	cr_assert_gt(delivered_n, 20);
 	cr_assert_gt(errors_n, 10);
 	cr_assert_eq(ds_rmtree_at(AT_FDCWD, root), 0);
+}
+
+/* Puts objects for ever and tells the pipe of each that was acknowledged. */
+static void put_until_killed(unsigned cycle, int ack_fd)
+{
+	struct ds_store *store = NULL;
+	static char body[20000];
+
+	if (ds_store_open(root, NULL, false, &store, NULL) < 0)
+		_exit(1);
+	for (unsigned i = 0;; i++) {
+		size_t len = 100 + i * 977 % (sizeof(body) - 100);
+		char key[64];
+
+		snprintf(key, sizeof(key), "c%u/d%u/k%u", cycle, i % 7, i);
+		memset(body, 'a' + (int)(i % 26), len);
+		if ((i % 2 ? ds_store_put(store, key, body, len, NULL)
+			   : ds_store_put_if_absent(store, key, body, len, NULL)) < 0)
+			_exit(2);
+		if (write(ack_fd, &i, sizeof(i)) != sizeof(i))
+			_exit(3);
+	}
+}
+
+static void expect_whole(struct ds_store *store, unsigned cycle, unsigned i, bool must_be_there)
+{
+	struct ds_buf buf = DS_BUF_INIT(20000);
+	char key[64];
+	int r;
+
+	snprintf(key, sizeof(key), "c%u/d%u/k%u", cycle, i % 7, i);
+	r = ds_store_get(store, key, &buf, NULL);
+	cr_assert(r == 0 || (r == -DS_E_ABSENT && !must_be_there), "%s: %s", key, ds_strerror(r));
+	if (r == 0)
+		cr_assert_eq(buf.len_bytes, 100 + i * 977 % 19900, "%s is not whole", key);
+	for (size_t at = 0; at < buf.len_bytes; at++)
+		cr_assert_eq(buf.data[at], 'a' + i % 26);
+	ds_buf_release(&buf);
+}
+
+Test(store_dir, E02_a_killed_writer_leaves_whole_objects_or_none, .timeout = 60)
+{
+	struct ds_store *store = open_new();
+	struct ds_prng prng = {11};
+	unsigned acked_n = 0;
+
+	for (unsigned cycle = 0; cycle < 25; cycle++) {
+		struct ds_store_listing listing = {0};
+		struct ds_store_req list = {.op = DS_STORE_LIST, .key = "", .listing = &listing};
+		unsigned i, next = 0;
+		int acks[2], status;
+		pid_t child;
+
+		cr_assert_eq(pipe(acks), 0);
+		child = fork();
+		if (child == 0) {
+			close(acks[0]);
+			put_until_killed(cycle, acks[1]);
+		}
+		close(acks[1]);
+		cr_assert_eq(read(acks[0], &i, sizeof(i)), sizeof(i));
+		usleep((useconds_t)ds_prng_below(&prng, 20000));
+		kill(child, SIGKILL);
+		cr_assert_eq(waitpid(child, &status, 0), child);
+		cr_assert(WIFSIGNALED(status));
+		do {
+			expect_whole(store, cycle, i, true);
+			acked_n++;
+			next = i + 1;
+		} while (read(acks[0], &i, sizeof(i)) == sizeof(i));
+		expect_whole(store, cycle, next, false);
+		close(acks[0]);
+		/* Nothing half-made is listed. */
+		cr_assert_eq(ds_store_perform(store, &list), 0);
+		cr_assert_leq(listing.objects_n, acked_n + cycle + 1);
+		ds_store_listing_release(&listing);
+	}
+	cr_assert_gt(acked_n, 25);
+	fprintf(stderr, "killed 25 writers, %u acknowledged objects are whole\n", acked_n);
+	close_and_remove(store);
 }
