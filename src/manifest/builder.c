@@ -11,8 +11,8 @@
 
 #include "codec/content.h"
 
-/* Pages are written in place when the cache is full. A tree that is added in order touches few pages at a
- * time; changes all over a tree of a million rows (about 120 MB) want most of them. */
+/* Pages are written in place when the cache is full. A tree that is added in order touches few
+ * pages at a time; changes all over a tree of a million rows (about 120 MB) want most of them. */
 #define CACHE_KIB 65536
 
 #define SET_COLUMNS                                                                               \
@@ -125,8 +125,9 @@ static int open_database(struct ds_builder *builder, const char *path, uint32_t 
 	rc = sqlite3_open_v2(path, &sql->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
 	if (rc != SQLITE_OK)
 		return ds_sql_fail(sql, rc);
-	/* Before the defensive setting, which would not let the journal be switched off. secure_delete fills with
-	 * zeros what is freed, so that nothing of an older version stays in a page. */
+	/* Before the defensive setting, which would not let the journal be switched off.
+	 * secure_delete fills with zeros what is freed, so that nothing of an older version
+	 * stays in a page. */
 	sqlite3_snprintf(
 		sizeof(pragmas), pragmas,
 		"PRAGMA page_size = %u; PRAGMA auto_vacuum = NONE; PRAGMA encoding = 'UTF-8';"
@@ -239,8 +240,8 @@ int ds_builder_create(const char *path, uint32_t page_size, struct ds_builder **
 	return 0;
 }
 
-/* Opens the file as a reader would, so that nothing hostile is left in header and schema when it is opened for
- * writing. */
+/* Opens the file as a reader would, so that nothing hostile is left in header and schema when it
+ * is opened for writing. */
 static int check_parent(const char *path)
 {
 	struct ds_manifest_file *file;

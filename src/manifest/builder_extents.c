@@ -20,7 +20,8 @@ static int next_row(struct ds_builder *builder, uint64_t file, uint64_t off,
 		return r;
 	if (has_row)
 		r = ds_row_extent(&builder->sql, stmt, file, ret_extent);
-	/* A part of an imported object, which another build wrote: it refers to no pack, and is only ever replaced. */
+	/* A part of an imported object, which another build wrote: it refers to no pack, and is
+	 * only ever replaced. */
 	if (r == -DS_E_UNSUPPORTED) {
 		memset(ret_extent, 0, sizeof(*ret_extent));
 		ret_extent->off = (uint64_t)sqlite3_column_int64(stmt, 0);
@@ -103,7 +104,8 @@ int builder_extents_set(struct ds_builder *builder, uint64_t file, bool is_new,
 
 		if (takes_old && takes_new) {
 			if (!is_same(&old, &extents[i], (uint32_t)i)) {
-				/* The new reference first, so that a pack in both does not reach zero between. */
+				/* The new reference first, so that a pack in both does not reach
+				 * zero between. */
 				r = put_row(builder, file, &extents[i], (uint32_t)i);
 				if (r == 0)
 					r = count_chunk(builder, &old, -1);

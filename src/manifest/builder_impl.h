@@ -1,10 +1,10 @@
 /*
  * The builder's inside. Only for builder*.c.
  *
- * INV-1: totals, live counts and the counts of the directory being filled (`pending`) are right in memory at the end of
- * each public function; the file has them after flush and finish.
- * INV-2: a write that failed for another reason than a name that is there makes the builder useless (`failed`): without a
- * journal, nothing can be taken back.
+ * INV-1: totals, live counts and the counts of the directory being filled (`pending`) are right in
+ * memory at the end of each public function; the file has them after flush and finish.
+ * INV-2: a write that failed for another reason than a name that is there makes the builder useless
+ * (`failed`): without a journal, nothing can be taken back.
  */
 #ifndef DS_MANIFEST_BUILDER_IMPL_H
 #define DS_MANIFEST_BUILDER_IMPL_H
@@ -100,7 +100,8 @@ int builder_totals_store(struct ds_builder *builder);
 /* A name of a file of this size more or less. */
 int builder_count_size(struct ds_builder *builder, uint64_t size_bytes, int64_t change);
 
-/* builder_extents.c: makes the rows of a file these; unchanged ones are not written. n 0: none are left. */
+/* builder_extents.c: makes the rows of a file these; unchanged ones are not written. n 0: none
+ * are left. */
 int builder_extents_set(struct ds_builder *builder, uint64_t file, bool is_new,
 			const struct ds_extent *extents, size_t n);
 

@@ -1,6 +1,6 @@
 /*
- * The pack table, the totals and the rejected paths. Packs and totals live in memory until finish, where only what has
- * changed is written.
+ * The pack table, the totals and the rejected paths. Packs and totals live in memory until finish,
+ * where only what has changed is written.
  */
 #include "manifest/builder_impl.h"
 

@@ -94,7 +94,8 @@ static void assert_contents(const struct ds_entry *entry, const struct ds_extent
 	       chunk_is_valid(&entry->chunk, entry->size_bytes));
 }
 
-/* A symlink's own size and digest; what a new directory starts with; no executable bit where there is none. */
+/* A symlink's own size and digest; what a new directory starts with; no executable bit where
+ * there is none. */
 static int complete(const struct ds_builder *builder, const char *target, size_t target_len,
 		    struct ds_entry *entry)
 {
@@ -327,8 +328,8 @@ int ds_builder_set_mtime(struct ds_builder *builder, uint64_t ino, struct ds_tim
 	return builder_run(builder, stmt);
 }
 
-/* The schema has no index from a file to its further names (it would cost every version pages for what few need): one scan when
- * the first file with more names loses its first one. */
+/* The schema has no index from a file to its further names (it would cost every version pages
+ * for what few need): one scan when the first file with more names loses its first one. */
 static int load_links(struct ds_builder *builder)
 {
 	int r;
@@ -359,7 +360,8 @@ static int next_link(struct ds_builder *builder, uint64_t ino, uint64_t after, u
 	return has_row ? 0 : -ENOENT;
 }
 
-/* Another name of the file becomes the first: its row takes everything over, and the others point to it. */
+/* Another name of the file becomes the first: its row takes everything over, and the others
+ * point to it. */
 static int promote(struct ds_builder *builder, const struct ds_entry *old)
 {
 	uint64_t id = 0, other = 0;
@@ -419,7 +421,8 @@ static int remove_contents(struct ds_builder *builder, const struct ds_entry *en
 	return r;
 }
 
-/* A name without anything below it. The counts of its parent, the directory in `pending`, change. */
+/* A name without anything below it. The counts of its parent, the directory in `pending`,
+ * change. */
 static int remove_one(struct ds_builder *builder, const struct ds_entry *entry)
 {
 	int r = remove_contents(builder, entry);

@@ -1,10 +1,10 @@
 /*
- * Comparing two trees: both are walked side by side in the order of their names, and only where directory digests
- * differ (or everywhere, where times and hard links count too).
+ * Comparing two trees: both are walked side by side in the order of their names, and only where
+ * directory digests differ (or everywhere, where times and hard links count too).
  *
  * INV-1: no recursion: a stack of frames on the heap, as deep as the tree, and one path.
- * INV-2: a frame keeps no open statement; its place is the name that its path ends with, so that a step asks for the
- * next name after it.
+ * INV-2: a frame keeps no open statement; its place is the name that its path ends with, so that a
+ * step asks for the next name after it.
  */
 #include "manifest/manifest_impl.h"
 
@@ -19,8 +19,8 @@
 
 struct frame {
 	uint64_t old_dir, new_dir; /* 0: not in that tree */
-	size_t path_len; /* of the directory's path, with a slash at its end unless it is the root */
-	size_t name_len; /* of the name that was dealt with last, which follows in `path`; 0: none */
+	size_t path_len; /* of the directory's path, with a slash at its end but for the root */
+	size_t name_len; /* of the name dealt with last, which follows in `path`; 0: none */
 	bool has_old, has_new; /* the names that come next are known */
 	struct ds_entry old, new;
 };
@@ -33,7 +33,8 @@ struct diff {
 	struct ds_buf path;
 	struct frame *frames;
 	size_t frames_n, frames_capacity;
-	/* Which file of the new tree a file with several names of the old one is, and the reverse. */
+	/* Which file of the new tree a file with several names of the old one is, and the
+	 * reverse. */
 	struct ds_map *new_of, *old_of;
 };
 
@@ -86,7 +87,8 @@ static int map_ino(struct ds_map *map, uint64_t from, uint64_t to, bool *ret_is_
 	return ds_map_put(map, &from, sizeof(from), (void *)(uintptr_t)to, NULL);
 }
 
-/* Files with more than one name: the same names must belong together in both trees, whatever their ids are. */
+/* Files with more than one name: the same names must belong together in both trees, whatever
+ * their ids are. */
 static int compare_links(struct diff *diff, const struct ds_entry *old, const struct ds_entry *new,
 			 bool *ret_is_same)
 {
@@ -127,7 +129,8 @@ static bool is_directory(const struct ds_entry *entry)
 	return entry && entry->type == DS_ENTRY_DIRECTORY;
 }
 
-/* Reports one name, of which the path is complete, and goes down where there is something to see. */
+/* Reports one name, of which the path is complete, and goes down where there is something to
+ * see. */
 static int visit(struct diff *diff, const struct ds_entry *old, const struct ds_entry *new)
 {
 	bool is_same = false, goes_down;

@@ -27,9 +27,11 @@ struct ds_manifest {
 	} locked;
 };
 
-/* A connection for one call, opened if none is idle; `want` is passed to the page source until it is given back. */
+/* A connection for one call, opened if none is idle; `want` is passed to the page source until
+ * it is given back. */
 int ds_conn_take(struct ds_manifest *manifest, void *want, struct ds_conn **ret_conn);
-/* Gives it back with the call's result, which is returned; a connection that may be damaged is closed. */
+/* Gives it back with the call's result, which is returned; a connection that may be damaged is
+ * closed. */
 int ds_conn_put(struct ds_manifest *manifest, struct ds_conn *conn, int r);
 
 #endif

@@ -1,9 +1,10 @@
 /*
  * Opening a manifest as a hostile file, and the pool of connections.
  *
- * INV-1: SQLite sees no byte before the file's header was checked, and runs no statement on user tables before
- * the schema's text was compared.
- * INV-2: a connection is in the pool or in one call's hands, never both; `want` is set only in the latter case.
+ * INV-1: SQLite sees no byte before the file's header was checked, and runs no statement on user
+ * tables before the schema's text was compared.
+ * INV-2: a connection is in the pool or in one call's hands, never both; `want` is set only in the
+ * latter case.
  * INV-3: opening starts afresh each time: a page that is not local closes the half-open connection.
  */
 #include "manifest/manifest_impl.h"
@@ -54,8 +55,8 @@ static int check_header(struct ds_sql *sql, const struct ds_page_source *source,
 		return ds_sql_malformed(sql, "page size");
 	if (be32(header + 28) != source->pages_n || be32(header + 24) != be32(header + 92))
 		return ds_sql_malformed(sql, "number of pages");
-	/* Rollback journal, no reserved bytes, the fixed fractions, schema format 4, no auto-vacuum,
-	 * UTF-8, expansion space zero. */
+	/* Rollback journal, no reserved bytes, the fixed fractions, schema format 4, no
+	 * auto-vacuum, UTF-8, expansion space zero. */
 	if (memcmp(header + 18, "\1\1\0\100\40\40", 6) != 0 || be32(header + 44) != 4 ||
 	    be32(header + 52) != 0 || be32(header + 56) != 1 || be32(header + 64) != 0 ||
 	    memcmp(header + 72, zeros, sizeof(zeros)) != 0)
@@ -63,7 +64,8 @@ static int check_header(struct ds_sql *sql, const struct ds_page_source *source,
 	return 0;
 }
 
-/* Reading the tables is all that a statement may do; the pragmas are those of conn_open and of verify. */
+/* Reading the tables is all that a statement may do; the pragmas are those of conn_open and of
+ * verify. */
 static int authorize(void *ctx, int action, const char *a, const char *b, const char *database,
 		     const char *trigger)
 {

@@ -1,7 +1,9 @@
 /*
- * Which pages a mount wants first: found by walking the headers of b-tree pages (SQLite's file format, section 1.6).
+ * Which pages a mount wants first: found by walking the headers of b-tree pages (SQLite's file
+ * format, section 1.6).
  *
- * INV-1: each page is listed once and read at most once, so that a damaged tree costs no more than a sound one.
+ * INV-1: each page is listed once and read at most once, so that a damaged tree costs no more than
+ * a sound one.
  * INV-2: nothing is trusted: what is no b-tree page, or points outside the file, is passed over.
  */
 #include "manifest/manifest_impl.h"
@@ -63,7 +65,8 @@ static bool is_interior(const struct walk *walk, uint64_t page)
 	return kind == INTERIOR_INDEX || kind == INTERIOR_TABLE;
 }
 
-/* The i-th child of the interior page that was read; false where there is none (past the last, or nonsense). */
+/* The i-th child of the interior page that was read; false where there is none (past the last,
+ * or nonsense). */
 static bool child_at(const struct walk *walk, uint64_t page, uint32_t i, uint64_t *ret_child)
 {
 	const uint8_t *header = page_header(walk, page);
@@ -111,7 +114,8 @@ static int keep_for_next_level(struct walk *walk, uint64_t page)
 	return 0;
 }
 
-/* The interior children of one page. All children of a page are of one kind, so that the first tells. */
+/* The interior children of one page. All children of a page are of one kind, so that the first
+ * tells. */
 static int list_children(struct walk *walk, uint64_t page)
 {
 	_ds_cleanup_free_ uint64_t *children = NULL;
@@ -160,7 +164,8 @@ static int walk_levels(struct walk *walk)
 	return 0;
 }
 
-/* The roots, as the schema (checked) says them; the two trees that every look-up walks come first. */
+/* The roots, as the schema (checked) says them; the two trees that every look-up walks come
+ * first. */
 static int read_roots(const struct ds_page_source *source, uint64_t *roots, size_t max_n,
 		      size_t *ret_n)
 {

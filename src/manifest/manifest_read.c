@@ -2,7 +2,8 @@
  * Reading rows over one connection, for the reader's pool and for the builder alike.
  *
  * INV-1: every function leaves its statements reset, whatever happened.
- * INV-2: nothing is kept between calls, so that a call which ended with -DS_E_NOT_LOCAL is simply made again.
+ * INV-2: nothing is kept between calls, so that a call which ended with -DS_E_NOT_LOCAL is simply
+ * made again.
  */
 #include "manifest/manifest_row.h"
 
@@ -11,7 +12,8 @@
 
 #include "codec/content.h"
 
-/* Both names of the pair that an index row and its entry form: the columns of DS_SQL_LOOKUP and DS_SQL_LIST. */
+/* Both names of the pair that an index row and its entry form: the columns of DS_SQL_LOOKUP and
+ * DS_SQL_LIST. */
 static int take_indexed(struct ds_sql *sql, sqlite3_stmt *stmt, uint64_t parent,
 			struct ds_entry *ret_entry, struct ds_row_extra *ret_extra)
 {

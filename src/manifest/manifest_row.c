@@ -1,6 +1,7 @@
 /*
- * INV-1: no value of a row leaves this file unchecked: its type, its range, and what other columns of the same row demand.
- * What needs other rows (counts, contiguous extents, a pack's size) is checked where those are read, or by verify.
+ * INV-1: no value of a row leaves this file unchecked: its type, its range, and what other columns
+ * of the same row demand. What needs other rows (counts, contiguous extents, a pack's size) is
+ * checked where those are read, or by verify.
  */
 #include "manifest/manifest_row.h"
 

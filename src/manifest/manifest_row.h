@@ -1,7 +1,7 @@
 /*
- * Rows: taking them out of a statement with every value checked, and the reading functions that the reading and the
- * building side have in common. Inside this layer only. Errors: -DS_E_MALFORMED (the reason in sql->diag), and what a step
- * returned.
+ * Rows: taking them out of a statement with every value checked, and the reading functions that the
+ * reading and the building side have in common. Inside this layer only. Errors: -DS_E_MALFORMED
+ * (the reason in sql->diag), and what a step returned.
  */
 #ifndef DS_MANIFEST_MANIFEST_ROW_H
 #define DS_MANIFEST_MANIFEST_ROW_H
@@ -41,8 +41,8 @@ bool ds_name_is_valid(const char *name, size_t len);
 /* Number of significant bits of a size: the class of the histogram. */
 unsigned ds_size_class(uint64_t size_bytes);
 
-/* The row of a statement from column `col` on. A further name has only id, ino, parent and name then (and
- * extra.link); the rest comes from the row that it names. */
+/* The row of a statement from column `col` on. A further name has only id, ino, parent and name
+ * then (and extra.link); the rest comes from the row that it names. */
 int ds_row_entry(struct ds_sql *sql, sqlite3_stmt *stmt, int col, struct ds_entry *ret_entry,
 		 struct ds_row_extra *ret_extra);
 int ds_row_extent(struct ds_sql *sql, sqlite3_stmt *stmt, uint64_t file,

@@ -11,7 +11,8 @@
 #include "util/log.h"
 #include "util/mem.h"
 
-/* The progress handler runs once in so many steps of the virtual machine; a look-up takes about 100. */
+/* The progress handler runs once in so many steps of the virtual machine; a look-up takes about
+ * 100. */
 #define TICK_OPS 10000
 
 /* SQLite's allocations go through util/mem.c too, so that tests make them fail. */
@@ -63,8 +64,8 @@ static void configure(void)
 		.xShutdown = mem_shutdown,
 	};
 
-	/* These fail where SQLite runs already (a test that used it before us): then its defaults hold, which are
-	 * right, only slower with many threads. */
+	/* These fail where SQLite runs already (a test that used it before us): then its
+	 * defaults hold, which are right, only slower with many threads. */
 	sqlite3_config(SQLITE_CONFIG_MALLOC, &methods);
 	sqlite3_config(SQLITE_CONFIG_MEMSTATUS, 0); /* its counters take a global lock */
 	sqlite3_config(SQLITE_CONFIG_LOG, log_line, NULL);
@@ -100,8 +101,8 @@ int ds_sql_harden(struct ds_sql *sql)
 		{SQLITE_DBCONFIG_DQS_DML, 0},
 		{SQLITE_DBCONFIG_DQS_DDL, 0},
 	};
-	/* No limit on the heap: SQLite has that per process only. These, the page cache's size and the lack of sorting
-	 * bound a connection instead. */
+	/* No limit on the heap: SQLite has that per process only. These, the page cache's size
+	 * and the lack of sorting bound a connection instead. */
 	static const struct {
 		int id, value;
 	} limits[] = {
@@ -171,8 +172,9 @@ int ds_sql_prepare(struct ds_sql *sql, unsigned i, const char *text)
 
 int ds_sql_prepare_reads(struct ds_sql *sql)
 {
-	/* An index and the row that it leads to are joined, so that each row's own parent and name are compared
-	 * with what the index said: a hostile index cannot show a row under another name. */
+	/* An index and the row that it leads to are joined, so that each row's own parent and
+	 * name are compared with what the index said: a hostile index cannot show a row under
+	 * another name. */
 	static const char *const texts[DS_SQL_READS_N] = {
 		[DS_SQL_LOOKUP] = "SELECT n.id, n.name, " DS_ROW_ENTRY_COLUMNS(
 			"e") " FROM entry n INDEXED BY entry_name"
@@ -280,7 +282,8 @@ static int code_of(struct ds_sql *sql, int rc)
 			sqlite3_file_control(sql->db, "main", SQLITE_FCNTL_LAST_ERRNO, &err);
 		return err > 0 ? -err : -EIO;
 	default:
-		/* CORRUPT, NOTADB, TOOBIG, INTERRUPT (ran away), ERROR, AUTH, MISMATCH: the file. */
+		/* CORRUPT, NOTADB, TOOBIG, INTERRUPT (ran away), ERROR, AUTH, MISMATCH: the
+		 * file. */
 		return -DS_E_MALFORMED;
 	}
 }

@@ -1,6 +1,7 @@
 /*
- * What the reading and the building side share of SQLite: a connection with its prepared statements, the settings
- * that a hostile file is opened with, and the translation of SQLite's results into our codes. Inside this layer only.
+ * What the reading and the building side share of SQLite: a connection with its prepared
+ * statements, the settings that a hostile file is opened with, and the translation of SQLite's
+ * results into our codes. Inside this layer only.
  *
  * Threads: a struct ds_sql belongs to one thread at a time (its connection has no mutex).
  */
@@ -36,8 +37,8 @@ struct ds_sql {
 	const int *source_error;
 	/* A result that may have left the connection useless: the pool drops it. */
 	bool is_broken;
-	/* Ten thousands of steps since the last row, and after how many a statement is stopped because it runs away (0:
-	 * never). */
+	/* Ten thousands of steps since the last row, and after how many a statement is stopped
+	 * because it runs away (0: never). */
 	unsigned ticks, ticks_max;
 	struct ds_diag diag; /* of the last failure other than -DS_E_NOT_LOCAL */
 	sqlite3_stmt *stmts[DS_SQL_MAX];
@@ -46,7 +47,8 @@ struct ds_sql {
 /* Library set-up, once per process; cheap afterwards. -ENOMEM. */
 int ds_sql_init(void);
 
-/* Limits and defensive settings for a connection that was just opened, before its first statement. */
+/* Limits and defensive settings for a connection that was just opened, before its first
+ * statement. */
 int ds_sql_harden(struct ds_sql *sql);
 /* Compares the whole text of the schema with ours. -DS_E_MALFORMED. */
 int ds_sql_check_schema(struct ds_sql *sql);
@@ -56,8 +58,8 @@ int ds_sql_exec(struct ds_sql *sql, const char *text);
 /* Finalizes everything and closes; fine on a zeroed struct. */
 void ds_sql_close(struct ds_sql *sql);
 
-/* One step. At an error the statement was reset and the code is ours; a caller that leaves a row behind calls
- * sqlite3_reset itself. */
+/* One step. At an error the statement was reset and the code is ours; a caller that leaves a row
+ * behind calls sqlite3_reset itself. */
 int ds_sql_step(struct ds_sql *sql, sqlite3_stmt *stmt, bool *ret_has_row);
 /* A statement without rows, stepped to its end and reset. */
 int ds_sql_run(struct ds_sql *sql, sqlite3_stmt *stmt);

@@ -1,5 +1,6 @@
 /*
- * The whole check. Each pass reads one table once, in its own order, and what a pass learns is compared at the end:
+ * The whole check. Each pass reads one table once, in its own order, and what a pass learns is
+ * compared at the end:
  *
  *   SQLite's own check of pages, indices and types
  *   entries by id: each row for itself, chunks against the pack table, targets, names per inode
@@ -7,8 +8,10 @@
  *   extents by file: without gap, content digests, references
  *   packs, totals, rejects
  *
- * INV-1: contents that cannot be read as they should are findings; only a failing source, or memory, is an error.
- * INV-2: no recursion; memory for the directories still to be seen, files with several names, and packs.
+ * INV-1: contents that cannot be read as they should are findings; only a failing source, or
+ * memory, is an error.
+ * INV-2: no recursion; memory for the directories still to be seen, files with several names, and
+ * packs.
  */
 #include "manifest/manifest_verify_impl.h"
 

@@ -43,7 +43,8 @@ void verify_finding(struct verify *verify, const char *format, ...)
 /* Turns malformed contents into a finding (then 0); other errors stay. */
 int verify_note(struct verify *verify, int r);
 int verify_prepare(struct verify *verify, const char *text, sqlite3_stmt **ret_stmt);
-/* A reference of a file to a chunk, whose raw bytes end at raw_end in the pack (or at least there). */
+/* A reference of a file to a chunk, whose raw bytes end at raw_end in the pack (or at least
+ * there). */
 void verify_chunk(struct verify *verify, uint64_t file, const struct ds_entry_chunk *chunk,
 		  uint64_t raw_end);
 

@@ -1,5 +1,6 @@
 /*
- * The passes of the check that compare rows with each other: the tree, and the pieces of large files.
+ * The passes of the check that compare rows with each other: the tree, and the pieces of large
+ * files.
  */
 #include "manifest/manifest_verify_impl.h"
 
@@ -95,7 +96,8 @@ static int check_directory(struct verify *verify, uint64_t dir)
 	return 0;
 }
 
-/* Names those that the root does not lead to because of their own parent; what is in a cycle is only counted. */
+/* Names those that the root does not lead to because of their own parent; what is in a cycle is
+ * only counted. */
 static int find_orphans(struct verify *verify)
 {
 	sqlite3_stmt *stmt = NULL;

@@ -1,14 +1,15 @@
 /*
- * The read-only VFS. SQLite takes an immutable file as one that nobody else touches: no locks, no journal,
- * no look at the change counter, and its page cache stays from one statement to the next.
+ * The read-only VFS. SQLite takes an immutable file as one that nobody else touches: no locks, no
+ * journal, no look at the change counter, and its page cache stays from one statement to the next.
  *
- * INV-1: a page that cannot be had gives SQLITE_IOERR_READ, and reader->error says why; SQLite then drops the page
- * from its cache, so that the next try asks again.
+ * INV-1: a page that cannot be had gives SQLITE_IOERR_READ, and reader->error says why; SQLite then
+ * drops the page from its cache, so that the next try asks again.
  * INV-2: no byte comes from anywhere but source->read_page and source->mapping.
  *
- * A mapping is copied from, not handed to SQLite (xFetch): SQLite keeps no page that it has mapped, so that each use of one
- * checks all its cells anew. Measured with 1,000,000 rows, look-ups at random per second: mapped 68,000, copied
- * 158,000 (read from a file 117,000); mapped without the check of cells 233,000, which a hostile file forbids.
+ * A mapping is copied from, not handed to SQLite (xFetch): SQLite keeps no page that it has mapped,
+ * so that each use of one checks all its cells anew. Measured with 1,000,000 rows, look-ups at
+ * random per second: mapped 68,000, copied 158,000 (read from a file 117,000); mapped without the
+ * check of cells 233,000, which a hostile file forbids.
  */
 #include "manifest/manifest_vfs.h"
 

@@ -1,6 +1,6 @@
 /*
- * An SQLite VFS whose only file is a page source: read-only, immutable, never locked. What lies in one connection's
- * hands belongs to the thread that has the connection.
+ * An SQLite VFS whose only file is a page source: read-only, immutable, never locked. What lies in
+ * one connection's hands belongs to the thread that has the connection.
  */
 #ifndef DS_MANIFEST_MANIFEST_VFS_H
 #define DS_MANIFEST_MANIFEST_VFS_H

@@ -3,7 +3,8 @@
  *
  *   manifest_bench FILE [rows] [page size]
  *
- * Builds FILE (which must not exist) with rows in directories of 1,000, then measures; prints one line each.
+ * Builds FILE (which must not exist) with rows in directories of 1,000, then measures; prints one
+ * line each.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -158,7 +159,8 @@ static void read_back(const char *path, uint64_t rows_n, bool is_mapped)
 	start = ds_mono_ns();
 	for (unsigned i = 0; i < tries; i++) {
 		uint64_t k = ds_prng_below(&random, rows_n);
-		/* Directories were added each before its files: the id is known without a look-up. */
+		/* Directories were added each before its files: the id is known without a
+		 * look-up. */
 		uint64_t parent = DS_ENTRY_ID_FIRST + k / PER_DIRECTORY * (PER_DIRECTORY + 1);
 
 		name_file(&entry, k);

@@ -1,7 +1,8 @@
 /*
- * Input: changes to a sound manifest, 4 bytes each: u16 number of the page, modulo their number, with the top
- * bit for "in the first 64 bytes"; u8 place in it (times 16, or not at all); u8 value to xor. The digests of pages are
- * not checked here: what is changed is what a hostile writer could have committed.
+ * Input: changes to a sound manifest, 4 bytes each: u16 number of the page, modulo their number,
+ * with the top bit for "in the first 64 bytes"; u8 place in it (times 16, or not at all); u8 value
+ * to xor. The digests of pages are not checked here: what is changed is what a hostile writer could
+ * have committed.
  */
 #include <string.h>
 #include <unistd.h>

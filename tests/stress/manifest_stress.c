@@ -1,6 +1,6 @@
 /*
- * Threads that look up, list and read one manifest at once while pages come and go. For the thread sanitizer; a plain
- * program, since Criterion does not run under it.
+ * Threads that look up, list and read one manifest at once while pages come and go. For the thread
+ * sanitizer; a plain program, since Criterion does not run under it.
  *
  * usage: manifest_stress [ROUNDS]
  */

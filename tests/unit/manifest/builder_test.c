@@ -146,7 +146,8 @@ Test(builder, pages_that_no_changed_row_touches_stay_equal)
 	support_source_load(&before, support_path("m"));
 	cr_assert(before.source.pages_n > 100);
 
-	/* Opened and finished without a change: nothing but the header's change counter may differ. */
+	/* Opened and finished without a change: nothing but the header's change counter may
+	 * differ. */
 	cr_assert_eq(ds_builder_open(support_path("m"), &builder), 0);
 	cr_assert_eq(ds_builder_finish(builder), 0);
 	ds_builder_free(builder);
@@ -255,7 +256,8 @@ Test(builder, G04_a_deep_tree_needs_no_recursion)
 	cr_assert_eq(ds_builder_finish(builder), 0);
 	ds_builder_free(builder);
 
-	/* Verified and compared without recursion, too. The directories' digests are not those of what they hold. */
+	/* Verified and compared without recursion, too. The directories' digests are not those
+	 * of what they hold. */
 	cr_assert_eq(ds_builder_create(support_path("empty"), 4096, &builder), 0);
 	cr_assert_eq(ds_builder_finish(builder), 0);
 	ds_builder_free(builder);

@@ -1,6 +1,7 @@
 /*
- * Memory that cannot be had: the n-th allocation fails (SQLite's come from the same place), for n = 0, 1, 2 ... until all goes
- * well. Nothing leaks, nothing but -ENOMEM comes out, and the same object works afterwards.
+ * Memory that cannot be had: the n-th allocation fails (SQLite's come from the same place), for n =
+ * 0, 1, 2 ... until all goes well. Nothing leaks, nothing but -ENOMEM comes out, and the same
+ * object works afterwards.
  */
 #include <criterion/criterion.h>
 #include <signal.h>

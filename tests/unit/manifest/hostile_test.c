@@ -1,6 +1,7 @@
 /*
- * Manifests that a hostile writer made: a sound one is changed with SQLite's own functions, without any of our checks, and
- * has to be refused, or read with a meaning that its rows have. The digests of pages play no part here.
+ * Manifests that a hostile writer made: a sound one is changed with SQLite's own functions, without
+ * any of our checks, and has to be refused, or read with a meaning that its rows have. The digests
+ * of pages play no part here.
  */
 #include <criterion/criterion.h>
 #include <sqlite3.h>
@@ -69,7 +70,8 @@ static void tamper(const char *path, const char *text)
 	cr_assert_eq(sqlite3_close(db), SQLITE_OK);
 }
 
-/* STRICT and the columns' types keep other values out; without them in the text, for one connection, they go in. */
+/* STRICT and the columns' types keep other values out; without them in the text, for one
+ * connection, they go in. */
 static void tamper_types(const char *path, const char *text)
 {
 	tamper(path, "PRAGMA writable_schema = ON;"
@@ -369,7 +371,7 @@ Test(manifest_hostile, G04_trees)
 		"UPDATE entry SET type = 3 WHERE id = 4",
 		"UPDATE entry SET type = 5 WHERE id = 4",
 		"UPDATE entry SET type = -1 WHERE id = 4",
-		"UPDATE entry SET type = 1 - type WHERE id = 4", /* executable: the parent's digest */
+		"UPDATE entry SET type = 1 - type WHERE id = 4", /* the parent's digest */
 		ADD_NAME("CAST('new' AS BLOB)"),		 /* counts, digests, totals */
 		"DELETE FROM entry WHERE id = 9",
 	};
@@ -582,7 +584,6 @@ Test(manifest_hostile, an_index_that_disagrees_with_its_table_is_found)
 	struct ds_manifest *manifest;
 	struct ds_entry entry;
 	unsigned n = 0;
-	bool opens;
 	uint8_t *at;
 
 	build_sound(support_path("m"));
@@ -598,7 +599,6 @@ Test(manifest_hostile, an_index_that_disagrees_with_its_table_is_found)
 	cr_assert_neq(support_verify(manifest), 0);
 	ds_manifest_free(manifest);
 	support_source_release(&source);
-	(void)opens;
 }
 
 /* Uses a manifest whose bytes are in memory. */
@@ -665,8 +665,9 @@ Test(manifest_hostile, G01_each_byte_of_the_first_page_flipped, .timeout = 300)
 		if (was == 0 && i > 140 && i % 16)
 			continue;
 		source.data[i] ^= (uint8_t)(1u << (i % 8));
-		/* What the header may say otherwise: where a free list would be, which nobody reads, the schema's
-		 * cookie, a default cache size, the writing library's version. */
+		/* What the header may say otherwise: where a free list would be, which nobody
+		 * reads, the schema's cookie, a default cache size, the writing library's
+		 * version. */
 		if (try_bytes(&source, false))
 			cr_assert((i >= 32 && i < 44) || (i >= 48 && i < 52) || i >= 96, "byte %u",
 				  i);

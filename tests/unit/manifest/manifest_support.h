@@ -1,6 +1,6 @@
 /*
- * What the manifest's tests share: page sources with holes, a temporary directory, and a tree in memory that
- * says what a manifest must hold after any sequence of changes.
+ * What the manifest's tests share: page sources with holes, a temporary directory, and a tree in
+ * memory that says what a manifest must hold after any sequence of changes.
  */
 #ifndef DS_TEST_MANIFEST_SUPPORT_H
 #define DS_TEST_MANIFEST_SUPPORT_H
@@ -41,8 +41,8 @@ void support_source_empty(struct support_source *source);
 /* Makes local what was wanted. */
 void support_fetch(struct support_source *source, struct support_want *want);
 
-/* Runs `call` (which mentions `want`, a struct support_want) until it says something else than "not local",
- * at most max_n misses. */
+/* Runs `call` (which mentions `want`, a struct support_want) until it says something else than
+ * "not local", at most max_n misses. */
 #define SUPPORT_UNTIL_LOCAL(src, want, max_n, r, call)                        \
 	do {                                                                  \
 		unsigned misses_n_ = 0;                                       \
@@ -101,7 +101,8 @@ void model_seal(struct model *model, struct ds_builder *builder);
 /* Asserts that the builder, or the manifest, shows exactly the model. */
 void model_check_builder(struct model *model, struct ds_builder *builder);
 void model_check_manifest(struct model *model, struct ds_manifest *manifest, void *want);
-/* A whole manifest of that many random changes, sealed and finished; the caller releases the model. */
+/* A whole manifest of that many random changes, sealed and finished; the caller releases the
+ * model. */
 void model_build(struct model *model, const char *path, uint32_t page_size, uint64_t seed,
 		 unsigned changes);
 /* Names of a directory in byte order; the caller frees the array. */

@@ -1,6 +1,7 @@
 /*
- * Pages that are not local: every operation ends with -DS_E_NOT_LOCAL, is made again when the page has come, and gives the
- * same in the end. Here nothing is local at first, and each miss makes one page local.
+ * Pages that are not local: every operation ends with -DS_E_NOT_LOCAL, is made again when the page
+ * has come, and gives the same in the end. Here nothing is local at first, and each miss makes one
+ * page local.
  */
 #include <criterion/criterion.h>
 #include <pthread.h>
@@ -65,7 +66,8 @@ Test(manifest_restart, a_lookup_misses_at_most_once_per_level)
 		cr_assert_eq(r, 0);
 		cr_assert(source.misses_n >= 4, "the tree is not deep enough to show anything");
 
-		/* What is still in the connection's cache needs no page; what is not is asked for again. */
+		/* What is still in the connection's cache needs no page; what is not is asked
+		 * for again. */
 		support_source_empty(&source);
 		name = &model.names[ds_prng_below(&model.random, 20000)];
 		SUPPORT_UNTIL_LOCAL(&source, want, LEVELS, r,
