@@ -17,7 +17,7 @@ shift $((OPTIND - 1))
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 build=${build:-$root/build-fuzz}
-[ $# -gt 0 ] || set -- chunk dedup manifest pack_moved pack_toc page_index s3_ini s3_url s3_xml
+[ $# -gt 0 ] || set -- $(ls "$here/corpus")
 CC=$(command -v clang-14 || command -v clang) || { echo "clang is not installed" >&2; exit 77; }
 export CC
 if [ ! -f "$build/build.ninja" ]; then
