@@ -112,31 +112,99 @@ void fs_control_getattr(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino)
 	fuse_reply_attr(req, &st, FS_TIMEOUT_S);
 }
 
-void fs_control_open(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+/* What one handle of `stats` shows: one moment. */
+struct snapshot {
+	struct ds_list node; /* in fs->locked.snapshots */
+	struct ds_buf text;
+};
+
+static int snapshot_new(struct ds_fs *fs, struct snapshot **ret_snapshot)
 {
-	(void)fs;
-	/* The counters change and their length is not known before: the page cache must stay out. */
-	fi->direct_io = node_of(ino) == NODE_STATS;
-	fi->keep_cache = !fi->direct_io;
-	fi->noflush = 1;
-	fuse_reply_open(req, fi);
+	struct snapshot *snapshot = ds_calloc(1, sizeof(*snapshot));
+
+	if (!snapshot)
+		return -ENOMEM;
+	ds_buf_init(&snapshot->text, DS_KIB(64));
+	print_stats(fs, &snapshot->text);
+	pthread_mutex_lock(&fs->mutex);
+	ds_list_push_back(&fs->locked.snapshots, &snapshot->node);
+	pthread_mutex_unlock(&fs->mutex);
+	*ret_snapshot = snapshot;
+	return 0;
 }
 
-void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off)
+static void snapshot_free(struct ds_fs *fs, struct snapshot *snapshot)
 {
-	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(DS_KIB(64));
+	if (!snapshot)
+		return;
+	pthread_mutex_lock(&fs->mutex);
+	ds_list_remove(&snapshot->node);
+	pthread_mutex_unlock(&fs->mutex);
+	ds_buf_release(&snapshot->text);
+	ds_free(snapshot);
+}
+
+static struct snapshot *snapshot_of(const struct fuse_file_info *fi)
+{
+	return (struct snapshot *)(uintptr_t)fi->fh;
+}
+
+void fs_control_end(struct ds_fs *fs)
+{
+	while (!ds_list_is_empty(&fs->locked.snapshots))
+		snapshot_free(fs, ds_list_entry(fs->locked.snapshots.next, struct snapshot, node));
+	free(fs->version_json);
+}
+
+void fs_control_open(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct snapshot *snapshot = NULL;
+	int r;
+
+	fi->noflush = 1;
+	if (node_of(ino) == NODE_STATS) {
+		r = snapshot_new(fs, &snapshot);
+		if (r < 0) {
+			fuse_reply_err(req, -r);
+			return;
+		}
+		/* The length is not known before: the page cache must stay out. */
+		fi->direct_io = 1;
+	} else {
+		fi->keep_cache = 1;
+	}
+	fi->fh = (uintptr_t)snapshot;
+	/* An open that was interrupted gets no release. */
+	if (fuse_reply_open(req, fi) < 0)
+		snapshot_free(fs, snapshot);
+}
+
+void fs_control_release(struct ds_fs *fs, const struct fuse_file_info *fi)
+{
+	snapshot_free(fs, snapshot_of(fi));
+}
+
+void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+		     const struct fuse_file_info *fi)
+{
 	const char *text = fs->version_json;
+	_ds_cleanup_free_ char *copy = NULL;
 	size_t len;
 
-	if (node_of(ino) == NODE_STATS) {
-		print_stats(fs, &buf);
-		text = ds_buf_str(&buf);
-	}
+	if (node_of(ino) == NODE_STATS)
+		text = ds_buf_str(&snapshot_of(fi)->text);
 	len = strlen(text);
-	if ((size_t)off >= len)
+	if ((size_t)off >= len) {
 		fuse_reply_buf(req, NULL, 0);
+		return;
+	}
+	/* The reader may have the reply, and have closed the file, before fuse_reply_buf returns. */
+	size = DS_MIN(size, len - (size_t)off);
+	copy = ds_memdup(text + off, size);
+	if (copy)
+		fuse_reply_buf(req, copy, size);
 	else
-		fuse_reply_buf(req, text + off, DS_MIN(size, len - (size_t)off));
+		fuse_reply_err(req, ENOMEM);
 }
 
 void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,

@@ -41,6 +41,7 @@ struct ds_fs {
 		struct ds_list
 			requests; /* every request that is not answered yet and has left its FUSE thread */
 		size_t requests_n;
+		struct ds_list snapshots; /* of open handles in the control directory */
 		bool is_ending;
 	} locked;
 };
@@ -89,11 +90,15 @@ static inline bool fs_control_is(fuse_ino_t ino)
 	return ino >> FS_SLOT_SHIFT == FS_SLOT_CONTROL;
 }
 int fs_control_init(struct ds_fs *fs);
+/* When no request can come any more. */
+void fs_control_end(struct ds_fs *fs);
 /* True if the name is the control directory's in the root: then it is answered. */
 bool fs_control_lookup(struct ds_fs *fs, fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_control_getattr(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino);
 void fs_control_open(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
-void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off);
+void fs_control_release(struct ds_fs *fs, const struct fuse_file_info *fi);
+void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+		     const struct fuse_file_info *fi);
 void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 			bool plus);
 

@@ -161,8 +161,8 @@ static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 
 static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	(void)ino;
-	(void)fi;
+	if (fs_control_is(ino))
+		fs_control_release(fuse_req_userdata(req), fi);
 	fuse_reply_err(req, 0);
 }
 
@@ -180,9 +180,8 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 	struct fs_request fields = {
 		.run = fs_run_read, .op = "read", .ino = ino, .off = (uint64_t)off, .size = size};
 
-	(void)fi;
 	if (fs_control_is(ino))
-		fs_control_read(fuse_req_userdata(req), req, ino, size, off);
+		fs_control_read(fuse_req_userdata(req), req, ino, size, off, fi);
 	else
 		fs_request_start(req, &fields);
 }

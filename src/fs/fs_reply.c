@@ -18,6 +18,8 @@ static const char *path_of(struct fs_request *request, char *buf, size_t size)
 	uint64_t ino = request->ino;
 	char part[DS_NAME_MAX + 2], path[1024] = "";
 
+	if (strcmp(request->op, "lookup") == 0)
+		snprintf(path, sizeof(path), "/%s", request->name);
 	ds_demand_init(&demand, view);
 	for (unsigned depth = 0; depth < PATH_DEPTH_MAX && ino != DS_ROOT_ID; depth++) {
 		size_t len = strlen(path);

@@ -168,8 +168,9 @@ int ds_fs_run(const struct ds_fs_options *options, struct ds_view *view,
 	pthread_mutex_init(&fs.mutex, NULL);
 	pthread_cond_init(&fs.idle, NULL);
 	ds_list_init(&fs.locked.requests);
+	ds_list_init(&fs.locked.snapshots);
 	r = run(&fs, reterr_diag);
-	free(fs.version_json);
+	fs_control_end(&fs);
 	pthread_cond_destroy(&fs.idle);
 	pthread_mutex_destroy(&fs.mutex);
 	return r;

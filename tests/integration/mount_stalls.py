@@ -1,0 +1,304 @@
+#!/usr/bin/env python3
+"""A mount whose store has stopped answering: what is local is served, who waits can be killed, the mount
+can be unmounted and its process ended, a request ends at its deadline, and when the store is back the
+same mount goes on. On a real S3 server behind a proxy that lets requests hang.
+
+With --strict (release builds) the times are those that dsfs promises.
+"""
+import ctypes
+import errno
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+import lib
+from lib import KIB, check, equal, say
+
+libc = ctypes.CDLL(None, use_errno=True)
+HANG = {"match": "^GET .*/packs/", "fault": "hang"}
+READERS, LOOKERS, BLOCKED = 200, 20, 64
+
+
+def stats(mount):
+    with open(f"{mount.path}/.dsfs/stats", encoding="ascii") as file:
+        return {key: int(value) for key, value in map(str.split, file)}
+
+
+def content(i, size):
+    return (b"%07d " % i) * (size // 8)
+
+
+def make(source, files):
+    """`local`: what is read beforehand; `cold`: data that is not; `many`: names enough that most pages of the
+    manifest are never asked for."""
+    os.mkdir(f"{source}/local")
+    os.mkdir(f"{source}/cold")
+    for i in range(100):
+        with open(f"{source}/local/{i:04}", "wb") as file:
+            file.write(content(i, 16 * KIB))
+    for i in range(READERS + BLOCKED + 20):
+        with open(f"{source}/cold/{i:04}", "wb") as file:
+            file.write(os.urandom(64 * KIB))
+    os.mkdir(f"{source}/many")
+    for d in range(files // 100):
+        os.mkdir(f"{source}/many/{d:04}")
+        for i in range(100):
+            name = f"{source}/many/{d:04}/{i:03}-{'name' * 20}"
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT, 0o644))
+
+
+def warm(mount):
+    for name in os.listdir(f"{mount.path}/local"):
+        with open(f"{mount.path}/local/{name}", "rb") as file:
+            equal(file.read(), content(int(name), 16 * KIB), f"local/{name}")
+    os.listdir(f"{mount.path}/cold")
+
+
+# Many threads that each wait in one system call.
+CHILD = r"""
+import os, sys, threading
+def tell(error, path):
+    os.write(1, f"{error.errno} {path}\n".encode())
+def read(path):
+    try:
+        os.read(os.open(path, os.O_RDONLY), 100)
+    except OSError as error:
+        tell(error, path)
+def look(path):
+    try:
+        os.stat(path)
+    except OSError as error:
+        tell(error, path)
+threads = [threading.Thread(target=globals()[kind], args=(path,))
+           for kind, path in (line.rstrip("\n").split(" ", 1) for line in sys.stdin)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+class Waiters:
+    """A process whose threads read files and look up names."""
+
+    def __init__(self, box, reads=(), looks=()):
+        self.process = subprocess.Popen([sys.executable, "-c", CHILD], text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        preexec_fn=lib.die_with_parent)
+        box.processes.append(self.process)
+        for path in reads:
+            self.process.stdin.write(f"read {path}\n")
+        for path in looks:
+            self.process.stdin.write(f"look {path}\n")
+        self.process.stdin.close()
+
+    def kill(self):
+        """Seconds until it is gone."""
+        started = time.monotonic()
+        self.process.kill()
+        self.process.wait(120)
+        self.process.stdout.close()
+        return time.monotonic() - started
+
+    def errors(self):
+        """Ends by itself; [errno] of its calls that failed."""
+        out = self.process.stdout.read()
+        self.process.wait(120)
+        self.process.stdout.close()
+        return [int(line.split()[0]) for line in out.splitlines()]
+
+
+def hang(proxy, *more):
+    proxy.rules(HANG, *more)
+
+
+def wait_parked(box, mount, number):
+    box.wait(lambda: stats(mount)["fetch_waiting"] >= number, f"{number} requests to wait")
+
+
+def timed(times, action):
+    started = time.monotonic()
+    result = action()
+    times.append(time.monotonic() - started)
+    return result
+
+
+def getattr_of(path):
+    """statx that asks the file system, whatever the kernel knows."""
+    buffer = ctypes.create_string_buffer(256)
+    if libc.statx(-100, os.fsencode(path), 0x2000, 0x7ff, buffer) < 0:
+        raise OSError(ctypes.get_errno(), path)
+
+
+def read_uncached(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return os.pread(fd, 16 * KIB, 0)
+    finally:
+        os.close(fd)
+
+
+def measure(mount, rounds):
+    """Times of calls that are answered by dsfs, not by the kernel, and need nothing of the store."""
+    times = {"stat": [], "getxattr": [], "read": [], "statfs": [], "stats": [], "ls": []}
+    before = stats(mount)["requests"]
+    for i in range(rounds):
+        path = f"{mount.path}/local/{i % 100:04}"
+        timed(times["stat"], lambda: getattr_of(path))
+        timed(times["getxattr"], lambda: os.getxattr(path, "user.dsfs.digest"))
+        equal(timed(times["read"], lambda: read_uncached(path)), content(i % 100, 16 * KIB), path)
+        timed(times["statfs"], lambda: os.statvfs(mount.path))
+        timed(times["stats"], lambda: stats(mount))
+        if i % 10 == 0:
+            timed(times["ls"], lambda: subprocess.run(["ls", "-l", f"{mount.path}/local"], check=True,
+                                                      capture_output=True, timeout=120))
+    check(stats(mount)["requests"] - before >= 3 * rounds, "the kernel answered, not dsfs")
+    return times
+
+
+def tell(times, args):
+    for name, values in times.items():
+        median, most = statistics.median(values), max(values)
+        say(f"  {name}: median {1000 * median:.1f} ms, at most {1000 * most:.1f} ms of {len(values)}")
+        check(median <= (0.1 if args.strict else 1), f"{name}: median of {median:.3f} s")
+        check(most <= (1 if args.strict else 10), f"{name}: {most:.3f} s")
+
+
+def threads_and_files(pid):
+    return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def crowd(box, repo, proxy, args):
+    """200 readers and 20 first look-ups wait; everything else goes on; then all of them are killed, one by
+    one and together, and nothing of them is left in the daemon."""
+    mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('crowd')}", env=proxy.env)
+    warm(mount)
+    measure(mount, 20)
+    hang(proxy)
+    lone = [Waiters(box, reads=[f"{mount.path}/cold/{READERS:04}"]),
+            Waiters(box, looks=[f"{mount.path}/many/0000/000-{'name' * 20}"])]
+    wait_parked(box, mount, 2)
+    for waiters, what in zip(lone, ("reader", "stat")):
+        took = waiters.kill()
+        say(f"a killed {what} was gone after {1000 * took:.0f} ms")
+        check(took <= 2, f"a killed {what} lived for {took:.1f} s")
+    # A read fills the kernel's page cache, in the kernel's own name: it goes on without its reader. A look-up ends.
+    box.wait(lambda: stats(mount)["interrupted"] >= 1, "the look-up of a killed stat to end")
+    before = threads_and_files(mount.pid)
+    waiters = Waiters(box, [f"{mount.path}/cold/{i:04}" for i in range(READERS)],
+                      [f"{mount.path}/many/{d * 7 + 1:04}/050-{'name' * 20}" for d in range(LOOKERS)])
+    # Some of the look-ups wait for the same page.
+    wait_parked(box, mount, READERS + LOOKERS)
+    held = proxy.stats()
+    say(f"{READERS} readers and {LOOKERS} look-ups wait, {held['open']} requests at the store:")
+    tell(measure(mount, 200), args)
+    took = waiters.kill()
+    say(f"all of them were gone after {1000 * took:.0f} ms")
+    check(took <= (2 if args.strict else 10), f"they lived for {took:.1f} s")
+    box.wait(lambda: stats(mount)["interrupted"] >= LOOKERS, "the look-ups of the killed to end")
+    proxy.rules()
+    box.wait(lambda: stats(mount)["fetch_waiting"] == 0, "the reads to end when the store is back")
+    equal(stats(mount)["timeouts"], 0, "timeouts")
+    # The cache keeps images open, connections live on; what grows with requests would show.
+    after = threads_and_files(mount.pid)
+    say(f"threads and descriptors of the daemon: {before} before, {after} after")
+    check(after[0] <= before[0] + 4 and after[1] <= before[1] + 80, "something is left behind")
+    with open(f"{mount.path}/cold/0000", "rb") as file:
+        equal(len(file.read()), 64 * KIB, "bytes read when the store is back")
+    equal(stats(mount)["failures"], 0, "failures")
+    mount.umount()
+
+
+def gone(box, repo, proxy):
+    """`umount` while the store hangs; SIGTERM while 64 reads wait."""
+    mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('gone')}", env=proxy.env)
+    warm(mount)
+    hang(proxy)
+    waiters = Waiters(box, reads=[f"{mount.path}/cold/0000"])
+    wait_parked(box, mount, 1)
+    waiters.kill()
+    started = time.monotonic()
+    mount.umount()
+    took = time.monotonic() - started
+    say(f"umount without a store: {took:.2f} s")
+    check(took <= 5, f"umount took {took:.1f} s")
+    proxy.rules()
+
+    mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('gone')}", env=proxy.env)
+    warm(mount)
+    hang(proxy)
+    waiters = Waiters(box, reads=[f"{mount.path}/cold/{READERS + i:04}" for i in range(BLOCKED)])
+    wait_parked(box, mount, BLOCKED)
+    started = time.monotonic()
+    os.kill(mount.pid, signal.SIGTERM)
+    box.wait(lambda: not lib.is_alive(mount.pid), "the daemon to end", 60)
+    took = time.monotonic() - started
+    say(f"SIGTERM with {BLOCKED} blocked reads: {took:.2f} s")
+    check(took <= 5, f"the daemon lived for {took:.1f} s after SIGTERM")
+    check(not lib.is_mounted(mount.path), "it is still mounted after SIGTERM")
+    errors = waiters.errors()
+    equal(len(errors), BLOCKED, "reads that failed")
+    check(set(errors) <= {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED}, f"errnos {set(errors)}")
+    box.mounts.remove(mount)
+    proxy.rules()
+
+
+def deadline(box, repo, proxy):
+    """EIO at the deadline with a line in the log; the same mount and descriptor go on when the store does."""
+    mount = box.mount(repo, "timeout=3s", f"cache_dir={box.path('late')}", env=proxy.env)
+    warm(mount)
+    hang(proxy)
+    paths = [f"{mount.path}/cold/0007", f"{mount.path}/many/0003/005-{'name' * 20}"]
+    fd = os.open(paths[0], os.O_RDONLY)
+    for what, action in ("read", lambda: os.pread(fd, 100, 0)), ("stat", lambda: os.stat(paths[1])):
+        started = time.monotonic()
+        try:
+            action()
+            raise lib.Failed(f"{what} of a store that hangs did not fail")
+        except OSError as error:
+            equal(errno.errorcode[error.errno], "EIO", f"errno of {what}")
+        took = time.monotonic() - started
+        say(f"{what}: EIO after {took:.2f} s")
+        # When its readahead fails, the kernel asks once more.
+        check(2.9 <= took <= 10, f"{what}: EIO after {took:.2f} s, not 3 s")
+    check(stats(mount)["timeouts"] >= 2, "the timeouts are not counted")
+    lines = [line for line in mount.log_text().splitlines() if " error: " in line]
+    say("\n".join(f"  {line}" for line in lines))
+    check(any("read of \"/cold/0007\"" in line and "TIMEOUT" in line for line in lines),
+          "no line in the log for the read")
+    check(len(lines) <= 4, f"{len(lines)} lines in the log for 2 errors")
+    proxy.rules()
+    equal(len(os.pread(fd, 64 * KIB, 0)), 64 * KIB, "bytes read when the store is back")
+    equal(os.stat(paths[1]).st_size, 0, "size of an empty file")
+    os.close(fd)
+    # A store that answers 503 for a while is no error at all, and never ENOENT (T9).
+    proxy.rules({"match": "^GET .*/packs/", "fault": "status", "code": 503, "times": 3})
+    with open(f"{mount.path}/cold/{READERS + 70:04}", "rb") as file:
+        equal(len(file.read()), 64 * KIB, "bytes read through 503s")
+    check(proxy.stats()["delivered"] > 0, "no 503 was delivered")
+    mount.umount()
+
+
+def run(box, args):
+    source, store = box.new_dir("src"), box.store("s3")
+    repo = store.url("stalls")
+    make(source, args.files)
+    box.commit(source, repo, "--init", env=store.env)
+    proxy = lib.Proxy(box, store.env)
+    crowd(box, repo, proxy, args)
+    gone(box, repo, proxy)
+    deadline(box, repo, proxy)
+
+
+def add_arguments(parser):
+    parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--strict", action="store_true")
+
+
+if __name__ == "__main__":
+    lib.main(run, add_arguments)
