@@ -1,0 +1,347 @@
+/*
+ * verify: the golden repository is clean; damaged in whatever way, the damaged object is named, and no other one that is whole.
+ */
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "golden.h"
+#include "repo/refs.h"
+#include "repo/verify.h"
+#include "repo_support.h"
+#include "store_contract.h"
+#include "util/mem.h"
+#include "util/random.h"
+#include "util/str.h"
+
+TestSuite(verify, .fini = test_leak_check, .timeout = 600);
+
+struct findings {
+	const char *wanted; /* key */
+	size_t n, wanted_n, others_n;
+	char other[400];
+};
+
+/* Versions may be named beside what they need. */
+static void note(void *ctx, const char *object, const char *text)
+{
+	struct findings *findings = ctx;
+
+	findings->n++;
+	if (findings->wanted && strcmp(object, findings->wanted) == 0) {
+		findings->wanted_n++;
+	} else if (!ds_starts_with(object, "versions/")) {
+		findings->others_n++;
+		snprintf(findings->other, sizeof(findings->other), "%s: %s", object, text);
+	}
+}
+
+static struct findings verify(struct ds_store *store, const char *wanted, bool read_data,
+			      const char *selector)
+{
+	struct findings findings = {.wanted = wanted};
+	struct ds_verify_options options = {.read_data = read_data,
+					    .selector = selector,
+					    .finding = note,
+					    .ctx = &findings};
+	struct ds_verify_result result;
+	struct ds_diag diag = {0};
+	struct ds_repo *repo;
+	int r;
+
+	r = ds_repo_open_store(store, &repo, &diag);
+	if (r < 0) {
+		/* dsfs.json itself. */
+		char quoted[64];
+
+		snprintf(quoted, sizeof(quoted), "\"%s\"", wanted ? wanted : "");
+		cr_assert_str_eq(diag.object, quoted);
+		findings.wanted_n = findings.n = 1;
+		return findings;
+	}
+	r = ds_verify(repo, &options, &result, &diag);
+	cr_assert_eq(r, 0, "%s: %s %s", wanted, ds_strerror(r), diag.detail);
+	cr_assert_eq(result.findings_n, findings.n);
+	ds_repo_unref(repo);
+	return findings;
+}
+
+/* Objects whose damage is no finding: hints, what is advisory, what this format only reserves. */
+static bool is_exempt(const char *key)
+{
+	return ds_starts_with(key, "hints/") || ds_starts_with(key, "index/") ||
+	       ds_starts_with(key, "runs/") || ds_starts_with(key, "notes/") ||
+	       ds_ends_with(key, ".sig") || strcmp(key, "probe.json") == 0;
+}
+
+static void list(struct ds_store *store, struct ds_store_listing *listing)
+{
+	struct ds_store_req req = {.op = DS_STORE_LIST, .key = "", .listing = listing};
+
+	cr_assert_eq(ds_store_perform(store, &req), 0);
+}
+
+static void get(struct ds_store *store, const char *key, struct ds_buf *buf)
+{
+	cr_assert_eq(ds_store_get(store, key, buf, NULL), 0);
+}
+
+static void put(struct ds_store *store, const char *key, const void *data, size_t len)
+{
+	cr_assert_eq(ds_store_put(store, key, data, len, NULL), 0);
+}
+
+Test(verify, the_golden_repository_is_clean)
+{
+	struct ds_store *store = golden_load("repo");
+	struct findings findings = verify(store, NULL, false, NULL);
+
+	cr_assert_eq(findings.n, 0, "%s", findings.other);
+	findings = verify(store, NULL, true, NULL);
+	cr_assert_eq(findings.n, 0, "%s", findings.other);
+	findings = verify(store, NULL, true, "v1.0");
+	cr_assert_eq(findings.n, 0, "%s", findings.other);
+	ds_store_unref(store);
+}
+
+Test(verify, counts_are_right)
+{
+	struct ds_store *store = golden_load("repo");
+	struct ds_verify_options options = {.read_data = true};
+	struct ds_verify_result result;
+	struct ds_repo *repo;
+
+	cr_assert_eq(ds_repo_open_store(store, &repo, NULL), 0);
+	cr_assert_eq(ds_verify(repo, &options, &result, NULL), 0);
+	cr_assert_eq(result.versions_n, 3);
+	cr_assert_eq(result.packs_n, 7);
+	cr_assert_eq(result.unreachable_n, 0);
+	cr_assert_gt(result.bytes, 60000);
+	ds_repo_unref(repo);
+	ds_store_unref(store);
+}
+
+static void expect_named(struct ds_store *store, const char *key, const char *how)
+{
+	struct findings findings = verify(store, key, true, NULL);
+
+	cr_assert_gt(findings.wanted_n, 0, "%s of %s was not found (%zu findings; %s)", how, key,
+		     findings.n, findings.other);
+	cr_assert_eq(findings.others_n, 0, "%s of %s accuses %s", how, key, findings.other);
+}
+
+Test(verify, A14_every_flipped_object_is_named)
+{
+	struct ds_store *store = golden_load("repo");
+	struct ds_prng prng = {.state = ds_random_u64()};
+	struct ds_store_listing listing = {0};
+	size_t flips_n = 0, objects_n = 0;
+
+	printf("seed %llu\n", (unsigned long long)prng.state);
+	list(store, &listing);
+	for (size_t i = 0; i < listing.objects_n; i++) {
+		const char *key = listing.objects[i].key;
+		struct ds_buf buf = DS_BUF_INIT(1 << 20);
+		size_t len;
+
+		if (is_exempt(key))
+			continue;
+		get(store, key, &buf);
+		objects_n++;
+		len = buf.len_bytes;
+		/* The classes of positions of all formats, then at random. */
+		for (unsigned k = 0; k < 16; k++) {
+			size_t fixed[] = {0,	   7,	    8,	      len - 1, len - 4,
+					  len - 8, len - 9, len - 33, len / 2};
+			size_t at = k < DS_ARRAY_SIZE(fixed) ? fixed[k] : ds_prng_below(&prng, len);
+			uint8_t bit = (uint8_t)(1 << ds_prng_below(&prng, 8));
+			char how[64];
+
+			buf.data[at] ^= bit;
+			put(store, key, buf.data, len);
+			snprintf(how, sizeof(how), "bit 0x%02x of byte %zu", bit, at);
+			expect_named(store, key, how);
+			buf.data[at] ^= bit;
+			flips_n++;
+		}
+		put(store, key, buf.data, len);
+		ds_buf_release(&buf);
+	}
+	cr_assert_gt(objects_n, 20);
+	printf("%zu flips in %zu objects\n", flips_n, objects_n);
+	cr_assert_eq(verify(store, NULL, true, NULL).n, 0);
+	ds_store_listing_release(&listing);
+	ds_store_unref(store);
+}
+
+Test(verify, A25_objects_that_are_short_long_or_empty_are_named)
+{
+	struct ds_store *store = golden_load("repo");
+	struct ds_store_listing listing = {0};
+
+	list(store, &listing);
+	for (size_t i = 0; i < listing.objects_n; i++) {
+		const char *key = listing.objects[i].key;
+		struct ds_buf buf = DS_BUF_INIT(1 << 20);
+
+		if (is_exempt(key))
+			continue;
+		get(store, key, &buf);
+		put(store, key, buf.data, buf.len_bytes - 1);
+		expect_named(store, key, "a missing byte");
+		put(store, key, buf.data, buf.len_bytes / 2);
+		expect_named(store, key, "a missing half");
+		put(store, key, buf.data, 0);
+		expect_named(store, key, "emptiness");
+		cr_assert_eq(ds_buf_append_byte(&buf, 0), 0);
+		put(store, key, buf.data, buf.len_bytes);
+		expect_named(store, key, "a byte too many");
+		put(store, key, buf.data, buf.len_bytes - 1);
+		ds_buf_release(&buf);
+	}
+	ds_store_listing_release(&listing);
+	ds_store_unref(store);
+}
+
+Test(verify, A15_the_right_length_of_the_wrong_object_is_named)
+{
+	struct ds_store *store = golden_load("repo");
+	struct ds_store_listing listing = {0};
+	const char *before = NULL;
+
+	list(store, &listing);
+	for (size_t i = 0; i < listing.objects_n; i++) {
+		const char *key = listing.objects[i].key;
+		struct ds_buf mine = DS_BUF_INIT(1 << 20), other = DS_BUF_INIT(1 << 20);
+
+		if (is_exempt(key))
+			continue;
+		if (before) {
+			get(store, key, &mine);
+			get(store, before, &other);
+			put(store, key, other.data, other.len_bytes);
+			expect_named(store, key, "another object's bytes");
+			put(store, key, mine.data, mine.len_bytes);
+		}
+		before = key;
+		ds_buf_release(&mine);
+		ds_buf_release(&other);
+	}
+	ds_store_listing_release(&listing);
+	ds_store_unref(store);
+}
+
+Test(verify, A17_missing_objects_are_named)
+{
+	struct ds_store *store = golden_load("repo");
+	struct ds_store_listing listing = {0};
+	size_t n = 0;
+
+	list(store, &listing);
+	for (size_t i = 0; i < listing.objects_n; i++) {
+		const char *key = listing.objects[i].key;
+		struct ds_store_req drop = {.op = DS_STORE_DELETE, .key = key};
+		struct ds_buf buf = DS_BUF_INIT(1 << 20);
+		char named[200];
+
+		/* The last entry of a log, and a log of one, leave no trace. */
+		if (is_exempt(key) || ds_starts_with(key, "dsfs.json") ||
+		    (!ds_starts_with(key, "packs/") && !ds_starts_with(key, "versions/") &&
+		     strcmp(key, "refs/branches/main/0000000003") != 0 &&
+		     strcmp(key, "refs/tags/gone/0000000001") != 0 &&
+		     strcmp(key, "policy/0000000001") != 0))
+			continue;
+		get(store, key, &buf);
+		cr_assert_eq(ds_store_perform(store, &drop), 0);
+		/* Without its note, a pack is just missing. */
+		snprintf(named, sizeof(named), "%s", key);
+		if (ds_ends_with(named, ".moved"))
+			named[strlen(named) - strlen(".moved")] = '\0';
+		expect_named(store, named, "absence");
+		put(store, key, buf.data, buf.len_bytes);
+		ds_buf_release(&buf);
+		n++;
+	}
+	cr_assert_gt(n, 10);
+	ds_store_listing_release(&listing);
+	ds_store_unref(store);
+}
+
+Test(verify, one_version_alone)
+{
+	struct ds_store *store = golden_load("repo");
+	struct ds_buf buf = DS_BUF_INIT(1 << 20);
+	struct ds_store_listing listing = {0};
+	size_t seen_n = 0, unseen_n = 0;
+
+	list(store, &listing);
+	for (size_t i = 0; i < listing.objects_n; i++) {
+		const char *key = listing.objects[i].key;
+		struct findings findings;
+
+		if (!ds_starts_with(key, "packs/") || ds_ends_with(key, ".moved"))
+			continue;
+		ds_buf_clear(&buf);
+		get(store, key, &buf);
+		buf.data[8] ^= 1;
+		put(store, key, buf.data, buf.len_bytes);
+		findings = verify(store, key, true, "v1.0");
+		cr_assert_eq(findings.others_n, 0, "%s", findings.other);
+		seen_n += findings.wanted_n > 0;
+		unseen_n += findings.wanted_n == 0;
+		buf.data[8] ^= 1;
+		put(store, key, buf.data, buf.len_bytes);
+	}
+	cr_assert_eq(seen_n, 2, "its data and its manifest, where they were moved to");
+	cr_assert_eq(unseen_n, 5);
+	ds_buf_release(&buf);
+	ds_store_listing_release(&listing);
+	ds_store_unref(store);
+}
+
+Test(verify, a_store_that_fails_is_an_error_and_no_finding)
+{
+	static struct test_store decorator;
+	struct ds_store *base = test_store_new(&decorator);
+	struct ds_verify_options options = {.read_data = true};
+	struct ds_store *golden = golden_load("repo");
+	struct ds_repo *repo;
+	long n;
+
+	ds_store_unref(decorator.inner);
+	decorator.inner = golden;
+	cr_assert_eq(ds_repo_open_store(base, &repo, NULL), 0);
+	for (n = 0;; n++) {
+		struct ds_verify_result result;
+		int r;
+
+		test_store_reset(&decorator);
+		decorator.fail_at = n;
+		decorator.fail_with = -DS_E_SERVER;
+		r = ds_verify(repo, &options, &result, NULL);
+		if (decorator.failed_n == 0) {
+			cr_assert_eq(r, 0);
+			break;
+		}
+		cr_assert_eq(r, -DS_E_SERVER, "call %ld: %s", n, ds_strerror(r));
+	}
+	cr_assert_gt(n, 30);
+	test_store_reset(&decorator);
+	ds_repo_unref(repo);
+	ds_store_unref(base);
+}
+
+Test(verify, it_can_be_interrupted)
+{
+	struct ds_store *store = golden_load("repo");
+	volatile int interrupted = 1;
+	struct ds_verify_options options = {.interrupted = &interrupted};
+	struct ds_verify_result result;
+	struct ds_repo *repo;
+
+	cr_assert_eq(ds_repo_open_store(store, &repo, NULL), 0);
+	cr_assert_eq(ds_verify(repo, &options, &result, NULL), -DS_E_INTERRUPTED);
+	ds_repo_unref(repo);
+	ds_store_unref(store);
+}
