@@ -72,6 +72,7 @@ struct cli_call {
 	const char *args[CLI_ARGS_MAX];
 	size_t args_n;
 	bool json;
+	const char *subject; /* the repository as typed: named in errors that do not */
 	struct {
 		const struct cli_option *option;
 		const char *text; /* NULL for flags */
@@ -114,6 +115,8 @@ void cli_help_print_completion(void);
 
 /* Prints a json_t (takes it) as one document on stdout. */
 void cli_print_json(void *take_json);
+/* A file's name as a json_t: the text, or {"hex": ...} where it is not UTF-8. NULL without memory. */
+void *cli_name_json(const char *name, size_t len_bytes);
 /* Text that may hold anything, on one line of a terminal. */
 const char *cli_safe(const char *data, size_t len_bytes, char *buf, size_t size);
 

@@ -36,13 +36,16 @@ static void show_progress(void *ctx, const struct ds_commit_progress *progress)
 static void show_warning(void *ctx, const char *path, const char *reason)
 {
 	struct commit_ui *ui = ctx;
+	char text[4400];
 
 	ui->warned_n++;
 	if (ui->rejected)
-		json_array_append_new(ui->rejected,
-				      json_pack("{s:s, s:s}", "path", path, "reason", reason));
+		json_array_append_new(ui->rejected, json_pack("{s:o, s:s}", "path",
+							      cli_name_json(path, strlen(path)),
+							      "reason", reason));
 	else
-		fprintf(stderr, "dsfs: %s: %s\n", path, reason);
+		fprintf(stderr, "dsfs: %s: %s\n", ds_quote(path, strlen(path), text, sizeof(text)),
+			reason);
 }
 
 static int fill_options(struct cli_call *call, struct commit_ui *ui, const char **excludes,

@@ -24,6 +24,7 @@ static int run_init(struct cli_call *call)
 	char id[2 * DS_UUID_LEN + 1];
 	int r;
 
+	call->subject = call->args[0];
 	r = cli_store_of(call, &options);
 	if (r == 0)
 		r = ds_locator_parse(call->args[0], &locator, &call->diag);

@@ -18,23 +18,6 @@
 
 #define CAT_BUFFER_BYTES DS_MIB(4)
 
-/* A file's name as JSON can hold it: the text, or {"hex": ...} where it is not UTF-8. */
-static json_t *name_json(const char *name, size_t len)
-{
-	json_t *json;
-	char *hex;
-
-	if (ds_is_utf8(name, len))
-		return json_stringn(name, len);
-	hex = ds_malloc(2 * len + 1);
-	if (!hex)
-		return NULL;
-	ds_hex_encode(name, len, hex);
-	json = json_pack("{s:s}", "hex", hex);
-	ds_free(hex);
-	return json;
-}
-
 /* Paths are given relative to the root; leading, trailing and double slashes do no harm. */
 static char *clean_path(const char *path)
 {
@@ -71,13 +54,13 @@ static int ls_json(struct ls_call *ls, const struct dsfs_stat *stat)
 
 	ds_hex_encode(stat->digest, sizeof(stat->digest), digest);
 	row = json_pack("{s:o, s:s, s:I, s:s, s:b, s:s, s:I, s:I}", "name",
-			name_json(stat->name, stat->name_len), "type", type_names[stat->type],
+			cli_name_json(stat->name, stat->name_len), "type", type_names[stat->type],
 			"size", (json_int_t)stat->size_bytes, "mtime", ds_time_format(mtime, when),
 			"executable", stat->executable, "digest", digest, "inode",
 			(json_int_t)stat->inode, "links", (json_int_t)stat->nlink);
 	if (stat->type == DSFS_SYMLINK &&
 	    dsfs_readlink(ls->version, stat->inode, target, sizeof(target), &ls->call->error) == 0)
-		json_object_set_new(row, "target", name_json(target, strlen(target)));
+		json_object_set_new(row, "target", cli_name_json(target, strlen(target)));
 	return row && json_array_append_new(ls->rows, row) == 0 ? 0 : -ENOMEM;
 }
 
@@ -270,7 +253,7 @@ static int diff_one(void *ctx, const char *path, size_t path_len, const struct d
 		return 0;
 	if (diff->rows) {
 		const struct ds_entry *any = new ? new : old;
-		json_t *row = json_pack("{s:o, s:s, s:s}", "path", name_json(path, path_len),
+		json_t *row = json_pack("{s:o, s:s, s:s}", "path", cli_name_json(path, path_len),
 					"change", change, "type", type_names[any->type]);
 
 		if (old)

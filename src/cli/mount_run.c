@@ -243,7 +243,10 @@ static int serve(struct mount_job *job)
 		.ready = on_ready,
 		.ctx = job,
 	};
-	int r = open_everything(job);
+	int r;
+
+	job->call->subject = job->request->source;
+	r = open_everything(job);
 
 	if (r == 0)
 		r = ds_fs_run(&options, job->view, job->record, job->fetcher, &job->call->diag);

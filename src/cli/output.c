@@ -75,8 +75,11 @@ enum cli_exit cli_exit_of(int code)
 int cli_fail(struct cli_call *call, int code, const char *what)
 {
 	enum cli_exit status = cli_exit_of(code);
-	char line[1200], text[1500];
+	char line[1200], text[2100], subject[800];
 
+	/* A local path stands for itself. */
+	if (!what && call->subject && code != -DS_E_USAGE && call->diag.object[1] != '/')
+		what = call->subject;
 	call->diag.code = code;
 	if (call->error.code == code && code)
 		snprintf(line, sizeof(line), "%s", call->error.text);
@@ -86,6 +89,10 @@ int cli_fail(struct cli_call *call, int code, const char *what)
 	if (code == -DS_E_USAGE && call->diag.detail[0] && !call->error.code)
 		snprintf(line, sizeof(line), "%s%s%s", call->diag.object,
 			 call->diag.object[0] ? ": " : "", call->diag.detail);
+	if (what && strstr(line, what))
+		what = NULL;
+	if (what)
+		what = cli_safe(what, strlen(what), subject, sizeof(subject));
 	snprintf(text, sizeof(text), "dsfs: %s%s%s%s\n", what ? what : "", what ? ": " : "", line,
 		 status == CLI_EXIT_USAGE && call->command && !call->diag.object[0]
 			 ? " (see 'dsfs help')"
@@ -122,6 +129,23 @@ void cli_print_json(void *take_json)
 		puts(text);
 	free(text);
 	json_decref(json);
+}
+
+/* A file's name as JSON can hold it: the text, or {"hex": ...} where it is not UTF-8. */
+void *cli_name_json(const char *name, size_t len)
+{
+	json_t *json;
+	char *hex;
+
+	if (ds_is_utf8(name, len))
+		return json_stringn(name, len);
+	hex = ds_malloc(2 * len + 1);
+	if (!hex)
+		return NULL;
+	ds_hex_encode(name, len, hex);
+	json = json_pack("{s:s}", "hex", hex);
+	ds_free(hex);
+	return json;
 }
 
 const char *cli_safe(const char *data, size_t len_bytes, char *buf, size_t size)

@@ -10,6 +10,7 @@ int cli_open_repo(struct cli_call *call, const char *text, struct ds_locator *re
 	struct ds_store_options options;
 	int r;
 
+	call->subject = text;
 	r = cli_store_of(call, &options);
 	if (r == 0)
 		r = ds_locator_parse(text, ret_locator, &call->diag);
@@ -26,6 +27,7 @@ int cli_open_library(struct cli_call *call, const char *text, struct ds_locator 
 	struct dsfs_options options;
 	int r;
 
+	call->subject = text;
 	r = cli_store_of(call, &store);
 	if (r == 0)
 		r = ds_locator_parse(text, ret_locator, &call->diag);

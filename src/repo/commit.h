@@ -46,7 +46,8 @@ struct ds_commit_options {
 			progress); /* called about 5 times a second, from one thread; may be NULL */
 	void (*warn)(
 		void *ctx, const char *path,
-		const char *reason); /* each rejected or excluded-by-error path; path is quoted */
+		const char *
+			reason); /* each rejected or excluded-by-error path; path as it is: any bytes */
 	void *ctx;
 	const volatile int *interrupted; /* becomes non-zero: stop soon; may be NULL */
 };

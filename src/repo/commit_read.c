@@ -344,7 +344,6 @@ static int file_error(struct commit_read *read, struct commit_node *file, int co
 		      struct ds_diag *reterr_diag)
 {
 	_ds_cleanup_free_ char *path = commit_node_path(file);
-	char text[4400];
 
 	if (!path)
 		return -ENOMEM;
@@ -353,9 +352,7 @@ static int file_error(struct commit_read *read, struct commit_node *file, int co
 	if (code != -EACCES && code != -EPERM && code != -EIO)
 		return code < -4095 ? code : ds_diag_set(reterr_diag, code, path, "cannot be read");
 	if (read->options->warn)
-		read->options->warn(read->options->ctx,
-				    ds_quote(path, strlen(path), text, sizeof(text)),
-				    strerror(-code));
+		read->options->warn(read->options->ctx, path, strerror(-code));
 	if (!read->options->skip_unreadable)
 		return ds_diag_set(reterr_diag, -DS_E_SOURCE_REFUSED, path,
 				   "unreadable; --skip-unreadable leaves such files out");

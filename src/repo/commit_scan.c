@@ -90,11 +90,8 @@ bool commit_is_excluded(const struct ds_commit_options *options, const char *pat
 
 static void warn_locked(struct scan *scan, const char *path, const char *reason)
 {
-	char text[4400];
-
 	if (scan->options->warn)
-		scan->options->warn(scan->options->ctx,
-				    ds_quote(path, strlen(path), text, sizeof(text)), reason);
+		scan->options->warn(scan->options->ctx, path, reason);
 }
 
 static void reject(struct scan *scan, struct commit_node *node, const char *path,
@@ -510,14 +507,15 @@ int commit_scan(const struct ds_commit_options *options, struct commit_tree *tre
 int commit_check_place(const struct ds_repo *repo, const char *source, struct ds_diag *reterr_diag)
 {
 	const char *local = repo ? ds_store_local_path(ds_repo_store(repo)) : NULL;
-	char *from = realpath(source, NULL), *to = local ? realpath(local, NULL) : NULL;
+	char *from = realpath(source, NULL);
+	int err = errno;
+	char *to = local ? realpath(local, NULL) : NULL;
 	struct statfs fs;
 	char magic[DS_DIGEST_TEXT_MAX];
 	int r = 0;
 
 	if (!from)
-		r = ds_diag_set(reterr_diag, errno == ENOENT ? -ENOENT : -errno, source,
-				"the source cannot be opened");
+		r = ds_diag_set(reterr_diag, -err, source, "the source cannot be opened");
 	if (r == 0 && to) {
 		size_t from_len = strlen(from), to_len = strlen(to);
 

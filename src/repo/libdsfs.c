@@ -248,26 +248,29 @@ static void fill_stat(struct dsfs_stat *stat, const struct ds_entry *entry)
 	memcpy(stat->name, entry->name, entry->name_len);
 }
 
-/* Errors of a look-up carry the path, which the layers below do not know. */
-static int fail_path(struct dsfs_error *reterr, int code, const char *path)
+/* A demand only takes the reason of an error here: the view blocks. */
+static int fail_demand(struct dsfs_error *reterr, int code, struct ds_demand *demand,
+		       const char *path)
 {
-	struct ds_diag diag = {0};
-
-	if (code < 0)
-		ds_diag_set(&diag, code, path, NULL);
-	return fail(reterr, code, &diag);
+	if (code < 0 && path && !demand->diag.object[0])
+		ds_diag_set(&demand->diag, code, path, NULL);
+	code = fail(reterr, code, &demand->diag);
+	ds_demand_release(demand);
+	return code;
 }
 
 int dsfs_stat(struct dsfs_version *version, const char *path, struct dsfs_stat *ret_stat,
 	      struct dsfs_error *reterr)
 {
+	struct ds_demand demand;
 	struct ds_entry entry;
-	int r = ds_view_walk(version->view, NULL, path, &entry);
+	int r;
 
-	if (r < 0)
-		return fail_path(reterr, r, path);
-	fill_stat(ret_stat, &entry);
-	return 0;
+	ds_demand_init(&demand, version->view);
+	r = ds_view_walk(version->view, &demand, path, &entry);
+	if (r == 0)
+		fill_stat(ret_stat, &entry);
+	return fail_demand(reterr, r, &demand, path);
 }
 
 struct list_call {
@@ -291,41 +294,49 @@ int dsfs_list(struct dsfs_version *version, uint64_t directory_inode, uint64_t a
 	      struct dsfs_error *reterr)
 {
 	struct list_call call = {.each = each, .ctx = ctx};
-	struct ds_diag diag = {0};
-	int r = ds_view_list(version->view, NULL, directory_inode, after, list_one, &call);
+	struct ds_demand demand;
+	int r;
 
-	return r < 0 ? fail(reterr, r, &diag) : call.result;
+	ds_demand_init(&demand, version->view);
+	r = ds_view_list(version->view, &demand, directory_inode, after, list_one, &call);
+	r = fail_demand(reterr, r, &demand, NULL);
+	return r < 0 ? r : call.result;
 }
 
 int dsfs_read(struct dsfs_version *version, uint64_t inode, uint64_t offset, void *data,
 	      size_t len_bytes, size_t *ret_n, struct dsfs_error *reterr)
 {
-	struct ds_diag diag = {0};
+	struct ds_demand demand;
+	int r;
 
-	return fail(reterr,
-		    ds_view_read(version->view, NULL, inode, offset, len_bytes, data, ret_n),
-		    &diag);
+	ds_demand_init(&demand, version->view);
+	r = ds_view_read(version->view, &demand, inode, offset, len_bytes, data, ret_n);
+	return fail_demand(reterr, r, &demand, NULL);
 }
 
 int dsfs_seek(struct dsfs_version *version, uint64_t inode, uint64_t offset, bool hole,
 	      uint64_t *ret_offset, struct dsfs_error *reterr)
 {
-	struct ds_diag diag = {0};
+	struct ds_demand demand;
+	int r;
 
-	return fail(reterr, ds_view_seek(version->view, NULL, inode, offset, hole, ret_offset),
-		    &diag);
+	ds_demand_init(&demand, version->view);
+	r = ds_view_seek(version->view, &demand, inode, offset, hole, ret_offset);
+	return fail_demand(reterr, r, &demand, NULL);
 }
 
 int dsfs_readlink(struct dsfs_version *version, uint64_t inode, char *target, size_t size,
 		  struct dsfs_error *reterr)
 {
 	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(DS_TARGET_MAX);
-	struct ds_diag diag = {0};
-	int r = ds_view_readlink(version->view, NULL, inode, &buf);
+	struct ds_demand demand;
+	int r;
 
+	ds_demand_init(&demand, version->view);
+	r = ds_view_readlink(version->view, &demand, inode, &buf);
 	if (r == 0 && buf.len_bytes >= size)
 		r = -ERANGE;
 	if (r == 0)
 		memcpy(target, ds_buf_str(&buf), buf.len_bytes + 1);
-	return fail(reterr, r, &diag);
+	return fail_demand(reterr, r, &demand, NULL);
 }
