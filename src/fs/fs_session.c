@@ -63,6 +63,9 @@ static int make_options(const struct ds_fs_options *options, struct ds_buf *buf)
 }
 
 static void on_fuse_log(enum fuse_log_level level, const char *format, va_list ap)
+	__attribute__((format(printf, 2, 0)));
+
+static void on_fuse_log(enum fuse_log_level level, const char *format, va_list ap)
 {
 	char text[1024];
 

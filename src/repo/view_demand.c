@@ -157,21 +157,6 @@ static void finish_one(struct wait *wait)
 	wait_unref(wait);
 }
 
-/* finish_one of the starter, who must not be called back: it is told by the return value instead. */
-static int finish_start(struct wait *wait)
-{
-	int r = 0;
-
-	pthread_mutex_lock(&wait->mutex);
-	if (--wait->locked.pending_n == 0 && !wait->locked.is_over) {
-		wait->locked.is_over = true;
-		r = wait->locked.result < 0 ? wait->locked.result : 1;
-	}
-	pthread_mutex_unlock(&wait->mutex);
-	wait_unref(wait);
-	return r;
-}
-
 static void on_fetched(struct ds_fetch_waiter *fetch, int result, struct ds_chunk_bytes *bytes,
 		       const struct ds_diag *diag)
 {

@@ -22,11 +22,10 @@
 static char *read_text(const char *dir, const char *name)
 {
 	struct ds_buf buf = DS_BUF_INIT(1 << 20);
-	char path[1024];
+	_ds_cleanup_free_ char *path = ds_asprintf("%s/%s", dir, name);
 
-	snprintf(path, sizeof(path), "%s/%s", dir, name);
-	if (ds_file_read_at(AT_FDCWD, path, &buf) < 0) {
-		fprintf(stderr, "%s cannot be read\n", path);
+	if (!path || ds_file_read_at(AT_FDCWD, path, &buf) < 0) {
+		fprintf(stderr, "%s/%s cannot be read\n", dir, name);
 		exit(1);
 	}
 	(void)ds_buf_reserve(&buf, 1);
