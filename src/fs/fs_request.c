@@ -84,8 +84,7 @@ static void on_delivered(struct ds_demand *demand, int result, void *ctx)
 		run_here(request);
 }
 
-/* true: what was missing is there already; the request is to be run again by the caller. Else it is another's, or gone. */
-static bool park(struct fs_request *request)
+static void park(struct fs_request *request)
 {
 	struct ds_fs *fs = request->fs;
 	bool is_ending, is_interrupted;
@@ -103,26 +102,22 @@ static bool park(struct fs_request *request)
 	pthread_mutex_unlock(&request->mutex);
 	/* With a wait on, the request is another's from here. */
 	if (!is_ending && !is_interrupted && r == 0)
-		return false;
+		return;
 	fuse_req_interrupt_func(request->req, NULL, NULL);
-	if (r > 0)
-		return true;
 	finish_with(request, is_interrupted ? -EINTR : is_ending ? -DS_E_INTERRUPTED : r);
-	return false;
 }
 
 static void run_here(struct fs_request *request)
 {
-	int r;
+	int r = request->run(request);
 
-	do {
-		r = request->run(request);
-		if (r == -DS_E_NOT_LOCAL && ds_mono_ns() >= request->deadline_ns)
-			r = -DS_E_TIMEOUT;
-	} while (r == -DS_E_NOT_LOCAL && park(request));
+	if (r == -DS_E_NOT_LOCAL && ds_mono_ns() >= request->deadline_ns)
+		r = -DS_E_TIMEOUT;
 	if (r == 0)
 		free_request(request);
-	else if (r != -DS_E_NOT_LOCAL)
+	else if (r == -DS_E_NOT_LOCAL)
+		park(request);
+	else
 		finish_with(request, r);
 }
 

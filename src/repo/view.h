@@ -54,9 +54,8 @@ void ds_demand_init(struct ds_demand *demand, struct ds_view *view);
 void ds_demand_release(struct ds_demand *demand);
 /*
  * Waits for the targets (at least one). 0: `done` is called exactly once, from a worker, with 0 (run the request again) or the first
- * error, unless ds_demand_abandon returns true first; it may come before this returns, never on this thread. 1: all is there already, and
- * `done` will not be called: run the request again. An error: it will not be called either. Not
- * at the same time as ds_demand_abandon: a lock of the caller's orders them, which `done` may have to wait for.
+ * error, unless ds_demand_abandon returns true first; it may come before this returns, never on this thread. An error: it will
+ * not be called. Not at the same time as ds_demand_abandon: a lock of the caller's orders them, which `done` may have to wait for.
  */
 int ds_demand_wait(struct ds_demand *demand, uint64_t deadline_ns,
 		   void (*done)(struct ds_demand *demand, int result, void *ctx), void *ctx);
