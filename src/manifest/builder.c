@@ -15,6 +15,10 @@
  * pages at a time; changes all over a tree of a million rows (about 120 MB) want most of them. */
 #define CACHE_KIB 65536
 
+/* The longest statement, the scan for further names, takes about 10 steps for each row: after 10^10
+ * the b-tree has more rows than a manifest can. */
+#define TICKS_MAX 1000000u
+
 #define SET_COLUMNS                                                                               \
 	"type, mtime_s, mtime_ns, size, digest, pack, ordinal, stored_off, stored_len, raw_off, " \
 	"extents, target"
@@ -171,8 +175,10 @@ static int new_builder(struct ds_builder **ret_builder)
 		return r;
 	builder = ds_calloc(1, sizeof(*builder));
 	r = builder ? ds_map_new(&builder->pack_numbers) : -ENOMEM;
-	if (r == 0)
+	if (r == 0) {
+		builder->sql.ticks_max = TICKS_MAX;
 		ds_tree_hasher_finish(hasher, &builder->empty_digest);
+	}
 	ds_tree_hasher_free(hasher);
 	if (r < 0) {
 		ds_builder_free(builder);

@@ -33,6 +33,7 @@ struct verify {
 	size_t directories_first, directories_n, directories_capacity;
 
 	uint64_t rows_n, reached_n, rejected_n;
+	int64_t last_id; /* of the rows */
 	uint64_t files_n, subdirectories_n, symlinks_n, bytes, size_n[SIZE_CLASSES_N];
 	uint64_t extent_files_n, extent_files_seen_n;
 };

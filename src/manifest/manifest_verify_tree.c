@@ -101,19 +101,27 @@ static int check_directory(struct verify *verify, uint64_t dir)
 static int find_orphans(struct verify *verify)
 {
 	sqlite3_stmt *stmt = NULL;
+	int64_t last_id = 0;
 	bool has_row;
 	int r;
 
 	verify_finding(verify, "%lld entries cannot be reached from the root",
 		       (long long)(verify->rows_n - verify->reached_n));
-	r = verify_prepare(
-		verify,
-		"SELECT e.id FROM entry e NOT INDEXED LEFT JOIN entry p ON p.id = e.parent"
-		" WHERE e.id <> 1 AND p.type IS NOT 2 ORDER BY e.id",
-		&stmt);
-	while (r == 0 && (r = ds_sql_step(verify->sql, stmt, &has_row)) == 0 && has_row)
-		verify_finding(verify, "entry %lld: its parent is no directory",
-			       sqlite3_column_int64(stmt, 0));
+	r = verify_prepare(verify,
+			   "SELECT e.id, p.type FROM entry e NOT INDEXED LEFT JOIN entry p"
+			   " ON p.id = e.parent WHERE e.id > 1 ORDER BY e.id",
+			   &stmt);
+	while (r == 0 && (r = ds_sql_step(verify->sql, stmt, &has_row)) == 0 && has_row) {
+		int64_t id = sqlite3_column_int64(stmt, 0);
+
+		if (id <= last_id)
+			break; /* told by the pass over all rows */
+		last_id = id;
+		if (sqlite3_column_type(stmt, 1) != SQLITE_INTEGER ||
+		    sqlite3_column_int(stmt, 1) != DS_ROW_DIRECTORY)
+			verify_finding(verify, "entry %lld: its parent is no directory",
+				       (long long)id);
+	}
 	sqlite3_finalize(stmt);
 	return r;
 }
@@ -209,21 +217,30 @@ int verify_extents(struct verify *verify)
 {
 	struct extents extents = {.n = 0};
 	sqlite3_stmt *stmt = NULL;
-	uint64_t file = 0;
-	bool has_row;
+	int64_t file = 0, last_off = 0;
+	bool has_row, is_first = true, is_in_order;
 	int r;
 
 	r = verify_prepare(verify,
 			   "SELECT " DS_ROW_EXTENT_COLUMNS " FROM extent ORDER BY file, off",
 			   &stmt);
 	while (r == 0 && (r = ds_sql_step(verify->sql, stmt, &has_row)) == 0 && has_row) {
-		uint64_t owner = (uint64_t)sqlite3_column_int64(stmt, DS_ROW_EXTENT_FILE);
+		int64_t owner = sqlite3_column_int64(stmt, DS_ROW_EXTENT_FILE);
+		int64_t off = sqlite3_column_int64(stmt, 0);
 
-		if (owner != file) {
+		if (is_first || owner != file) {
+			is_in_order = is_first || owner > file;
 			end_file(verify, &extents);
-			r = begin_file(verify, &extents, owner);
-			file = owner;
+			r = begin_file(verify, &extents, (uint64_t)owner);
+		} else {
+			is_in_order = off > last_off;
 		}
+		if (r == 0 && !is_in_order)
+			r = ds_sql_malformed(verify->sql, "file %lld: extents out of order",
+					     (long long)owner);
+		is_first = false;
+		file = owner;
+		last_off = off;
 		if (r == 0 && extents.entry.id)
 			r = check_extent(verify, &extents, stmt);
 	}

@@ -140,6 +140,7 @@ void support_fetch(struct support_source *source, struct support_want *want)
 
 static void print_finding(void *ctx, const char *text)
 {
+	cr_assert(text[0] && !strchr(text, '\n'), "a finding is one line");
 	fprintf(stderr, "finding: %s\n", text);
 }
 
