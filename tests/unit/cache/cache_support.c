@@ -3,10 +3,12 @@
 #include <criterion/criterion.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -280,6 +282,8 @@ int support_fork(int (*fn)(void *ctx), void *ctx)
 	cr_assert_geq(pid, 0);
 	if (pid > 0)
 		return pid;
+	/* A test that fails leaves nobody behind. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	r = fn(ctx);
 	_exit(r);
 }
