@@ -27,7 +27,9 @@
 
 #define DIR_FLAGS	  (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
 #define KEEPER_PERIOD_MS  2000u
-#define IDLE_MS		  30000u  /* an image nobody used for so long is let go */
+#define IDLE_MS		  30000u /* an image nobody used for so long is let go */
+#define IDLE_PRESSED_MS	  500u	 /* and for so long, while a process finds no room */
+#define PRESSED_MS	  5000u
 #define SCAN_PERIOD_MS	  300000u /* accounting is put right */
 #define ROOT_RETRY_MS	  1000u
 #define FLOOR_PERCENT	  10u
@@ -38,7 +40,11 @@
 struct usage_file {
 	char magic[8];
 	int64_t used_bytes;
+	uint64_t
+		pressure_ms; /* wall clock: when a process last found nothing that it could evict */
 };
+/* The two are written apart: a process that finds no room does not hold the counter's lock. */
+#define COUNTER_LEN offsetof(struct usage_file, pressure_ms)
 
 uint64_t ds_cache_now_ms(void)
 {
@@ -290,7 +296,7 @@ static void usage_write_locked(struct ds_cache *cache, struct ds_cache_root *roo
 	file.used_bytes = usage->locked.seen_bytes = DS_MAX(base, (int64_t)0);
 	usage->locked.pending_bytes = 0;
 	if (r == 0) {
-		ds_pwrite_full(root->usage_fd, &file, sizeof(file), 0);
+		ds_pwrite_full(root->usage_fd, &file, COUNTER_LEN, 0);
 		ds_map_lock(root->usage_fd, F_UNLCK, 0);
 	}
 }
@@ -336,6 +342,26 @@ uint64_t ds_cache_usage_get(struct ds_cache *cache, struct ds_cache_root *root, 
 	return used < 0 ? 0 : (uint64_t)used;
 }
 
+void ds_cache_press(struct ds_cache_root *root)
+{
+	uint64_t now = ds_cache_now_ms();
+
+	if (root->usage_fd >= 0)
+		ds_pwrite_full(root->usage_fd, &now, sizeof(now),
+			       offsetof(struct usage_file, pressure_ms));
+}
+
+static bool is_pressed(struct ds_cache_root *root)
+{
+	uint64_t now = ds_cache_now_ms(), pressed_ms;
+	size_t n;
+
+	return root->usage_fd >= 0 &&
+	       ds_pread_full(root->usage_fd, &pressed_ms, sizeof(pressed_ms),
+			     offsetof(struct usage_file, pressure_ms), &n) == 0 &&
+	       n == sizeof(pressed_ms) && pressed_ms <= now && now - pressed_ms < PRESSED_MS;
+}
+
 /* ---- the keeper */
 
 static void keep(struct ds_cache *cache)
@@ -343,10 +369,18 @@ static void keep(struct ds_cache *cache)
 	struct ds_cache_root *root;
 
 	ds_cache_root_suspect(cache);
-	ds_image_keep(cache, IDLE_MS);
 	root = ds_cache_root_get(cache);
-	if (!root)
+	if (!root) {
+		ds_image_keep(cache, IDLE_MS);
 		return;
+	}
+	/* Another process needs room: what we do not need just now he may have. */
+	if (is_pressed(root)) {
+		ds_image_keep(cache, IDLE_PRESSED_MS);
+		ds_image_detach_some(cache);
+	} else {
+		ds_image_keep(cache, IDLE_MS);
+	}
 	ds_cache_usage_flush(cache, root);
 	pthread_mutex_lock(&cache->evict_mutex);
 	if (!cache->evict.scanned_ns ||

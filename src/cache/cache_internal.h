@@ -2,7 +2,8 @@
  * What the parts of the cache share; for src/cache only.
  *
  *   cache.c        the directory, its checks, the counter of used bytes, the thread that looks after it
- *   image.c        the table of images, reading and filling
+ *   image.c        the table of images; who uses the files of one, and who may close them
+ *   image_slot.c   looking, reading, filling, handing out
  *   image_disk.c   the files of one image: opening, making, throwing away
  *   image_map.c    the map: header, slots, claims, locks
  *   image_evict.c  quota, floor, eviction
@@ -198,10 +199,16 @@ void ds_cache_usage_add(struct ds_cache *cache, struct ds_cache_root *root, int6
 void ds_cache_usage_set(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes);
 uint64_t ds_cache_usage_get(struct ds_cache *cache, struct ds_cache_root *root, bool look);
 void ds_cache_usage_flush(struct ds_cache *cache, struct ds_cache_root *root);
+/* Tells the other processes that there is nothing left to evict but what they have open. */
+void ds_cache_press(struct ds_cache_root *root);
 /* Starts the thread that looks after the cache, once. */
 void ds_cache_start_keeper(struct ds_cache *cache);
 
 /* ---- image.c */
+
+/* The disk side, opened (and with `create` made) if there is none; it stays until ds_image_leave. NULL: without a disk. */
+struct ds_image_disk *ds_image_enter(struct ds_image *image, bool create);
+void ds_image_leave(struct ds_image *image);
 
 /* Takes the disk side away from its users and closes it. image->mutex held. Nothing if it is mapped, or (only_idle_ms
  * not 0) was used in the last so many ms. True if there is no disk side now. */
@@ -216,6 +223,8 @@ void ds_image_keep(struct ds_cache *cache, uint64_t idle_ms);
 /* Closes the least recently used disk sides, an eighth of those that are open. */
 void ds_image_detach_some(struct ds_cache *cache);
 struct ds_image *ds_image_free(struct ds_image *image);
+
+/* ---- image_slot.c */
 
 /* For the fetcher. What is known of a slot: */
 enum ds_image_state { DS_IMAGE_NOTHING, DS_IMAGE_UNCHECKED, DS_IMAGE_READY };

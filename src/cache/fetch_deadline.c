@@ -60,9 +60,11 @@ static bool expire_one(struct ds_fetcher *fetcher, uint64_t now, uint64_t *ret_n
 	fetcher->locked.stats.timeouts_n++;
 	result = flight->last_error ? flight->last_error : -DS_E_TIMEOUT;
 	diag = flight->diag;
-	if (!flight->last_error)
+	if (!flight->last_error) {
+		ds_diag_clear(&diag);
 		ds_diag_set(&diag, result, ds_pack_key(&flight->at.pack, key), "chunk %u",
 			    flight->at.ordinal);
+	}
 	ds_flight_let_go_locked(flight);
 	pthread_mutex_unlock(&fetcher->mutex);
 	waiter->done(waiter, result, NULL, &diag);

@@ -101,7 +101,8 @@ struct ds_flight {
 	uint64_t due_ns;	/* WAITING */
 	uint64_t poll_since_ns; /* another one holds the lock since */
 	uint64_t poll_ms;
-	int last_error;
+	int last_error; /* of a try that will be, or was, repeated */
+	int gone_error; /* MOVING: what the pack answered */
 	struct ds_diag diag;
 };
 

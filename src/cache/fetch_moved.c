@@ -335,7 +335,7 @@ static void run_move(struct ds_work_item *item)
 	is_unwanted = ds_flight_is_unwanted_locked(flight);
 	pthread_mutex_unlock(&fetcher->mutex);
 	if (!is_unwanted)
-		r = follow(&io, fetcher->moved, &at, flight->last_error, flight->moved_n > 0,
+		r = follow(&io, fetcher->moved, &at, flight->gone_error, flight->moved_n > 0,
 			   &diag);
 	if (r == -DS_E_INTERRUPTED || ds_error_is_retryable(r)) {
 		ds_flight_retry_later(flight, r, &diag);
@@ -360,8 +360,9 @@ void ds_flight_move(struct ds_flight *flight, int error, const struct ds_diag *d
 	struct ds_fetcher *fetcher = flight->fetcher;
 	int r = 0;
 
-	ds_flight_note_error(flight, error, diag);
 	pthread_mutex_lock(&fetcher->mutex);
+	/* Not what who gives up meanwhile is told: it may only have moved. */
+	flight->gone_error = error;
 	/* Threads of their own: they wait for the store, and workers must not. */
 	if (!fetcher->movers)
 		r = ds_work_new(MOVERS_N, "dsfs-moved", &fetcher->movers);
@@ -371,8 +372,10 @@ void ds_flight_move(struct ds_flight *flight, int error, const struct ds_diag *d
 		ds_work_submit(fetcher->movers, &flight->work, true);
 	}
 	pthread_mutex_unlock(&fetcher->mutex);
-	if (r < 0)
+	if (r < 0) {
+		ds_flight_note_error(flight, error, diag);
 		ds_flight_finish(flight, error, NULL);
+	}
 }
 
 /* ---- for callers that block */

@@ -389,10 +389,12 @@ int ds_evict_for(struct ds_cache *cache, struct ds_cache_root *root, uint64_t by
 			r = -ENOSPC;
 		else
 			r = evict_locked(cache, root, bytes);
-		if (r == 0)
+		if (r == 0) {
 			cache->evict.no_room_until_ns = 0;
-		else if (ds_mono_ns() >= cache->evict.no_room_until_ns)
+		} else if (ds_mono_ns() >= cache->evict.no_room_until_ns) {
 			cache->evict.no_room_until_ns = ds_deadline_in_ms(NO_ROOM_MS);
+			ds_cache_press(root);
+		}
 	}
 	pthread_mutex_unlock(&cache->evict_mutex);
 	return r;

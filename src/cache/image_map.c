@@ -221,7 +221,7 @@ static int claim_locked(struct ds_image_disk *disk, const struct ds_image_slot *
 				    .raw_off = slot->raw_off,
 				    .raw_len_bytes = slot->raw_len_bytes};
 	struct ds_map_slot have;
-	bool is_claimed;
+	bool is_claimed = false;
 	int r;
 
 	r = read_bit(disk->map_fd, slot->slot, &is_claimed);

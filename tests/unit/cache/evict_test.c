@@ -249,6 +249,57 @@ Test(evict, T26_what_another_process_reads_stays)
 	munmap(page, 4096);
 }
 
+static int sit_idle(void *ctx)
+{
+	struct user *user = ctx;
+	struct ds_cache *cache = support_open(user->dir, DS_MIB(64), 1);
+	struct ds_image *image = support_image(cache, user->pack);
+
+	if (support_count(image, user->pack, false) != 16)
+		return 1;
+	*user->phase = 1;
+	while (*user->phase == 1)
+		usleep(100);
+	/* It was evicted meanwhile, and we noticed. */
+	if (support_count(image, user->pack, false) != 0 ||
+	    support_fill_all(image, user->pack) != 16 ||
+	    support_count(image, user->pack, false) != 16)
+		return 1;
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	return 0;
+}
+
+Test(evict, what_another_process_only_keeps_open_goes_when_room_is_needed)
+{
+	void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct user user = {.phase = page};
+	uint64_t deadline = ds_deadline_in_ms(20000);
+	struct support_pack pack;
+	struct ds_cache *cache;
+	int pid;
+
+	support_pack_init(&pack, 7, 16, DS_KIB(64), true);
+	cache = support_open(support_path("c"), DS_MIB(64), 1);
+	cr_assert_eq(fill_image(cache, &pack), 16);
+	ds_cache_unref(cache);
+	user.pack = &pack;
+	strcpy(user.dir, support_path("c"));
+	pid = support_fork(sit_idle, &user);
+	while (*user.phase == 0)
+		usleep(100);
+	cache = support_open(support_path("c"), DS_KIB(600), 1);
+	while (ds_cache_make_room(cache, DS_KIB(500)) < 0) {
+		cr_assert_lt(ds_mono_ns(), deadline);
+		usleep(10000);
+	}
+	ds_cache_unref(cache);
+	*user.phase = 2;
+	cr_assert_eq(support_wait(pid), 0);
+	support_pack_release(&pack);
+	munmap(page, 4096);
+}
+
 /* INV-2 */
 Test(evict, what_was_handed_out_is_never_punched)
 {

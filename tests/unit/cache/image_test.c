@@ -299,3 +299,51 @@ Test(image, a_mapping_shows_the_file_with_its_holes)
 	ds_cache_unref(cache);
 	support_pack_release(&pack);
 }
+
+/* ---- allocation failures */
+
+Test(image, J01_every_allocation_may_fail)
+{
+	uint8_t boot_id[16] = {1};
+	struct ds_cache_options options = {.dir = support_path("c"),
+					   .capacity_bytes = DS_MIB(64),
+					   .boot_id = boot_id};
+	struct support_pack pack;
+	unsigned failed = 0;
+	bool whole = false;
+
+	support_pack_init(&pack, 7, 8, 5000, false);
+	for (int64_t n = 0; !whole; n++) {
+		struct ds_cache *cache = NULL;
+		struct ds_image *image = NULL;
+		uint64_t failures;
+		int r;
+
+		cr_assert_lt(n, 1000);
+		ds_mem_fail_after(n, n % 2);
+		r = ds_cache_open(&options, &cache, NULL);
+		if (r == 0)
+			r = ds_image_open(cache, &pack.layout, &image);
+		cr_assert(r == 0 || r == -ENOMEM);
+		if (r == 0)
+			r = ds_cache_make_room(cache, 1);
+		failures = ds_mem_fail_after(-1, 0);
+		if (image) {
+			/* Without failures by the test's own allocations: */
+			uint8_t raw[5000];
+
+			support_bytes(&pack, 3, raw);
+			ds_mem_fail_after(n, n % 2);
+			r = ds_image_fill(image, &pack.slots[3], raw);
+			ds_image_read(image, &pack.slots[3], 1, 2, true, raw);
+			failures += ds_mem_fail_after(-1, 0);
+			support_count(image, &pack, true);
+			whole = failures == 0 && r == 0;
+		}
+		failed += failures > 0;
+		ds_image_unref(image);
+		ds_cache_unref(cache);
+	}
+	cr_assert_gt(failed, 5);
+	support_pack_release(&pack);
+}

@@ -1,0 +1,433 @@
+/*
+ * Slots of an image: looking, reading, filling, handing out.
+ *
+ * INV-1 A byte is given out only from a slot that is trusted under exactly the reader's claim.
+ * INV-2 The path of a hit takes no mutex and allocates nothing.
+ * INV-3 Trouble with the disk is a miss; damage makes the slot a miss for who sees the map after it.
+ * INV-4 The data are written before the bits that vouch for them, with the slot's lock.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+
+#include "cache/cache_internal.h"
+#include "util/file.h"
+
+#define STAMP_MS 100u /* how exact the times of last use are */
+
+static bool is_sane(const struct ds_image *image, const struct ds_image_slot *slot)
+{
+	return slot->slot < image->layout.slots_n && slot->raw_len_bytes > 0 &&
+	       slot->raw_len_bytes <= DS_CHUNK_MAX &&
+	       slot->raw_len_bytes <= image->layout.size_bytes &&
+	       slot->raw_off <= image->layout.size_bytes - slot->raw_len_bytes;
+}
+
+static void touch(struct ds_image_disk *disk, uint64_t raw_off)
+{
+	uint64_t now = ds_cache_now_ms();
+	_Atomic uint64_t *stamp = &disk->segment_used_ms[raw_off / disk->segment_bytes];
+
+	/* Seldom written, so that readers do not fight for the line. */
+	if (now >= atomic_load_explicit(stamp, memory_order_relaxed) + STAMP_MS)
+		atomic_store_explicit(stamp, now, memory_order_relaxed);
+	if (now >= atomic_load_explicit(&disk->used_ms, memory_order_relaxed) + STAMP_MS)
+		atomic_store_explicit(&disk->used_ms, now, memory_order_relaxed);
+}
+
+static bool copy_is_claim(const struct ds_copy_slot *copy, const struct ds_image_slot *slot)
+{
+	return copy->raw_off == slot->raw_off && copy->raw_len_bytes == slot->raw_len_bytes &&
+	       ds_digest_equal(&copy->digest, &slot->digest);
+}
+
+/* Notes a trusted slot in the private copy. */
+static void publish(struct ds_image_disk *disk, const struct ds_image_slot *slot)
+{
+	struct ds_copy_slot *copy = &disk->slots[slot->slot];
+	uint8_t expected = DS_COPY_UNKNOWN;
+
+	if (!atomic_compare_exchange_strong(&copy->state, &expected, DS_COPY_LOADING))
+		return;
+	copy->digest = slot->digest;
+	copy->raw_off = slot->raw_off;
+	copy->raw_len_bytes = slot->raw_len_bytes;
+	atomic_store_explicit(&copy->state, DS_COPY_TRUSTED, memory_order_release);
+}
+
+static enum ds_image_state look(struct ds_image_disk *disk, const struct ds_image_slot *slot)
+{
+	struct ds_copy_slot *copy = &disk->slots[slot->slot];
+	uint8_t state;
+	bool is_claim;
+
+	if (atomic_load_explicit(&copy->state, memory_order_acquire) == DS_COPY_TRUSTED)
+		return copy_is_claim(copy, slot) ? DS_IMAGE_READY : DS_IMAGE_NOTHING;
+	if (ds_map_look(disk, slot, &state, &is_claim) < 0 || !is_claim)
+		return DS_IMAGE_NOTHING;
+	if (!(state & DS_SLOT_TRUSTED))
+		return DS_IMAGE_UNCHECKED;
+	publish(disk, slot);
+	return DS_IMAGE_READY;
+}
+
+/* The bytes are not what they should be: gone, for other processes too. */
+static void forget_slot(struct ds_image *image, struct ds_image_disk *disk,
+			const struct ds_image_slot *slot)
+{
+	image->cache->damaged_n++;
+	atomic_store(&disk->slots[slot->slot].state, DS_COPY_DEAD);
+	ds_map_set_state(disk, slot->slot, 0);
+}
+
+static int read_all(struct ds_image_disk *disk, void *ret_data, size_t len_bytes, uint64_t off)
+{
+	size_t n;
+	int r = ds_pread_full(disk->data_fd, ret_data, len_bytes, off, &n);
+
+	return r < 0 ? r : n == len_bytes ? 0 : -DS_E_CORRUPT;
+}
+
+/* A chunk from another boot: reads all of it, and trusts it if it fits. */
+static int read_checking(struct ds_image_disk *disk, const struct ds_image_slot *slot, uint64_t off,
+			 size_t len_bytes, void *ret_data)
+{
+	bool whole = off == 0 && len_bytes == slot->raw_len_bytes;
+	_ds_cleanup_free_ uint8_t *buffer = NULL;
+	struct ds_digest digest;
+	uint8_t *raw = ret_data;
+	int r;
+
+	if (!whole) {
+		raw = buffer = ds_malloc(slot->raw_len_bytes);
+		if (!buffer)
+			return -ENOMEM;
+	}
+	r = read_all(disk, raw, slot->raw_len_bytes, slot->raw_off);
+	if (r == 0)
+		r = ds_digest_of(raw, slot->raw_len_bytes, &digest);
+	if (r == 0 && !ds_digest_equal(&digest, &slot->digest))
+		r = -DS_E_CORRUPT;
+	if (r < 0)
+		return r;
+	if (ds_map_set_state(disk, slot->slot, DS_SLOT_PRESENT | DS_SLOT_TRUSTED) == 0)
+		publish(disk, slot);
+	if (!whole)
+		memcpy(ret_data, raw + off, len_bytes);
+	return 0;
+}
+
+static int read_now(struct ds_image_disk *disk, const struct ds_image_slot *slot, uint64_t off,
+		    size_t len_bytes, void *ret_data)
+{
+	struct iovec iov = {.iov_base = ret_data, .iov_len = len_bytes};
+	ssize_t n = preadv2(disk->data_fd, &iov, 1, (off_t)(slot->raw_off + off), RWF_NOWAIT);
+
+	if (n == (ssize_t)len_bytes)
+		return 0;
+	if (n < 0 && errno == EOPNOTSUPP)
+		return read_all(disk, ret_data, len_bytes, slot->raw_off + off);
+	if (n < 0 && errno != EAGAIN && errno != EINTR)
+		return -errno;
+	return -EAGAIN;
+}
+
+enum how { READ_NOW, READ_TRUSTED, READ_CHECKING };
+
+static int read_slot(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
+		     size_t len_bytes, enum how how, void *ret_data)
+{
+	struct ds_image_disk *disk;
+	int r;
+
+	assert(off <= slot->raw_len_bytes && len_bytes <= slot->raw_len_bytes - off);
+	if (!is_sane(image, slot))
+		return -DS_E_NOT_LOCAL;
+	disk = ds_image_enter(image, false);
+	if (!disk)
+		return -DS_E_NOT_LOCAL;
+	switch (look(disk, slot)) {
+	case DS_IMAGE_READY:
+		r = how == READ_NOW ? read_now(disk, slot, off, len_bytes, ret_data)
+				    : read_all(disk, ret_data, len_bytes, slot->raw_off + off);
+		break;
+	case DS_IMAGE_UNCHECKED:
+		r = how == READ_CHECKING ? read_checking(disk, slot, off, len_bytes, ret_data)
+					 : -DS_E_NOT_LOCAL;
+		break;
+	default:
+		r = -DS_E_NOT_LOCAL;
+	}
+	if (r == 0)
+		touch(disk, slot->raw_off);
+	else if (r != -DS_E_NOT_LOCAL && r != -EAGAIN && r != -ENOMEM) {
+		forget_slot(image, disk, slot);
+		r = -DS_E_NOT_LOCAL;
+	}
+	ds_image_leave(image);
+	return r;
+}
+
+static int count(struct ds_image *image, int r)
+{
+	if (r == 0)
+		atomic_fetch_add_explicit(&image->hits_n, 1, memory_order_relaxed);
+	else if (r == -DS_E_NOT_LOCAL)
+		atomic_fetch_add_explicit(&image->misses_n, 1, memory_order_relaxed);
+	return r;
+}
+
+int ds_image_read(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
+		  size_t len_bytes, bool may_check, void *ret_data)
+{
+	int r = read_slot(image, slot, off, len_bytes, may_check ? READ_CHECKING : READ_TRUSTED,
+			  ret_data);
+
+	/* Out of memory for a check is a miss too. */
+	return count(image, r == -ENOMEM ? -DS_E_NOT_LOCAL : r);
+}
+
+int ds_image_read_now(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
+		      size_t len_bytes, void *ret_data)
+{
+	return count(image, read_slot(image, slot, off, len_bytes, READ_NOW, ret_data));
+}
+
+enum ds_image_state ds_image_look(struct ds_image *image, const struct ds_image_slot *slot)
+{
+	enum ds_image_state state = DS_IMAGE_NOTHING;
+	struct ds_image_disk *disk;
+
+	if (!is_sane(image, slot))
+		return state;
+	disk = ds_image_enter(image, false);
+	if (disk) {
+		state = look(disk, slot);
+		ds_image_leave(image);
+	}
+	return state;
+}
+
+bool ds_image_has(struct ds_image *image, const struct ds_image_slot *slot)
+{
+	return ds_image_look(image, slot) == DS_IMAGE_READY;
+}
+
+/* ---- locks of slots, filling */
+
+static int lock_slot(struct ds_image_disk *disk, uint32_t slot)
+{
+	struct ds_copy_slot *copy = &disk->slots[slot];
+	uint8_t expected = 0;
+	int r;
+
+	/* Locks of one description do not exclude each other, so this process has its own mark. (A
+	 * description for each slot would cost thousands of descriptors.) */
+	if (!atomic_compare_exchange_strong(&copy->is_filling, &expected, 1))
+		return -EBUSY;
+	r = ds_map_lock(disk->map_fd, F_WRLCK, DS_MAP_LOCK_SLOT + slot);
+	if (r < 0) {
+		atomic_store(&copy->is_filling, 0);
+		return r == -EAGAIN ? -EBUSY : r;
+	}
+	return 0;
+}
+
+static void unlock_slot(struct ds_image_disk *disk, uint32_t slot)
+{
+	ds_map_lock(disk->map_fd, F_UNLCK, DS_MAP_LOCK_SLOT + slot);
+	atomic_store(&disk->slots[slot].is_filling, 0);
+}
+
+void ds_image_unlock_slot(struct ds_image_lock *lock)
+{
+	if (!lock->disk)
+		return;
+	unlock_slot(lock->disk, lock->slot);
+	lock->disk = ds_image_disk_unref(lock->disk);
+}
+
+int ds_image_lock_slot(struct ds_image *image, const struct ds_image_slot *slot,
+		       struct ds_image_lock *ret_lock)
+{
+	struct ds_image_disk *disk;
+	int r;
+
+	if (!is_sane(image, slot))
+		return -DS_E_MISMATCH;
+	disk = ds_image_enter(image, true);
+	if (!disk)
+		return -ENOENT;
+	r = lock_slot(disk, slot->slot);
+	if (r == 0) {
+		atomic_fetch_add(&disk->refs_n, 1);
+		*ret_lock = (struct ds_image_lock){.disk = disk, .slot = slot->slot};
+	}
+	ds_image_leave(image);
+	return r;
+}
+
+/* With the slot's lock. */
+static int fill_slot(struct ds_image *image, struct ds_image_disk *disk,
+		     const struct ds_image_slot *slot, const void *raw)
+{
+	uint64_t rounded = (uint64_t)(slot->raw_len_bytes + 4095u) / 4096 * 4096;
+	struct ds_cache_root *root;
+	int r;
+
+	r = ds_map_claim(disk, slot);
+	if (r == 0)
+		r = ds_pwrite_full(disk->data_fd, raw, slot->raw_len_bytes, slot->raw_off);
+	if (r == 0)
+		r = ds_map_set_state(disk, slot->slot, DS_SLOT_PRESENT | DS_SLOT_TRUSTED);
+	if (r < 0)
+		return r;
+	publish(disk, slot);
+	touch(disk, slot->raw_off);
+	/* Rather too much: chunks share blocks at their ends. Scans put it right. */
+	root = ds_cache_root_get(image->cache);
+	ds_cache_usage_add(image->cache, root, (int64_t)rounded);
+	ds_cache_root_unref(root);
+	return 0;
+}
+
+/* `reterr_stale`: the files are not those of the cache any more, or were cut. */
+static int try_fill(struct ds_image *image, const struct ds_image_slot *slot, const void *raw,
+		    struct ds_image_lock *lock, bool *reterr_stale)
+{
+	struct ds_image_disk *disk = ds_image_enter(image, true);
+	bool own_lock = false;
+	int r = 0;
+
+	*reterr_stale = false;
+	if (!disk)
+		return -ENOENT;
+	if (!ds_image_disk_is_sound(disk)) {
+		*reterr_stale = true;
+		r = -ESTALE;
+	} else if (look(disk, slot) != DS_IMAGE_READY) {
+		if (lock->disk != disk) {
+			/* Of other files: they were evicted and made anew meanwhile. */
+			ds_image_unlock_slot(lock);
+			r = lock_slot(disk, slot->slot);
+			own_lock = r == 0;
+		}
+		/* Somebody may have filled it just before we got the lock. */
+		if (r == 0 && look(disk, slot) != DS_IMAGE_READY)
+			r = fill_slot(image, disk, slot, raw);
+		if (own_lock)
+			unlock_slot(disk, slot->slot);
+	}
+	ds_image_leave(image);
+	return r;
+}
+
+static int fill_with_room(struct ds_image *image, const struct ds_image_slot *slot, const void *raw,
+			  struct ds_image_lock *lock)
+{
+	struct ds_cache *cache = image->cache;
+	bool is_stale;
+	int r = 0;
+
+	for (int tries = 0; tries < 3; tries++) {
+		struct ds_cache_root *root = ds_cache_root_get(cache);
+
+		if (!root)
+			return -ENOENT;
+		r = ds_evict_for(cache, root, slot->raw_len_bytes);
+		ds_cache_root_unref(root);
+		if (r < 0)
+			return r;
+		r = try_fill(image, slot, raw, lock, &is_stale);
+		if (r == -ENOSPC || r == -EDQUOT) {
+			/* The disk is fuller than statvfs says. Once: more would only thrash. */
+			if (tries > 0 || ds_cache_make_room(cache, DS_MIB(1)) < 0)
+				return r;
+		} else if (is_stale) {
+			pthread_mutex_lock(&image->mutex);
+			/* What is cut is damage, found so when it is opened again. */
+			ds_image_detach_locked(image, 0);
+			pthread_mutex_unlock(&image->mutex);
+		} else {
+			return r;
+		}
+	}
+	return r;
+}
+
+int ds_image_fill_locked(struct ds_image *image, const struct ds_image_slot *slot, const void *raw,
+			 struct ds_image_lock *lock)
+{
+	int r = -ENOENT;
+
+	if (!is_sane(image, slot))
+		return -DS_E_MISMATCH;
+	if (image->cache->dir)
+		r = fill_with_room(image, slot, raw, lock);
+	if (r == 0)
+		image->cache->fills_n++;
+	else
+		image->cache->fill_failures_n++;
+	return r;
+}
+
+int ds_image_fill(struct ds_image *image, const struct ds_image_slot *slot, const void *raw)
+{
+	struct ds_image_lock none = {0};
+
+	return ds_image_fill_locked(image, slot, raw, &none);
+}
+
+/* ---- handing out */
+
+static bool all_ready(struct ds_image *image, struct ds_image_disk *disk,
+		      const struct ds_image_slot *slots, size_t slots_n)
+{
+	for (size_t i = 0; i < slots_n; i++)
+		if (!is_sane(image, &slots[i]) || look(disk, &slots[i]) != DS_IMAGE_READY)
+			return false;
+	return true;
+}
+
+static int hand_out(struct ds_image *image, struct ds_image_disk *disk)
+{
+	uint32_t flags = DS_IMAGE_HANDED_OUT;
+	void *mapping;
+	int r;
+
+	/* The flag first: from then on nobody punches. */
+	r = ds_pwrite_full(disk->map_fd, &flags, sizeof(flags),
+			   offsetof(struct ds_map_header, flags));
+	if (r < 0)
+		return r;
+	mapping = mmap(NULL, image->layout.size_bytes, PROT_READ, MAP_SHARED, disk->data_fd, 0);
+	if (mapping == MAP_FAILED)
+		return -errno;
+	image->mapping = mapping;
+	image->mapping_len = image->layout.size_bytes;
+	return 0;
+}
+
+const void *ds_image_map_slots(struct ds_image *image, const struct ds_image_slot *slots,
+			       size_t slots_n)
+{
+	const void *mapping = NULL;
+	struct ds_image_disk *disk;
+
+	if (image->layout.size_bytes == 0 || !image->cache->dir)
+		return NULL;
+	disk = ds_image_enter(image, false);
+	if (!disk)
+		return NULL;
+	ds_image_leave(image);
+	/* The mutex keeps the disk side: see ds_image_detach_locked. */
+	pthread_mutex_lock(&image->mutex);
+	disk = atomic_load(&image->disk);
+	if (disk && ds_image_disk_is_sound(disk) && all_ready(image, disk, slots, slots_n) &&
+	    (image->mapping || hand_out(image, disk) == 0))
+		mapping = image->mapping;
+	pthread_mutex_unlock(&image->mutex);
+	return mapping;
+}
