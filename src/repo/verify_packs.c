@@ -525,9 +525,10 @@ int ds_verify_packs(struct verify *verify)
 
 	r = ds_store_perform(ds_repo_store(verify->repo), &req);
 	if (r < 0)
-		return ds_verify_fail(verify, r, &req.diag);
-	items = ds_calloc(listing.objects_n + 1, sizeof(*items));
-	if (!items)
+		r = ds_verify_fail(verify, r, &req.diag);
+	else
+		items = ds_calloc(listing.objects_n + 1, sizeof(*items));
+	if (r == 0 && !items)
 		r = ds_verify_fail(verify, -ENOMEM, NULL);
 	for (size_t i = 0; r == 0 && i < listing.objects_n; i++) {
 		struct ds_digest id;

@@ -152,13 +152,14 @@ static int check_policies(struct verify *verify, struct ds_policy_entry **ret_po
 	*ret_whole = true;
 	r = ds_store_perform(ds_repo_store(verify->repo), &req);
 	if (r < 0)
-		return ds_verify_fail(verify, r, &req.diag);
-	for (size_t i = 0; i < listing.objects_n; i++) {
+		r = ds_verify_fail(verify, r, &req.diag);
+	for (size_t i = 0; r == 0 && i < listing.objects_n; i++) {
 		number = ds_entry_number_parse(listing.objects[i].key + strlen("policy/"));
 		last = number > 0 && number <= last + 1000 ? number : last;
 	}
-	policies = ds_calloc((size_t)last + 1, sizeof(*policies));
-	if (!policies)
+	if (r == 0)
+		policies = ds_calloc((size_t)last + 1, sizeof(*policies));
+	if (r == 0 && !policies)
 		r = ds_verify_fail(verify, -ENOMEM, NULL);
 	for (number = 1; r == 0 && number <= last; number++) {
 		struct ds_policy_entry *policy = &policies[number - 1];

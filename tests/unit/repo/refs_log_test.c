@@ -340,3 +340,43 @@ Test(refs_log, when_the_store_stays_away_the_error_is_the_stores)
 	cr_assert_eq(ds_refs_list(repo, &(struct ds_ref_list){0}, NULL), -DS_E_THROTTLED);
 	close_repo();
 }
+
+Test(refs_log, every_allocation_may_fail)
+{
+	struct ds_resolved resolved;
+	struct ds_ref_entry head, made, found;
+	struct ds_ref_list list;
+	int r;
+
+	open_repo();
+	for (unsigned n = 1; n <= 5; n++)
+		test_append(repo, DS_REF_BRANCH, "main", n);
+	test_append(repo, DS_REF_TAG, "v1", 1);
+	r = -ENOMEM;
+	for (int n = 0; r < 0; n++) {
+		ds_mem_fail_after(n, false);
+		r = ds_refs_list(repo, &list, NULL);
+		ds_mem_fail_after(-1, false);
+		cr_assert(r == 0 || r == -ENOMEM, "%d: %s", n, ds_strerror(r));
+	}
+	cr_assert_eq(list.heads_n, 2);
+	ds_ref_list_release(&list);
+	r = -ENOMEM;
+	for (int n = 0; r < 0; n++) {
+		ds_mem_fail_after(n, false);
+		r = ds_resolve(repo, "2026-01-01", &resolved, NULL);
+		ds_mem_fail_after(-1, false);
+		cr_assert(r == 0 || r == -ENOMEM, "%d: %s", n, ds_strerror(r));
+	}
+	cr_assert_eq(ds_ref_head(repo, DS_REF_BRANCH, "main", &head, NULL), 0);
+	r = -ENOMEM;
+	for (int n = 0; r < 0; n++) {
+		ds_mem_fail_after(n, false);
+		r = test_try_append(repo, DS_REF_BRANCH, "main", &head, 9, false, &made);
+		ds_mem_fail_after(-1, false);
+		cr_assert(r == 0 || r == -ENOMEM, "%d: %s", n, ds_strerror(r));
+		cr_assert_eq(ds_ref_head(repo, DS_REF_BRANCH, "main", &found, NULL), 0);
+		cr_assert_eq(found.number, r == 0 ? 6 : 5);
+	}
+	close_repo();
+}

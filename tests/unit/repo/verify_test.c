@@ -11,6 +11,7 @@
 #include "repo/verify.h"
 #include "repo_support.h"
 #include "store_contract.h"
+#include "util/bytes.h"
 #include "util/mem.h"
 #include "util/random.h"
 #include "util/str.h"
@@ -204,6 +205,57 @@ Test(verify, A25_objects_that_are_short_long_or_empty_are_named)
 	ds_store_unref(store);
 }
 
+/* Chunks and table are whole, and do not fill the object. */
+Test(verify, bytes_between_chunks_and_table_are_found)
+{
+	struct ds_store *store = golden_load("repo");
+	struct ds_store_listing listing = {0};
+	size_t n = 0;
+
+	list(store, &listing);
+	for (size_t i = 0; i < listing.objects_n; i++) {
+		const char *key = listing.objects[i].key;
+		struct ds_buf buf = DS_BUF_INIT(1 << 20), longer = DS_BUF_INIT(1 << 20);
+		size_t table;
+
+		if (!ds_starts_with(key, "packs/") || ds_ends_with(key, ".moved"))
+			continue;
+		get(store, key, &buf);
+		table = buf.len_bytes - 8 - ds_get_le64(buf.data + buf.len_bytes - 8);
+		cr_assert_eq(ds_buf_append(&longer, buf.data, table), 0);
+		cr_assert_eq(ds_buf_append_byte(&longer, 0), 0);
+		cr_assert_eq(ds_buf_append(&longer, buf.data + table, buf.len_bytes - table), 0);
+		put(store, key, longer.data, longer.len_bytes);
+		expect_named(store, key, "a byte in between");
+		put(store, key, buf.data, buf.len_bytes);
+		ds_buf_release(&buf);
+		ds_buf_release(&longer);
+		n++;
+	}
+	cr_assert_eq(n, 7);
+	ds_store_listing_release(&listing);
+	ds_store_unref(store);
+}
+
+Test(verify, a_note_beside_its_pack_is_checked_too)
+{
+	struct ds_store *store = golden_load("repo");
+	struct ds_store_listing listing = {0};
+	char key[200] = "";
+
+	list(store, &listing);
+	for (size_t i = 0; i < listing.objects_n; i++) {
+		const char *pack = listing.objects[i].key;
+
+		if (ds_starts_with(pack, "packs/") && !ds_ends_with(pack, ".moved"))
+			snprintf(key, sizeof(key), "%s.moved", pack);
+	}
+	put(store, key, "nonsense", 8);
+	expect_named(store, key, "nonsense");
+	ds_store_listing_release(&listing);
+	ds_store_unref(store);
+}
+
 Test(verify, A15_the_right_length_of_the_wrong_object_is_named)
 {
 	struct ds_store *store = golden_load("repo");
@@ -330,6 +382,29 @@ Test(verify, a_store_that_fails_is_an_error_and_no_finding)
 	test_store_reset(&decorator);
 	ds_repo_unref(repo);
 	ds_store_unref(base);
+}
+
+Test(verify, a_lack_of_memory_is_an_error_and_no_finding)
+{
+	struct ds_store *store = golden_load("repo");
+	struct findings findings = {0};
+	struct ds_verify_options options = {.finding = note, .ctx = &findings};
+	struct ds_verify_result result;
+	struct ds_repo *repo;
+	int r = -ENOMEM, failures_n = 0;
+
+	cr_assert_eq(ds_repo_open_store(store, &repo, NULL), 0);
+	/* A step that meets all kinds of them, and grows, so that it ends. */
+	for (int64_t n = 0; r < 0; n += 1 + n / 40) {
+		ds_mem_fail_after(n, false);
+		r = ds_verify(repo, &options, &result, NULL);
+		failures_n += ds_mem_fail_after(-1, false) > 0;
+		cr_assert(r == 0 || r == -ENOMEM, "%ld: %s", (long)n, ds_strerror(r));
+		cr_assert_eq(findings.n, 0, "%ld: %s", (long)n, findings.other);
+	}
+	cr_assert_gt(failures_n, 100);
+	ds_repo_unref(repo);
+	ds_store_unref(store);
 }
 
 Test(verify, it_can_be_interrupted)
