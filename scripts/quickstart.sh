@@ -37,8 +37,8 @@ step "version 1: $SOURCE as it is"
 cp -a --no-preserve=ownership "$SOURCE" "$WORK/data"
 run "$DSFS" commit --init "$WORK/data" "$WORK/repo" -m "as it came" --tag first
 step "version 2: one file changed, one new, one directory gone"
-FILE=$(find "$WORK/data" -type f -size +0 | sort | head -n 1)
-GONE=$(find "$WORK/data" -mindepth 1 -maxdepth 1 -type d | sort | tail -n 1)
+FILE=$(find "$WORK/data" -type f -size +0 | sort | sed -n 1p)
+GONE=$(find "$WORK/data" -mindepth 1 -maxdepth 1 -type d | sort | sed -n '$p')
 BEFORE=$(sha256sum <"$FILE")
 chmod u+w "$FILE"
 echo "changed by quickstart" >>"$FILE"
@@ -52,10 +52,10 @@ step "both mounted at once"
 run "$DSFS" mount "$WORK/repo@first" "$WORK/v1" -o "cache_dir=$WORK/cache"
 run "$DSFS" mount "$WORK/repo@2" "$WORK/v2" -o "cache_dir=$WORK/cache"
 REL=${FILE#"$WORK/data/"}
-diff -r "$WORK/data" "$WORK/v2" >/dev/null && echo "version 2 is exactly the directory as it is now"
+diff -r --no-dereference "$WORK/data" "$WORK/v2" >/dev/null && echo "version 2 is exactly the directory as it is now"
 [ "$(sha256sum <"$WORK/v1/$REL")" = "$BEFORE" ] && echo "version 1 still reads as before: $REL"
 [ -d "$WORK/v1/$(basename "$GONE")" ] && echo "and still has what version 2 lost: $(basename "$GONE")/"
-diff -r "$SOURCE" "$WORK/v1" >/dev/null 2>&1 && echo "version 1 is exactly $SOURCE"
+diff -r --no-dereference "$SOURCE" "$WORK/v1" >/dev/null 2>&1 && echo "version 1 is exactly $SOURCE"
 run "$DSFS" mount
 
 step "next"
