@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -152,9 +152,10 @@ int cli_mountpoint_path(const char *path, char **ret_path)
 
 bool cli_mount_is_dead(const char *mountpoint)
 {
-	struct stat st;
+	struct statvfs vfs;
 
-	return stat(mountpoint, &st) < 0 && errno == ENOTCONN;
+	/* The kernel answers stat from its own memory for ever; statvfs asks the process, which answers from memory too. */
+	return statvfs(mountpoint, &vfs) < 0 && (errno == ENOTCONN || errno == ECONNABORTED);
 }
 
 static int run_fusermount(const char *mountpoint, bool lazy)
