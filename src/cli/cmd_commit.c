@@ -280,12 +280,21 @@ static int fingerprint_version(struct cli_call *call, struct dsfs_error *error, 
 	return r;
 }
 
+/* A file of the marker's name does not make a repository yet: there are refs, or what init left. */
 static bool is_plain_directory(const char *path)
 {
-	_ds_cleanup_free_ char *marker = ds_asprintf("%s/dsfs.json", path);
+	static const char *const names[] = {"dsfs.json", "refs", "probe.json"};
+	bool there[3] = {false};
 	struct stat st;
 
-	return stat(path, &st) == 0 && S_ISDIR(st.st_mode) && marker && stat(marker, &st) < 0;
+	if (stat(path, &st) < 0 || !S_ISDIR(st.st_mode))
+		return false;
+	for (size_t i = 0; i < DS_ARRAY_SIZE(names); i++) {
+		_ds_cleanup_free_ char *whole = ds_asprintf("%s/%s", path, names[i]);
+
+		there[i] = whole && stat(whole, &st) == 0;
+	}
+	return !there[0] || (!there[1] && !there[2]);
 }
 
 static int run_fingerprint(struct cli_call *call)

@@ -155,7 +155,7 @@ class Writer:
                   "symlinks": sum(e.type == tree.LINK for e in self.truth.values()),
                   "bytes": sum(e.size for e in once), "rejected": 0}
         meta = dict(totals)
-        for entry in once:
+        for entry in files:
             key = f"size_{entry.size.bit_length()}"
             meta[key] = meta.get(key, 0) + 1
         for key, value in meta.items():

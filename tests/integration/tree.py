@@ -99,7 +99,7 @@ def snapshot(root, read=True):
         elif kind == LINK:
             digest = os.readlink(whole)
         else:
-            executable = bool(st.st_mode & stat.S_IXUSR)
+            executable = bool(st.st_mode & 0o111)
             group = names[st.st_dev, st.st_ino]
             links, first = len(group), min(group)
             if read:
