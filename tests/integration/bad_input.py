@@ -121,7 +121,7 @@ def not_found(ask, box, repo, mountpoint):
     ask(NOT_FOUND, "dir", "cat", repo, "dir")
     empty = box.path("empty")
     box.dsfs("init", empty)
-    ask(NOT_FOUND, empty, "mount", empty, mountpoint)
+    ask(NOT_FOUND, "no version yet", "mount", empty, mountpoint)
     ask(NOT_FOUND, nowhere, "mount", repo, nowhere)
     ask(NOT_FOUND, nowhere, "mount", repo, f"{nowhere}/deeper")
     put(box.path("a-file"), b"x")
@@ -281,7 +281,7 @@ def s3(ask, box, tree, mountpoint):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     for command in (["log", repo, "--timeout", "2s"], ["mount", repo, mountpoint, "-o", "timeout=2s"]):
-        ask(STORE, f"127.0.0.1:{port}", *command,
+        ask(STORE, ["127.0.0.1", str(port)], *command,
             env={**env, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"})
     ask(USAGE, "192.0.2.1", "log", repo, env={**env, "AWS_ENDPOINT_URL": "http://192.0.2.1:9"})
     ask(USAGE, "192.0.2.1", "mount", repo, mountpoint, "-o", "endpoint=http://192.0.2.1:9", env=env)

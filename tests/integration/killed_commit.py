@@ -8,6 +8,7 @@ import signal
 import time
 
 import lib
+import stored
 import tree
 from lib import check, equal, say
 
@@ -17,12 +18,19 @@ def spawn(box, source, repo, state, env):
                      stdout=lib.subprocess.PIPE, stderr=lib.subprocess.PIPE)
 
 
-def one_cycle(box, rng, cycle, growing, repo, state, env, typical, known):
+def one_cycle(box, rng, cycle, growing, store, repo, state, env, typical, known):
     """Returns whether the kill met a living commit."""
     growing.change(rng.randint(5, 40))
     growing.add_file(rng.randbytes(rng.choice([1000, 3 << 20, 12 << 20])))
+    before = len(stored.keys(repo)) if isinstance(store, lib.Dir) else None
     process = spawn(box, growing.root, repo, state, env)
-    time.sleep(rng.uniform(0, typical))
+    if before and rng.random() < 0.6:
+        # When the n-th object of the commit appears: packs, manifest, record, entry, index, hint.
+        more = rng.randint(1, 6)
+        while process.poll() is None and len(stored.keys(repo)) < before + more:
+            pass
+    else:
+        time.sleep(rng.uniform(0, 1.2 * typical))
     process.send_signal(signal.SIGKILL)
     out, _ = process.communicate()
     met = process.returncode == -signal.SIGKILL
@@ -68,7 +76,7 @@ def run(box, args):
         known[second["version"]] = tree.snapshot(source)
         for _ in range(min(args.cycles - cycles, 10)):
             cycles += 1
-            met, made = one_cycle(box, rng, cycles, growing, repo, state, env, typical, known)
+            met, made = one_cycle(box, rng, cycles, growing, store, repo, state, env, typical, known)
             met_n, made_n = met_n + met, made_n + made
         box.dsfs("verify", repo, "--read-data", env=env)
         for version in rng.sample(list(known), min(3, len(known))):
@@ -84,6 +92,7 @@ def run(box, args):
     if cycles < args.cycles:
         say("out of time")
     check(met_n >= cycles // 2, f"only {met_n} of {cycles} commits were killed in time")
+    check(made_n or cycles < 20, "no commit was killed after its entry was there")
     say(f"{cycles} cycles, {met_n} kills met a commit, {made_n} versions were there already")
 
 
