@@ -95,19 +95,19 @@ def sparse(box):
                 file.seek(max(0, at - 100_000))
                 got = file.read(min(at, 100_000) + len(data))
                 equal(got, bytes(min(at, 100_000)) + data, f"bytes before and at {at}")
-            for at in range(GIB, SIZE - MIB, GIB // 2):
+            for at in range(GIB + MIB, SIZE - 2 * MIB, GIB // 2):
                 file.seek(at)
                 equal(file.read(MIB).count(0), MIB, f"zeros at {at}")
         holes = tree.holes(f"{mount.path}/file", SIZE)
         equal(holes, [(5, 3 * GIB + 12345), (3 * GIB + 12351, SIZE - 3)], "holes")
         equal(tree.holes(f"{mount.path}/nothing", SIZE), [(0, SIZE)], "holes of nothing but holes")
-        # All of one of them, so that whatever the cache would keep is kept.
+        # A good part of one of them, so that whatever the cache would keep is kept.
         with open(f"{mount.path}/nothing", "rb", buffering=0) as file:
             total = 0
-            while piece := file.read(4 * MIB):
+            while total < GIB and (piece := file.read(4 * MIB)):
                 check(piece.count(0) == len(piece), f"not zero after {total}")
                 total += len(piece)
-        equal(total, SIZE, "bytes read")
+        equal(total, GIB, "bytes read")
         in_cache = lib.allocated(cache)
     in_store = lib.allocated(repo)
     say(f"sparse: 2 files of {SIZE >> 30} GiB: commit {took:.1f} s, {in_store >> 10} KiB in the store, "
