@@ -1,13 +1,18 @@
 /*
  * The cache: a directory of images, shared by all mounts and versions of a host.
  *
- * An image is a directory with `data` (the raw bytes of chunks at their offsets, sparse) and `map` (boot id,
- * flags, and for each slot: digest, offset, length, and the bits `present` and `trusted`). A chunk is served only if it is trusted: filled, or
- * checked against its digest, in this boot. Damage of whatever kind is a miss. There is no index: the directory is the index.
+ * An image is a directory with `data` (the raw bytes of chunks at their offsets, sparse) and `map` (boot id, flags, and
+ * for each slot: digest, offset, length, and the bits `present` and `trusted`). A chunk is served only if it is
+ * trusted: filled, or checked against its digest, in this boot. Damage of whatever kind is a miss. There is no index: the
+ * directory is the index.
  *
- * Locks (all of them go with the process): who reads or fills holds a shared OFD lock on byte 0 of `map`; a fill an exclusive one on
- * byte 2^40 + slot through a description of its own; punching and removing need byte 0 exclusively. An image whose `handed out` flag
- * is set is never punched, only unlinked.
+ * Locks (all of them go with the process): who reads or fills holds a shared OFD lock on byte 0 of `map`; a fill an
+ * exclusive one on byte 2^40 + slot; punching and removing need byte 0 exclusively. An image whose `handed out` flag is
+ * set is never punched, only unlinked. A process lets go of images that it has not used for a while (half a second
+ * when another one finds no room).
+ *
+ * An open image costs two descriptors, up to half of RLIMIT_NOFILE as it is when the cache is opened: a daemon raises it
+ * before.
  *
  * The cache never makes a read fail: when the disk is full, read-only or broken, an image is "without a disk": reads
  * of it miss, fills do nothing, and the fetcher serves from memory.

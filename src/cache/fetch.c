@@ -256,6 +256,10 @@ static int flight_new_locked(struct ds_fetcher *fetcher, const struct ds_fetch_t
 	flight->key = *key;
 	flight->state = DS_FLIGHT_LOOKING;
 	flight->is_prefetch = is_prefetch;
+	if (is_prefetch) {
+		flight->ahead_bytes = target->ref.raw_len_bytes;
+		fetcher->locked.ahead_bytes += flight->ahead_bytes;
+	}
 	flight->work.run = ds_flight_run_look;
 	flight->image = ds_image_ref(target->image);
 	flight->slot = (struct ds_image_slot){.slot = target->slot,
@@ -280,6 +284,7 @@ static void make_urgent_locked(struct ds_flight *flight)
 	if (is_queued)
 		ds_flight_dequeue_locked(flight);
 	flight->is_prefetch = false;
+	ds_flight_uncount_ahead_locked(flight);
 	if (is_queued)
 		ds_flight_enqueue_locked(flight);
 }
@@ -334,7 +339,7 @@ void ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_targe
 		struct ds_flight_key key = key_of(&targets[i]);
 		struct ds_flight *flight;
 
-		if (fetcher->locked.inflight_bytes + fetcher->locked.prefetch_bytes >=
+		if (fetcher->locked.inflight_bytes + fetcher->locked.ahead_bytes >=
 			    fetcher->inflight_bytes_max ||
 		    start_locked(fetcher) < 0)
 			break;

@@ -69,7 +69,8 @@ struct ds_fetcher *ds_fetcher_free(struct ds_fetcher *fetcher);
  * taken; so is -DS_E_INTERRUPTED, while the fetcher is being freed. */
 int ds_fetcher_want(struct ds_fetcher *fetcher, const struct ds_fetch_target *target,
 		    struct ds_fetch_waiter *waiter);
-/* Chunks that will be wanted soon, nobody waits for; dropped when the budget is short. Demand overtakes them. */
+/* Chunks that will be wanted soon, nobody waits for; what is over the budget (with what is in flight) is dropped. Demand overtakes
+ * them, and a quarter of the budget is its own. A want joins them. */
 void ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
 			 size_t targets_n);
 /* Takes a waiter back: true: done will not be called; false: it is being called or has been. The flight goes on if others wait, else ends. */

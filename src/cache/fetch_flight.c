@@ -93,6 +93,7 @@ void ds_flight_finish(struct ds_flight *flight, int result, struct ds_chunk_byte
 		ds_flight_detach_waiter_locked(fetcher, waiter);
 		ds_list_push_back(&waiters, &waiter->node);
 	}
+	ds_flight_uncount_ahead_locked(flight);
 	fetcher->locked.inflight_bytes -= flight->cost_bytes;
 	ds_fetch_kick_locked(fetcher);
 	pthread_mutex_unlock(&fetcher->mutex);

@@ -84,7 +84,8 @@ struct ds_flight {
 	struct ds_flight_key key;
 	bool is_in_map;
 	enum ds_flight_state state;
-	bool is_prefetch; /* goes on without waiters */
+	bool is_prefetch;     /* goes on without waiters */
+	uint64_t ahead_bytes; /* counted as prefetch that has not set out; 0: not */
 	bool is_ahead; /* was one from its start: counted in looking_ahead_n while it is LOOKING */
 	struct ds_list waiters;
 
@@ -132,7 +133,9 @@ struct ds_fetcher {
 		struct ds_list calls;
 		size_t flights_n;
 		unsigned gets_n; /* batches with the store */
-		uint64_t inflight_bytes, prefetch_bytes;
+		uint64_t inflight_bytes;
+		uint64_t prefetch_bytes; /* queued */
+		uint64_t ahead_bytes;	 /* prefetch that has not set out, queued or not */
 		size_t looking_ahead_n; /* prefetch that is LOOKING: those that are queued wait for them, to travel together */
 		struct ds_map *stash; /* bytes by digest */
 		uint64_t stash_bytes;
@@ -183,6 +186,8 @@ void ds_flight_enqueue_locked(struct ds_flight *flight);
 /* By its owner: after a pause, if somebody still waits then; else it ends with the error. */
 void ds_flight_retry_later(struct ds_flight *flight, int error, const struct ds_diag *diag);
 void ds_flight_dequeue_locked(struct ds_flight *flight);
+/* It sets out, ends, or is wanted: not prefetch that waits any more. */
+void ds_flight_uncount_ahead_locked(struct ds_flight *flight);
 /* Makes a worker dispatch what is queued, if the budget allows. */
 void ds_fetch_kick_locked(struct ds_fetcher *fetcher);
 void ds_fetch_run_dispatch(struct ds_work_item *item);

@@ -50,7 +50,7 @@ void ds_flight_enqueue_locked(struct ds_flight *flight)
 	flight->state = DS_FLIGHT_QUEUED;
 	if (flight->is_prefetch) {
 		ds_list_push_back(&fetcher->locked.prefetch, &flight->node);
-		fetcher->locked.prefetch_bytes += flight->at.raw_len_bytes;
+		fetcher->locked.prefetch_bytes += flight->slot.raw_len_bytes;
 	} else {
 		ds_list_push_back(&fetcher->locked.demand, &flight->node);
 	}
@@ -68,7 +68,7 @@ void ds_flight_dequeue_locked(struct ds_flight *flight)
 
 	ds_list_remove(&flight->node);
 	if (flight->is_prefetch)
-		fetcher->locked.prefetch_bytes -= flight->at.raw_len_bytes;
+		fetcher->locked.prefetch_bytes -= flight->slot.raw_len_bytes;
 	if (flight->is_start_noted)
 		ds_map_remove(fetcher->locked.starts, &start, sizeof(start));
 	if (flight->is_end_noted)
@@ -103,9 +103,19 @@ static uint64_t cost_of(const struct ds_flight *flight)
 
 static bool fits_budget_locked(const struct ds_fetcher *fetcher, const struct ds_flight *flight)
 {
-	/* One alone always fits. */
+	uint64_t max = fetcher->inflight_bytes_max;
+
+	/* Prefetch leaves a quarter to demand. One alone always fits. */
+	if (flight->is_prefetch)
+		max = max / 4 * 3;
 	return fetcher->locked.inflight_bytes == 0 ||
-	       fetcher->locked.inflight_bytes + cost_of(flight) <= fetcher->inflight_bytes_max;
+	       fetcher->locked.inflight_bytes + cost_of(flight) <= max;
+}
+
+void ds_flight_uncount_ahead_locked(struct ds_flight *flight)
+{
+	flight->fetcher->locked.ahead_bytes -= flight->ahead_bytes;
+	flight->ahead_bytes = 0;
 }
 
 static struct ds_flight *first_locked(struct ds_fetcher *fetcher)
@@ -145,6 +155,7 @@ void ds_fetch_kick_locked(struct ds_fetcher *fetcher)
 static void take_locked(struct ds_flight *flight, struct ds_list *list, bool at_end)
 {
 	ds_flight_dequeue_locked(flight);
+	ds_flight_uncount_ahead_locked(flight);
 	flight->state = DS_FLIGHT_CLAIMING;
 	flight->cost_bytes = cost_of(flight);
 	flight->fetcher->locked.inflight_bytes += flight->cost_bytes;

@@ -212,6 +212,33 @@ Test(fetch, demand_overtakes_prefetch)
 	bench_close(&bench);
 }
 
+Test(fetch, T28_prefetch_is_bounded_and_leaves_room_for_demand)
+{
+	struct ds_fetcher_options options = {.inflight_bytes_max = DS_KIB(160),
+					     .coalesce_bytes_max = DS_KIB(4)};
+	struct ds_fetch_target targets[500];
+	struct bench bench;
+	struct want want;
+	size_t flights_n;
+
+	bench_open(&bench, 600, DS_KIB(4), true, &options);
+	hold(&bench);
+	for (uint32_t i = 0; i < 500; i++)
+		targets[i] = target_of(bench.image, &bench.pack, &bench.stored, i);
+	ds_fetcher_prefetch(bench.fetcher, targets, 500);
+	pthread_mutex_lock(&bench.fetcher->mutex);
+	flights_n = bench.fetcher->locked.flights_n;
+	pthread_mutex_unlock(&bench.fetcher->mutex);
+	cr_assert_leq(flights_n, 40);
+	/* 120 KiB of it set out, 8 KiB each. */
+	fault_store_wait_held(bench.store, 15);
+	start(&bench, &want, 599, 20000);
+	fault_store_wait_held(bench.store, 16);
+	fault_store_release(bench.store);
+	cr_assert_eq(want_wait(&want), 0);
+	bench_close(&bench);
+}
+
 /* ---- deadlines and abandoning */
 
 Test(fetch, V4_a_stalled_store_costs_each_waiter_just_its_deadline)
