@@ -191,27 +191,36 @@ int ds_map_set_state(struct ds_image_disk *disk, uint32_t slot, uint8_t state)
 
 /* ---- claims */
 
+/* The nearest claim, passing over slots that are claimed for nothing: what is left when a block was dropped and its bitmap
+ * could not be written. */
+static int read_neighbour(struct ds_image_disk *disk, uint32_t slot, bool above,
+			  struct ds_map_slot *ret_slot, bool *ret_found)
+{
+	int r;
+
+	do {
+		r = nearest_claim(disk->map_fd, disk->layout.slots_n, slot, above, &slot,
+				  ret_found);
+		if (r == 0 && *ret_found)
+			r = read_slot(disk->map_fd, disk->layout.slots_n, slot, ret_slot);
+	} while (r == 0 && *ret_found && ret_slot->raw_len_bytes == 0);
+	return r;
+}
+
 static int check_neighbours(struct ds_image_disk *disk, const struct ds_image_slot *slot)
 {
-	uint32_t slots_n = disk->layout.slots_n, other;
 	struct ds_map_slot have;
 	bool found;
 	int r;
 
-	r = nearest_claim(disk->map_fd, slots_n, slot->slot, false, &other, &found);
-	if (r == 0 && found) {
-		r = read_slot(disk->map_fd, slots_n, other, &have);
-		if (r == 0 && have.raw_off + have.raw_len_bytes > slot->raw_off)
-			r = -DS_E_MISMATCH;
-	}
+	r = read_neighbour(disk, slot->slot, false, &have, &found);
+	if (r == 0 && found && have.raw_off + have.raw_len_bytes > slot->raw_off)
+		r = -DS_E_MISMATCH;
 	if (r < 0)
 		return r;
-	r = nearest_claim(disk->map_fd, slots_n, slot->slot, true, &other, &found);
-	if (r == 0 && found) {
-		r = read_slot(disk->map_fd, slots_n, other, &have);
-		if (r == 0 && slot->raw_off + slot->raw_len_bytes > have.raw_off)
-			r = -DS_E_MISMATCH;
-	}
+	r = read_neighbour(disk, slot->slot, true, &have, &found);
+	if (r == 0 && found && slot->raw_off + slot->raw_len_bytes > have.raw_off)
+		r = -DS_E_MISMATCH;
 	return r;
 }
 
@@ -229,7 +238,8 @@ static int claim_locked(struct ds_image_disk *disk, const struct ds_image_slot *
 		return r;
 	if (is_claimed) {
 		r = read_slot(disk->map_fd, disk->layout.slots_n, slot->slot, &have);
-		return r < 0 ? r : is_claim(&have, slot) ? 0 : -DS_E_MISMATCH;
+		if (r < 0 || have.raw_len_bytes > 0)
+			return r < 0 ? r : is_claim(&have, slot) ? 0 : -DS_E_MISMATCH;
 	}
 	r = check_neighbours(disk, slot);
 	if (r < 0)
@@ -367,7 +377,7 @@ static int collect_segments(int map_fd, const struct ds_map_header *header, stru
 			const struct ds_map_slot *slot = &block->slots[i];
 			struct segment *segment;
 
-			if (!bit_of(block->bitmap, i))
+			if (!bit_of(block->bitmap, i) || slot->raw_len_bytes == 0)
 				continue;
 			if (!claim_makes_sense(slot, end, header->size_bytes))
 				return -DS_E_MALFORMED;

@@ -1,0 +1,196 @@
+/*
+ * F04: every system call of the cache fails, once or from then on. The calls are wrapped by the linker (see meson.build).
+ * Whatever fails: what is read is right or a miss, and a disk that is well again is used again.
+ */
+#include <criterion/criterion.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "cache_support.h"
+#include "util/clock.h"
+#include "util/file.h"
+
+TestSuite(sick_disk, .fini = support_clean, .timeout = 300);
+
+#define SLOTS 10
+
+static _Atomic int64_t fail_at = -1; /* calls until one fails; -1: none */
+static _Atomic bool fail_on;	     /* from then on all */
+static _Atomic int fail_errno;
+static _Atomic uint64_t failed_n;
+/* Only calls of this thread: the keeper's would make the count differ from run to run. */
+static __thread bool is_sick;
+
+static bool fails(void)
+{
+	int64_t left;
+
+	if (!is_sick || fail_at < 0)
+		return false;
+	left = fail_at--;
+	if (left > 0)
+		return false;
+	if (fail_on)
+		fail_at = 0;
+	failed_n++;
+	errno = fail_errno;
+	return true;
+}
+
+#define WRAP(type, name, parameters, arguments)                \
+	type __real_##name parameters;                         \
+	type __wrap_##name parameters;                         \
+	type __wrap_##name parameters                          \
+	{                                                      \
+		return fails() ? -1 : __real_##name arguments; \
+	}
+
+WRAP(ssize_t, pread64, (int fd, void *data, size_t n, off_t off), (fd, data, n, off))
+WRAP(ssize_t, pwrite64, (int fd, const void *data, size_t n, off_t off), (fd, data, n, off))
+WRAP(ssize_t, preadv64v2, (int fd, const struct iovec *iov, int n, off_t off, int flags),
+     (fd, iov, n, off, flags))
+WRAP(int, fallocate64, (int fd, int mode, off_t off, off_t len), (fd, mode, off, len))
+WRAP(int, ftruncate64, (int fd, off_t len), (fd, len))
+WRAP(int, renameat, (int from_fd, const char *from, int to_fd, const char *to),
+     (from_fd, from, to_fd, to))
+WRAP(int, renameat2, (int from_fd, const char *from, int to_fd, const char *to, unsigned flags),
+     (from_fd, from, to_fd, to, flags))
+WRAP(int, mkdirat, (int fd, const char *name, mode_t mode), (fd, name, mode))
+WRAP(int, unlinkat, (int fd, const char *name, int flags), (fd, name, flags))
+WRAP(int, fchmod, (int fd, mode_t mode), (fd, mode))
+WRAP(int, fchmodat, (int fd, const char *name, mode_t mode, int flags), (fd, name, mode, flags))
+WRAP(int, fstat64, (int fd, struct stat64 *st), (fd, st))
+WRAP(int, fstatat64, (int fd, const char *name, struct stat64 *st, int flags),
+     (fd, name, st, flags))
+
+int __real_openat64(int fd, const char *name, int flags, ...);
+int __wrap_openat64(int fd, const char *name, int flags, ...);
+int __wrap_openat64(int fd, const char *name, int flags, ...)
+{
+	va_list args;
+	mode_t mode;
+
+	va_start(args, flags);
+	mode = flags & O_CREAT ? va_arg(args, mode_t) : 0;
+	va_end(args);
+	return fails() ? -1 : __real_openat64(fd, name, flags, mode);
+}
+
+int __real_fcntl64(int fd, int what, ...);
+int __wrap_fcntl64(int fd, int what, ...);
+int __wrap_fcntl64(int fd, int what, ...)
+{
+	va_list args;
+	void *arg;
+
+	va_start(args, what);
+	arg = va_arg(args, void *);
+	va_end(args);
+	return fails() ? -1 : __real_fcntl64(fd, what, arg);
+}
+
+static void session(const struct support_pack *packs, uint8_t boot)
+{
+	uint8_t boot_id[16] = {boot};
+	struct ds_cache_options options = {.dir = support_path("c"),
+					   .capacity_bytes = DS_KIB(100),
+					   .free_floor_percent = 1,
+					   .boot_id = boot_id};
+	struct ds_cache *cache;
+
+	if (ds_cache_open(&options, &cache, NULL) < 0)
+		return;
+	for (size_t i = 0; i < 3; i++) {
+		struct ds_image *image = support_image(cache, &packs[i]);
+		uint8_t data[10];
+
+		support_fill(image, &packs[i], 1);
+		support_read(image, &packs[i], 1, true);
+		ds_image_read_now(image, &packs[i].slots[1], 0, 10, data);
+		support_fill_all(image, &packs[i]);
+		support_count(image, &packs[i], true);
+		ds_image_unref(image);
+	}
+	ds_cache_make_room(cache, DS_KIB(60));
+	ds_cache_unref(cache);
+}
+
+static void check_well(const struct support_pack *pack)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(1), 2);
+	struct ds_image *image = support_image(cache, pack);
+
+	support_count(image, pack, true);
+	for (uint32_t i = 0; i < SLOTS; i++) {
+		int r = support_fill(image, pack, i);
+
+		cr_assert_eq(r, 0, "slot %u: %s", i, ds_strerror(r));
+	}
+	cr_assert_eq(support_count(image, pack, true), SLOTS);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+}
+
+static void every_call_fails(int error, bool on)
+{
+	struct support_pack packs[3];
+	uint64_t delivered = 0;
+	int64_t n;
+
+	for (uint64_t i = 0; i < 3; i++)
+		support_pack_init(&packs[i], i, SLOTS, 5000, true);
+	for (n = 0; n < 5000; n += 1 + n / 50) {
+		uint64_t before = failed_n;
+
+		fail_errno = error;
+		fail_on = on;
+		fail_at = n;
+		is_sick = true;
+		session(packs, (uint8_t)(n % 2));
+		is_sick = false;
+		fail_at = -1;
+		fprintf(stderr, "n %ld\n", (long)n);
+		check_well(&packs[n % 3]);
+		if (failed_n == before)
+			break;
+		delivered++;
+		/* From nothing, and from what the last session left. */
+		if (n % 3 == 0)
+			cr_assert_eq(ds_rmtree_at(AT_FDCWD, support_path("c")), 0);
+	}
+	cr_assert_lt(n, 5000);
+	cr_assert_gt(delivered, 50);
+	printf("%llu sessions with a failure of errno %d, %llu failures\n",
+	       (unsigned long long)delivered, error, (unsigned long long)failed_n);
+	for (size_t i = 0; i < 3; i++)
+		support_pack_release(&packs[i]);
+}
+
+Test(sick_disk, F04_each_call_fails_once)
+{
+	every_call_fails(EIO, false);
+}
+
+Test(sick_disk, F04_each_call_fails_from_then_on)
+{
+	every_call_fails(EIO, true);
+}
+
+Test(sick_disk, F01_each_call_finds_the_disk_full)
+{
+	every_call_fails(ENOSPC, false);
+}
+
+Test(sick_disk, J02_each_call_finds_no_descriptor_left)
+{
+	every_call_fails(EMFILE, true);
+}
