@@ -1,0 +1,207 @@
+/*
+ * A mount whose store stops and goes, with readers that are killed: parked requests, interrupts, deadlines and the end, all
+ * at once. What is read is right or EIO; the mount ends within 5 s of SIGTERM whatever is parked.
+ *
+ * The daemon is a child of this program; readers are children too, so that they can be killed.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "fs/fs.h"
+#include "stress.h"
+#include "view_support.h"
+
+#define READERS_N 12u
+#define SKIP	  77
+
+struct daemon {
+	struct view_bench bench;
+	uint64_t seed;
+	int ready_fd;
+	_Atomic bool is_over;
+	pthread_t troubler;
+};
+
+static void pause_ms(uint64_t ms)
+{
+	ds_sleep_ms(ms);
+}
+
+/* Lets the store stop and go on. */
+static void *troubler_thread(void *ctx)
+{
+	struct daemon *daemon = ctx;
+	struct ds_prng prng = {.state = daemon->seed};
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, NULL);
+	while (!daemon->is_over) {
+		struct fault_store *store = daemon->bench.store;
+
+		pthread_mutex_lock(&store->mutex);
+		store->hold = ds_prng_below(&prng, 3) > 0;
+		store->fail = -DS_E_SERVER;
+		store->fail_n = ds_prng_below(&prng, 4) ? 0 : 2;
+		pthread_mutex_unlock(&store->mutex);
+		pause_ms(1 + ds_prng_below(&prng, 60));
+		fault_store_release(store);
+		pause_ms(ds_prng_below(&prng, 20));
+	}
+	fault_store_release(daemon->bench.store);
+	return NULL;
+}
+
+static void on_ready(void *ctx)
+{
+	struct daemon *daemon = ctx;
+
+	STRESS_CHECK(pthread_create(&daemon->troubler, NULL, troubler_thread, daemon) == 0);
+	STRESS_CHECK(write(daemon->ready_fd, "", 1) == 1);
+}
+
+static int run_daemon(const char *mountpoint, uint64_t seed, int ready_fd)
+{
+	struct daemon daemon = {.seed = seed, .ready_fd = ready_fd};
+	struct ds_fs_options options = {.mountpoint = mountpoint,
+					.source = "stress, of commas",
+					.timeout_ms = 150,
+					.ready = on_ready,
+					.ctx = &daemon};
+	struct ds_diag diag = {0};
+	char text[900];
+	int r;
+
+	view_bench_init(&daemon.bench);
+	/* Small, so that what was read is missed again. */
+	STRESS_CHECK(view_bench_open(&daemon.bench, support_path("c"), DS_MIB(3), 1, false) == 0);
+	r = ds_fs_run(&options, daemon.bench.view, daemon.bench.record, daemon.bench.fetcher,
+		      &diag);
+	daemon.is_over = true;
+	if (r < 0)
+		fprintf(stderr, "ds_fs_run: %s\n", ds_diag_format(&diag, text, sizeof(text)));
+	else
+		pthread_join(daemon.troubler, NULL);
+	view_bench_close(&daemon.bench);
+	view_bench_release(&daemon.bench);
+	support_clean();
+	return r < 0;
+}
+
+static void read_one(const char *mountpoint, unsigned i, struct ds_prng *prng)
+{
+	char path[512], name[64];
+	uint8_t data[65536];
+	uint64_t off = ds_prng_below(prng, view_file_size(i) + 1u);
+	struct stat st;
+	ssize_t n;
+	int fd;
+
+	view_file_path(i, name, sizeof(name));
+	snprintf(path, sizeof(path), "%s/%s", mountpoint, name);
+	if (ds_prng_below(prng, 4) == 0)
+		STRESS_CHECK(stat(path, &st) == 0 ? st.st_size == view_file_size(i)
+						  : errno == EIO);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0) {
+		STRESS_CHECK(errno == EIO);
+		return;
+	}
+	/* The kernel's own copy would spare the daemon the work. */
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	n = pread(fd, data, sizeof(data), (off_t)off);
+	STRESS_CHECK(n >= 0 ? view_file_is_right(i, off, data, (size_t)n) : errno == EIO);
+	close(fd);
+}
+
+static int run_reader(const char *mountpoint, uint64_t seed)
+{
+	struct ds_prng prng = {.state = seed};
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;)
+		read_one(mountpoint,
+			 (unsigned)(ds_prng_below(&prng, 3) ? ds_prng_below(&prng, VIEW_FILES_N)
+							     : VIEW_FILES_N),
+			 &prng);
+}
+
+static pid_t start_reader(const char *mountpoint, uint64_t seed)
+{
+	pid_t pid = fork();
+
+	STRESS_CHECK(pid >= 0);
+	if (pid == 0)
+		_exit(run_reader(mountpoint, seed));
+	return pid;
+}
+
+/* A reader is killed at any moment, and is gone soon. */
+static void kill_reader(pid_t pid)
+{
+	uint64_t started = ds_mono_ns();
+	int status;
+
+	STRESS_CHECK(kill(pid, SIGKILL) == 0);
+	STRESS_CHECK(waitpid(pid, &status, 0) == pid);
+	STRESS_CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+	STRESS_CHECK(ds_mono_ns() - started < 20 * (uint64_t)DS_NS_PER_S);
+}
+
+int main(int argc, char *argv[])
+{
+	struct stress stress = stress_begin(argc, argv, 8);
+	struct ds_prng prng = {.state = stress.seed};
+	pid_t readers[READERS_N], daemon;
+	char mountpoint[] = "/tmp/dsfs-fs-stress-XXXXXX";
+	uint64_t started, kills_n = 0;
+	int fds[2], status;
+	char byte;
+
+	if (access("/dev/fuse", R_OK | W_OK) < 0) {
+		fprintf(stderr, "/dev/fuse cannot be opened\n");
+		return SKIP;
+	}
+	STRESS_CHECK(mkdtemp(mountpoint) && pipe2(fds, O_CLOEXEC) == 0);
+	daemon = fork();
+	STRESS_CHECK(daemon >= 0);
+	if (daemon == 0) {
+		close(fds[0]);
+		exit(run_daemon(mountpoint, stress.seed, fds[1]));
+	}
+	close(fds[1]);
+	if (read(fds[0], &byte, 1) == 1) {
+		for (unsigned i = 0; i < READERS_N; i++)
+			readers[i] = start_reader(mountpoint, ds_prng_next(&prng));
+		while (ds_mono_ns() < stress.until_ns) {
+			unsigned which = (unsigned)ds_prng_below(&prng, READERS_N);
+
+			pause_ms(ds_prng_below(&prng, 30));
+			kill_reader(readers[which]);
+			readers[which] = start_reader(mountpoint, ds_prng_next(&prng));
+			kills_n++;
+		}
+		started = ds_mono_ns();
+		for (unsigned i = 0; i < READERS_N; i += 2)
+			kill_reader(readers[i]);
+		/* The others read until the mount is gone, and find a directory without files: their check fails. */
+		kill(daemon, SIGTERM);
+		for (unsigned i = 1; i < READERS_N; i += 2)
+			kill_reader(readers[i]);
+	}
+	STRESS_CHECK(waitpid(daemon, &status, 0) == daemon);
+	umount2(mountpoint, MNT_DETACH);
+	rmdir(mountpoint);
+	STRESS_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+	printf("%llu readers killed; the end took %.2f s\n", (unsigned long long)kills_n,
+	       (double)(ds_mono_ns() - started) / 1e9);
+	STRESS_CHECK(kills_n > 0 && ds_mono_ns() - started < 5 * (uint64_t)DS_NS_PER_S);
+	return 0;
+}

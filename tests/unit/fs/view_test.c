@@ -1,0 +1,313 @@
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "util/clock.h"
+#include "view_support.h"
+
+TestSuite(view, .fini = support_clean, .timeout = 240);
+
+#define LARGE VIEW_FILES_N
+
+static void check_all(struct ds_view *view)
+{
+	for (unsigned i = 0; i < VIEW_FILES_N; i++)
+		cr_assert_eq(view_check_file(view, i, 0, 40000, 20000), 0, "file %u", i);
+	for (uint64_t off = 0; off < VIEW_LARGE_SIZE + 1000000; off += 999999)
+		cr_assert_eq(view_check_file(view, LARGE, off, 1 << 20, 20000), 0);
+}
+
+Test(view, a_cold_one_gives_everything_right_and_then_from_the_cache_alone)
+{
+	struct view_bench bench;
+	unsigned gets_n;
+
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
+	check_all(bench.view);
+	gets_n = bench.store->gets_n;
+	check_all(bench.view);
+	cr_expect_eq(bench.store->gets_n, gets_n);
+	view_bench_close(&bench);
+
+	/* Of another boot: checked anew, not fetched anew. */
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 2, false), 0);
+	check_all(bench.view);
+	cr_expect_eq(bench.store->gets_n, gets_n);
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}
+
+Test(view, without_a_disk_each_run_gets_further)
+{
+	struct view_bench bench;
+
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, NULL, 0, 1, false), 0);
+	cr_assert_eq(view_check_file(bench.view, 7, 0, 40000, 20000), 0);
+	/* 9 MiB at once: more chunks than one demand may name. */
+	cr_assert_eq(view_check_file(bench.view, LARGE, 0, VIEW_LARGE_SIZE, 20000), 0);
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}
+
+Test(view, a_cache_smaller_than_what_is_read_is_no_obstacle)
+{
+	struct view_bench bench;
+
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), 300000, 1, false), 0);
+	for (unsigned i = 0; i < VIEW_FILES_N; i += 3)
+		cr_assert_eq(view_check_file(bench.view, i, 0, 40000, 20000), 0, "file %u", i);
+	cr_assert_eq(view_check_file(bench.view, LARGE, 0, VIEW_LARGE_SIZE, 20000), 0);
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}
+
+static int call_get_root(struct ds_demand *demand, void *ctx)
+{
+	struct ds_entry entry;
+
+	return ds_view_get(ctx, demand, DS_ROOT_ID, &entry);
+}
+
+/* What a thread of FUSE calls: it neither waits nor asks the store for anything. */
+Test(view, T43_without_may_check_a_miss_is_told_at_once_and_nothing_is_fetched)
+{
+	struct view_bench bench;
+	struct ds_demand demand;
+	struct ds_entry entry;
+	uint8_t data[100];
+	unsigned gets_n;
+	uint64_t ino;
+	size_t n;
+
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
+	gets_n = bench.store->gets_n;
+	ds_demand_init(&demand, bench.view);
+	demand.may_check = false;
+	cr_expect_eq(ds_view_get(bench.view, &demand, DS_ROOT_ID, &entry), -DS_E_NOT_LOCAL);
+	cr_expect_eq(demand.targets_n, 0);
+	cr_expect_eq(bench.store->gets_n, gets_n);
+	/* Once it is local, it is answered in the same way. */
+	cr_assert_eq(view_run(bench.view, 20000, call_get_root, bench.view, NULL), 0);
+	cr_expect_eq(ds_view_get(bench.view, &demand, DS_ROOT_ID, &entry), 0);
+	cr_assert_eq(view_find(bench.view, 9, 20000, &ino), 0);
+	gets_n = bench.store->gets_n;
+	cr_expect_eq(ds_view_read(bench.view, &demand, ino, 0, sizeof(data), data, &n),
+		     -DS_E_NOT_LOCAL);
+	cr_expect_eq(demand.targets_n, 0);
+	cr_expect_eq(bench.store->gets_n, gets_n);
+	cr_assert_eq(view_check_file(bench.view, 9, 0, 100, 20000), 0);
+	cr_expect_eq(ds_view_read(bench.view, &demand, ino, 0, sizeof(data), data, &n), 0);
+	cr_expect(n == 100 && view_file_is_right(9, 0, data, n));
+	ds_demand_release(&demand);
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}
+
+static void never(struct ds_demand *demand, int result, void *ctx)
+{
+	(void)demand;
+	(void)result;
+	(void)ctx;
+	abort();
+}
+
+Test(view, an_abandoned_wait_calls_nobody_back_and_its_demand_may_go)
+{
+	struct view_bench bench;
+	struct ds_fetcher_stats stats;
+	struct ds_demand demand;
+	uint8_t data[100];
+	uint64_t ino;
+	size_t n;
+
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
+	cr_assert_eq(view_find(bench.view, 9, 20000, &ino), 0);
+	/* The chunk's pack is known, so that the chunk itself is what misses. */
+	cr_assert_eq(view_check_file(bench.view, 8, 0, 100, 20000), 0);
+	bench.store->hold = true;
+	for (unsigned round = 0; round < 20; round++) {
+		ds_demand_init(&demand, bench.view);
+		cr_assert_not(ds_demand_abandon(&demand), "there is no wait yet");
+		cr_assert_eq(ds_view_read(bench.view, &demand, ino, 0, sizeof(data), data, &n),
+			     -DS_E_NOT_LOCAL);
+		cr_assert_eq(ds_demand_wait(&demand, ds_deadline_in_ms(60000), never, NULL), 0);
+		cr_assert(ds_demand_abandon(&demand));
+		cr_assert_not(ds_demand_abandon(&demand), "it was taken back before");
+		ds_demand_release(&demand);
+	}
+	ds_fetcher_get_stats(bench.fetcher, &stats);
+	cr_expect_eq(stats.waiting_n, 0);
+	fault_store_release(bench.store);
+	cr_assert_eq(view_check_file(bench.view, 9, 0, 100, 20000), 0);
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}
+
+Test(view, T4_past_the_deadline_the_error_says_what_was_waited_for)
+{
+	struct view_bench bench;
+	struct view_run run;
+	uint64_t started;
+
+	view_bench_init(&bench);
+	bench.store->hold = true;
+	bench.record->prefetch_n = 0;
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
+	started = ds_mono_ns();
+	cr_expect_eq(view_run(bench.view, 300, call_get_root, bench.view, &run), -DS_E_TIMEOUT);
+	cr_expect_geq(ds_mono_ns() - started, 290 * (uint64_t)DS_NS_PER_MS);
+	cr_expect(strstr(run.diag.object, "packs/"), "object: %s", run.diag.object);
+	fault_store_release(bench.store);
+	cr_expect_eq(view_run(bench.view, 20000, call_get_root, bench.view, &run), 0);
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}
+
+Test(view, bytes_that_stay_spoiled_are_corrupt_and_spoiled_once_are_right)
+{
+	struct view_bench bench;
+
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
+	bench.store->flip_n = 1;
+	cr_expect_eq(view_check_file(bench.view, 9, 0, 100, 20000), 0);
+	cr_expect_eq(bench.store->flipped_n, 1);
+	bench.store->flip_n = 1000;
+	cr_expect_eq(view_check_file(bench.view, LARGE, 0, 100, 20000), -DS_E_CORRUPT);
+	cr_expect_gt(bench.store->flipped_n, 1);
+	bench.store->flip_n = 0;
+	cr_expect_eq(view_check_file(bench.view, LARGE, 0, 100, 20000), 0);
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}
+
+struct listing {
+	struct ds_view *view;
+	uint64_t dir, after;
+	unsigned n;
+};
+
+static int add(void *ctx, const struct ds_entry *entry)
+{
+	struct listing *listing = ctx;
+	char name[32];
+
+	snprintf(name, sizeof(name), "%05u-", listing->n);
+	if (strncmp(entry->name, name, 6) != 0)
+		abort();
+	listing->after = entry->id;
+	listing->n++;
+	return 0;
+}
+
+static int call_list(struct ds_demand *demand, void *ctx)
+{
+	struct listing *listing = ctx;
+
+	return ds_view_list(listing->view, demand, listing->dir, listing->after, add, listing);
+}
+
+static int call_links(struct ds_demand *demand, void *ctx)
+{
+	struct listing *listing = ctx;
+	struct ds_entry entry;
+	int r = ds_view_walk(listing->view, demand, "links", &entry);
+
+	if (r == 0)
+		listing->dir = entry.ino;
+	return r;
+}
+
+Test(view, a_listing_goes_on_after_its_last_name_through_every_miss)
+{
+	struct view_bench bench;
+	struct listing listing = {0};
+	struct view_run run;
+
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
+	listing.view = bench.view;
+	cr_assert_eq(view_run(bench.view, 20000, call_links, &listing, NULL), 0);
+	cr_assert_eq(view_run(bench.view, 20000, call_list, &listing, &run), 0);
+	cr_expect_eq(listing.n, VIEW_LINKS_N);
+	cr_expect_gt(run.waits_n, 3, "it never missed: nothing was tested");
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}
+
+Test(view, seeking_finds_data_and_holes_as_they_were_committed)
+{
+	struct view_bench bench;
+	uint64_t off, large, small, empty;
+
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, true), 0);
+	cr_assert_eq(view_find(bench.view, LARGE, 20000, &large), 0);
+	cr_assert_eq(view_find(bench.view, 9, 20000, &small), 0);
+	cr_assert_eq(view_find(bench.view, 50, 20000, &empty), 0);
+	cr_assert_eq(ds_view_seek(bench.view, NULL, large, 5, true, &off), 0);
+	cr_expect_eq(off, VIEW_HOLE_START);
+	cr_assert_eq(ds_view_seek(bench.view, NULL, large, VIEW_HOLE_START + 1, false, &off), 0);
+	cr_expect_eq(off, VIEW_HOLE_END);
+	cr_assert_eq(ds_view_seek(bench.view, NULL, large, VIEW_HOLE_END, true, &off), 0);
+	cr_expect_eq(off, VIEW_LARGE_SIZE);
+	cr_expect_eq(ds_view_seek(bench.view, NULL, large, VIEW_LARGE_SIZE, false, &off), -ENXIO);
+	cr_assert_eq(ds_view_seek(bench.view, NULL, small, 3, true, &off), 0);
+	cr_expect_eq(off, view_file_size(9));
+	cr_expect_eq(ds_view_seek(bench.view, NULL, empty, 0, false, &off), -ENXIO);
+	cr_expect_eq(ds_view_seek(bench.view, NULL, DS_ROOT_ID, 0, false, &off), -EINVAL);
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}
+
+Test(view, wrong_kinds_and_missing_names_have_their_own_errors)
+{
+	struct view_bench bench;
+	struct ds_entry entry;
+	uint8_t data[10];
+	size_t n;
+
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, NULL, 0, 1, true), 0);
+	cr_expect_eq(ds_view_read(bench.view, NULL, DS_ROOT_ID, 0, 10, data, &n), -EISDIR);
+	cr_expect_eq(ds_view_walk(bench.view, NULL, "d01/none", &entry), -ENOENT);
+	cr_expect_eq(ds_view_walk(bench.view, NULL, "d01/f001/x", &entry), -ENOTDIR);
+	cr_expect_eq(ds_view_walk(bench.view, NULL, "", &entry), 0);
+	cr_expect_eq(entry.ino, DS_ROOT_ID);
+	cr_expect_eq(ds_view_get(bench.view, NULL, UINT64_C(1) << 39, &entry), -ENOENT);
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}
+
+/* Whatever allocation fails, here or in the fetcher: an error or right bytes, no hang, no leak. */
+Test(view, any_allocation_may_fail)
+{
+	struct view_bench bench;
+	unsigned failed_n = 0;
+
+	view_bench_init(&bench);
+	for (int64_t n = 0;; n += 1 + n / 16) {
+		uint64_t injected;
+		int r;
+
+		ds_mem_fail_after(n, 0);
+		r = view_bench_open(&bench, NULL, 0, 1, false);
+		if (r == 0)
+			r = view_check_file(bench.view, 9 + 20, 0, 20000, 20000);
+		injected = ds_mem_fail_after(-1, 0);
+		cr_assert(r == 0 || (r == -ENOMEM && injected), "allocation %lld: %s", (long long)n,
+			  ds_strerror(r));
+		view_bench_close(&bench);
+		if (!injected)
+			break;
+		failed_n++;
+	}
+	cr_expect_gt(failed_n, 30);
+	view_bench_release(&bench);
+}
