@@ -251,7 +251,8 @@ static int serve(struct mount_job *job)
 	if (r == 0)
 		r = ds_fs_run(&options, job->view, job->record, job->fetcher, &job->call->diag);
 	cli_mount_state_remove(job->mountpoint, job->state_fd);
-	return r;
+	/* Nobody waits for a mount in the foreground to be ready: a signal is its end, however early. */
+	return r == -EINTR && job->request->foreground ? 0 : r;
 }
 
 static int start_log(struct mount_job *job)
