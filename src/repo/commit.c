@@ -31,12 +31,15 @@
 #define MANIFEST_PAGE_SIZE 8192u
 #define MEMORY_DEFAULT	   DS_MIB(512)
 #define RACES_MAX	   1000u
+#define TEXT_MAX	   (DS_RECORD_MAX / 8) /* of message and author: JSON may need 6 bytes for one */
+#define PROGRESS_NS	   (200 * (uint64_t)DS_NS_PER_MS)
 
 struct commit {
 	struct ds_repo *repo;
 	const struct ds_commit_options *options;
 	const char *branch;
 	struct ds_diag *diag;
+	struct commit_watch watch;
 	struct commit_state state;
 	struct commit_tree tree;
 	struct commit_packs *packs;
@@ -45,6 +48,8 @@ struct commit {
 	struct ds_keep *keep; /* for the publish limit: the policy alone */
 	struct ds_time start;
 	struct ds_uuid writer;
+	struct ds_commit_progress progress; /* as it was shown last */
+	uint64_t progress_ns;
 	bool is_read; /* every file's place is known */
 	bool has_head;
 	struct ds_ref_entry head;
@@ -59,24 +64,33 @@ struct attempt {
 	struct commit_packs *packs; /* of the manifest */
 };
 
-static bool is_interrupted(const struct commit *commit)
+static void show(struct commit *commit)
 {
-	return commit->options->interrupted && *commit->options->interrupted;
+	const struct ds_commit_options *options = commit->options;
+
+	if (!options->progress)
+		return;
+	if (commit->packs)
+		commit->progress.uploaded_bytes = commit_packs_uploaded_bytes(commit->packs);
+	commit->progress_ns = ds_mono_ns();
+	options->progress(options->ctx, &commit->progress);
 }
 
-static void show_phase(const struct commit *commit, const char *phase)
+/* While something is waited for. */
+static void tick(void *ctx)
 {
-	struct ds_commit_progress progress = {
-		.phase = phase,
-		.files_n = commit->tree.files_n,
-		.files_total_n = commit->tree.files_n,
-		.bytes = commit->tree.bytes,
-		.bytes_total = commit->tree.bytes,
-		.uploaded_bytes = commit->packs ? commit_packs_uploaded_bytes(commit->packs) : 0,
-	};
+	struct commit *commit = ctx;
 
-	if (commit->options->progress)
-		commit->options->progress(commit->options->ctx, &progress);
+	if (ds_mono_ns() - commit->progress_ns >= PROGRESS_NS)
+		show(commit);
+}
+
+static void show_phase(struct commit *commit, const char *phase)
+{
+	commit->progress.phase = phase;
+	commit->progress.files_n = commit->progress.files_total_n = commit->tree.files_n;
+	commit->progress.bytes = commit->progress.bytes_total = commit->tree.bytes;
+	show(commit);
 }
 
 static int read_head(struct commit *commit)
@@ -97,8 +111,8 @@ static int read_head(struct commit *commit)
  * default branch; of a closed one nothing. */
 static int find_base(struct commit *commit, bool *ret_has, struct ds_digest *ret_base)
 {
-	struct ds_resolved resolved;
-	struct ds_ref_entry entry;
+	struct ds_resolved resolved = {0};
+	struct ds_ref_entry entry = {0};
 	int r;
 
 	*ret_has = false;
@@ -123,11 +137,12 @@ static int find_base(struct commit *commit, bool *ret_has, struct ds_digest *ret
 		r = ds_resolve(commit->repo, commit->options->parent, &resolved, commit->diag);
 		if (r == 0)
 			r = ds_keep_load(commit->repo, &keep, &now, commit->diag);
-		if (r == 0 && ds_keep_is_base(keep, &resolved.version)) {
-			*ret_has = true;
-			*ret_base = resolved.version;
-		}
+		if (r == 0 && !ds_keep_is_base(keep, &resolved.version))
+			r = ds_diag_set(commit->diag, -DS_E_NO_VERSION, commit->options->parent,
+					"nothing keeps this version any more");
 		ds_keep_free(keep);
+		*ret_has = r == 0;
+		*ret_base = resolved.version;
 		return r;
 	}
 	r = ds_ref_head(commit->repo, DS_REF_BRANCH, ds_repo_default_branch(commit->repo), &entry,
@@ -156,7 +171,8 @@ static int load_parent(struct commit *commit, struct attempt *attempt, const str
 	fd = open(attempt->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return ds_diag_set(commit->diag, -errno, attempt->path, NULL);
-	r = commit_manifest_load_pages(commit->repo, &attempt->manifest, fd, commit->diag);
+	r = commit_manifest_load_pages(commit->repo, &attempt->manifest, fd, &commit->watch,
+				       commit->diag);
 	if (r == 0)
 		r = ds_builder_open(attempt->path, &attempt->builder);
 	return r;
@@ -178,8 +194,8 @@ static int begin_attempt(struct commit *commit, struct attempt *attempt)
 	r = has_base ? load_parent(commit, attempt, &base)
 		     : ds_builder_create(attempt->path, page_size, &attempt->builder);
 	if (r == 0)
-		r = commit_packs_new(commit->repo, DS_PACK_MANIFEST, DS_MIB(128),
-				     commit->options->interrupted, &attempt->packs);
+		r = commit_packs_new(commit->repo, DS_PACK_MANIFEST, DS_MIB(128), &commit->watch,
+				     &attempt->packs);
 	return r;
 }
 
@@ -195,6 +211,17 @@ static void end_attempt(struct attempt *attempt)
 	*attempt = (struct attempt){0};
 }
 
+static uint64_t memory_of(const struct ds_commit_options *options)
+{
+	return options->memory_bytes ? options->memory_bytes : MEMORY_DEFAULT;
+}
+
+static int find_old(void *ctx, const struct commit_node *file, const struct ds_digest *digest,
+		    uint64_t len_bytes, struct commit_place *ret_place)
+{
+	return commit_match_chunk(ctx, file, digest, len_bytes, ret_place);
+}
+
 static int read_files(struct commit *commit, struct commit_apply *apply)
 {
 	struct commit_read read = {
@@ -202,18 +229,24 @@ static int read_files(struct commit *commit, struct commit_apply *apply)
 		.tree = &commit->tree,
 		.find = commit->find,
 		.packs = commit->packs,
-		.memory_bytes = commit->options->memory_bytes ? commit->options->memory_bytes
-							      : MEMORY_DEFAULT,
+		.find_old = find_old,
+		.ctx = apply,
+		/* Half for what is read and compressed, half for what is on its way to the store. */
+		.memory_bytes = memory_of(commit->options) / 2,
+		.progress = &commit->progress,
 	};
 	int r;
 
 	if (commit->is_read)
 		return 0;
-	/* Half for what is read and compressed, half for what is on its way to the store. */
-	read.memory_bytes /= 2;
 	r = commit_read_files(&read, commit->diag);
-	if (r == 0)
-		r = commit_packs_flush(commit->packs, commit->diag);
+	commit_apply_release(apply);
+	if (r < 0)
+		return r;
+	commit->progress.phase = "uploading";
+	r = commit_packs_flush(commit->packs);
+	if (r < 0)
+		commit_packs_result(commit->packs, commit->diag);
 	if (r == 0)
 		r = commit_tree_hash(&commit->tree);
 	if (r < 0)
@@ -226,8 +259,7 @@ static int read_files(struct commit *commit, struct commit_apply *apply)
 	return 0;
 }
 
-static bool is_unchanged(const struct commit *commit, const struct attempt *attempt,
-			 const struct commit_apply *apply)
+static bool is_unchanged(const struct commit *commit, const struct attempt *attempt)
 {
 	const struct ds_record *parent = attempt->parent;
 
@@ -235,7 +267,7 @@ static bool is_unchanged(const struct commit *commit, const struct attempt *atte
 		return false;
 	return parent->has_fingerprint &&
 	       ds_digest_equal(&parent->fingerprint, &commit->result.fingerprint) &&
-	       !(commit->options->mtime && apply->meta_differs);
+	       (!commit->options->mtime || commit->tree.root.is_meta_same);
 }
 
 static void fill_totals(struct ds_builder *builder, struct ds_version_totals *ret_totals)
@@ -287,7 +319,7 @@ static int publish(struct commit *commit, const struct ds_record *record)
 			    made;
 	int r;
 
-	if (is_interrupted(commit))
+	if (commit_is_interrupted(&commit->watch))
 		return -DS_E_INTERRUPTED;
 	snprintf(wanted.name, sizeof(wanted.name), "%s", commit->branch);
 	r = ds_ref_append(commit->repo, commit->has_head ? &commit->head : NULL, &wanted,
@@ -340,7 +372,7 @@ static int run_attempt(struct commit *commit, struct attempt *attempt)
 		r = read_files(commit, &apply);
 	if (r < 0)
 		return r;
-	if (is_unchanged(commit, attempt, &apply)) {
+	if (is_unchanged(commit, attempt)) {
 		commit->result.unchanged = true;
 		commit->result.number = commit->head.number;
 		commit->result.version = attempt->parent->id;
@@ -426,11 +458,11 @@ static int put_tag(struct commit *commit)
 	wanted.writer = commit->writer;
 	r = ds_ref_append(commit->repo, NULL, &wanted,
 			  ds_keep_publish_limit(commit->keep, commit->start), &made, commit->diag);
-	return r == -DS_E_CONFLICT
-		       ? ds_diag_set(
-				 commit->diag, r, commit->options->tag,
-				 "the version was made, but somebody else took this tag meanwhile")
-		       : r;
+	return r == 0 ? 0
+		      : ds_diag_set(commit->diag, r, commit->options->tag,
+				    r == -DS_E_CONFLICT ? "the version was made, but somebody else "
+							  "took this tag meanwhile"
+							: "the version was made, but not the tag");
 }
 
 static int load_policy(struct commit *commit)
@@ -446,21 +478,30 @@ static int load_policy(struct commit *commit)
 	return r;
 }
 
+static int check_text(const char *text, const char *what, struct ds_diag *reterr_diag)
+{
+	size_t len = text ? strlen(text) : 0;
+
+	if (len > TEXT_MAX)
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, NULL, "%s is longer than %u KiB", what,
+				   (unsigned)(TEXT_MAX / 1024));
+	if (len && !ds_is_utf8(text, len))
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, NULL, "%s must be UTF-8", what);
+	return 0;
+}
+
 static int run(struct commit *commit)
 {
 	const struct ds_commit_options *options = commit->options;
-	uint64_t memory_bytes = options->memory_bytes ? options->memory_bytes : MEMORY_DEFAULT;
 	size_t left_n;
 	const struct ds_digest *left;
 	int r;
 
-	if (!ds_is_utf8(options->message ? options->message : "",
-			strlen(options->message ? options->message : "")) ||
-	    !ds_is_utf8(options->author ? options->author : "",
-			strlen(options->author ? options->author : "")))
-		return ds_diag_set(commit->diag, -DS_E_USAGE, NULL,
-				   "message and author must be UTF-8");
-	r = ds_ref_name_check(commit->branch, commit->diag);
+	r = check_text(options->message, "the message", commit->diag);
+	if (r == 0)
+		r = check_text(options->author, "the author", commit->diag);
+	if (r == 0)
+		r = ds_ref_name_check(commit->branch, commit->diag);
 	if (r == 0)
 		r = commit_check_place(commit->repo, options->source, commit->diag);
 	if (r == 0)
@@ -476,14 +517,19 @@ static int run(struct commit *commit)
 	if (r < 0)
 		return r;
 	show_phase(commit, "scanning");
-	r = commit_scan(options, &commit->tree, commit->diag);
+	r = commit_scan(options, ds_store_local_path(ds_repo_store(commit->repo)), &commit->tree,
+			commit->diag);
 	if (r == 0)
 		r = commit_stat_load(commit->state.dir, options->source, &commit->stat);
 	if (r == 0)
-		r = commit_packs_new(commit->repo, DS_PACK_DATA, memory_bytes / 2,
-				     options->interrupted, &commit->packs);
+		r = commit_packs_new(commit->repo, DS_PACK_DATA, memory_of(options) / 2,
+				     &commit->watch, &commit->packs);
 	if (r == 0)
-		r = commit_find_new(commit->repo, commit->packs, &commit->find);
+		r = commit_find_new(commit->repo, commit->packs,
+				    commit->has_head && !commit->head.is_deleted
+					    ? &commit->head.version
+					    : NULL,
+				    commit->state.dir, &commit->watch, &commit->find);
 	if (r == 0)
 		r = run_attempts(commit);
 	if (r < 0)
@@ -510,10 +556,15 @@ int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 	_ds_cleanup_close_ int lock_fd = -1;
 	int r;
 
+	commit.watch = (struct commit_watch){.interrupted = options->interrupted,
+					     .tick = tick,
+					     .ctx = &commit};
 	ds_random_bytes(&commit.writer, sizeof(commit.writer));
 	r = ds_store_lock(ds_repo_store(repo), false, &lock_fd);
 	if (r == 0)
 		r = run(&commit);
+	if (r < 0)
+		commit_packs_abandon(commit.packs);
 	commit_find_free(commit.find);
 	commit_packs_free(commit.packs);
 	commit_stat_free(commit.stat);
@@ -524,8 +575,7 @@ int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 		*ret_result = commit.result;
 	else if (r == -DS_E_INTERRUPTED && reterr_diag && !reterr_diag->code)
 		ds_diag_set(reterr_diag, r, NULL,
-			    "nothing was published; repeating it uses what was "
-			    "uploaded");
+			    "nothing was published; repeating it uses what was uploaded");
 	return r;
 }
 
@@ -537,17 +587,17 @@ int ds_fingerprint_directory(const struct ds_commit_options *options,
 	struct commit_read read = {
 		.options = options,
 		.tree = &tree,
-		.memory_bytes = options->memory_bytes ? options->memory_bytes : MEMORY_DEFAULT,
+		.memory_bytes = memory_of(options),
 	};
 	int r;
 
-	r = commit_check_place(NULL, options->source, reterr_diag);
-	if (r == 0)
-		r = commit_scan(options, &tree, reterr_diag);
+	r = commit_scan(options, NULL, &tree, reterr_diag);
 	if (r == 0)
 		r = commit_read_files(&read, reterr_diag);
 	if (r == 0)
 		r = commit_tree_hash(&tree);
+	if (r == 0)
+		r = commit_tree_count(&tree); /* files may have changed since the scan */
 	if (r == 0) {
 		*ret_fingerprint = tree.root.digest;
 		*ret_totals = (struct ds_version_totals){

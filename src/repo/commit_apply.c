@@ -128,19 +128,6 @@ static int add_node(struct commit_apply *apply, struct commit_node *node, uint64
 	return 0;
 }
 
-static bool has_same_links(const struct commit_node *node)
-{
-	const struct commit_links *links = node->links;
-
-	if (!links)
-		return node->old_nlink == 1;
-	for (uint32_t i = 0; i < links->nodes_n; i++)
-		if (links->nodes[i]->old_type != DS_ENTRY_FILE || !links->nodes[i]->old_ino ||
-		    links->nodes[i]->old_ino != node->old_ino)
-			return false;
-	return node->old_nlink == links->nodes_n;
-}
-
 static bool is_same(const struct ds_entry *old, const struct commit_node *node,
 		    const struct commit_node *content)
 {
@@ -164,9 +151,12 @@ static int change_node(struct commit_apply *apply, struct commit_node *node,
 		return 0;
 	}
 	same = old->type == (enum ds_entry_type)node->type && is_same(old, node, content);
-	apply->changed_n += node->type != DS_ENTRY_DIRECTORY && !same;
+	if (node->type != DS_ENTRY_DIRECTORY && old->type == DS_ENTRY_DIRECTORY)
+		apply->added_n++;
+	else if (node->type != DS_ENTRY_DIRECTORY && !same)
+		apply->changed_n++;
 	if (old->type != (enum ds_entry_type)node->type ||
-	    (node->type == DS_ENTRY_FILE && !has_same_links(node))) {
+	    (node->type == DS_ENTRY_FILE && !commit_is_linked_alike(node))) {
 		/* INV-1 */
 		r = ds_builder_remove(apply->builder, old->id);
 		return r < 0 ? r : add_node(apply, node, parent);
@@ -239,8 +229,6 @@ static int apply_directory(struct commit_apply *apply, struct commit_node *dir)
 
 static int add_rejects(struct commit_apply *apply)
 {
-	static const char *const reasons[] = {
-		[REJECT_SPECIAL] = "special file", [REJECT_UNREADABLE] = "unreadable"};
 	struct commit_node *root = &apply->tree->root;
 	int r = ds_builder_clear_rejects(apply->builder);
 
@@ -251,36 +239,64 @@ static int add_rejects(struct commit_apply *apply)
 		if (!node->reject)
 			continue;
 		path = commit_node_path(node);
-		r = path ? ds_builder_add_reject(apply->builder, path, strlen(path),
-						 reasons[node->reject])
+		r = path ? ds_builder_add_reject(apply->builder, path, strlen(path), node->target)
 			 : -ENOMEM;
 	}
 	return r;
 }
 
+/* Whether nothing in the directory has changed, contents, times and links. */
+static int is_unchanged(struct commit_apply *apply, const struct commit_node *dir)
+{
+	struct ds_entry old;
+	int r;
+
+	if (!dir->is_meta_same)
+		return 0;
+	r = ds_builder_get(apply->builder, dir->old_id, &old);
+	return r < 0 ? r : ds_digest_equal(&old.digest, &dir->digest);
+}
+
+static int apply_tree(struct commit_apply *apply)
+{
+	struct commit_node *root = &apply->tree->root, *node = root;
+
+	while (node) {
+		bool descend = node->type == DS_ENTRY_DIRECTORY && !node->reject;
+		int r = 0;
+
+		if (apply->options->interrupted && *apply->options->interrupted)
+			return -DS_E_INTERRUPTED;
+		if (descend) {
+			r = is_unchanged(apply, node);
+			descend = r == 0;
+		}
+		if (descend)
+			r = apply_directory(apply, node);
+		if (descend && r == 0)
+			r = ds_builder_set_directory(apply->builder, node->old_id, &node->digest,
+						     node->mtime);
+		if (r < 0)
+			return r;
+		node = commit_node_next(root, node, descend);
+	}
+	return 0;
+}
+
 int commit_apply(struct commit_apply *apply)
 {
-	struct commit_node *root = &apply->tree->root;
 	uint64_t before_n = ds_builder_total(apply->builder, "files") +
 			    ds_builder_total(apply->builder, "symlinks");
 	uint64_t after_n;
-	int r = 0;
+	int r;
 
 	apply->added_n = apply->changed_n = apply->removed_n = 0;
-	root->old_id = DS_ROOT_ID;
+	apply->tree->root.old_id = DS_ROOT_ID;
 	for (uint32_t i = 0; i < commit_packs_count(apply->packs); i++)
 		commit_packs_get(apply->packs, i)->builder_number = 0;
 	for (struct commit_links *links = apply->tree->links; links; links = links->next)
 		links->ino = 0;
-	for (struct commit_node *node = root; r == 0 && node;
-	     node = commit_node_next(root, node, true)) {
-		if (node->type != DS_ENTRY_DIRECTORY || node->reject)
-			continue;
-		r = apply_directory(apply, node);
-		if (r == 0)
-			r = ds_builder_set_directory(apply->builder, node->old_id, &node->digest,
-						     node->mtime);
-	}
+	r = apply_tree(apply);
 	if (r == 0)
 		r = add_rejects(apply);
 	after_n = ds_builder_total(apply->builder, "files") +

@@ -19,16 +19,30 @@ struct commit_apply {
 	struct commit_packs *packs;
 	struct commit_find *find;
 	const struct commit_stat *stat;
-	bool meta_differs; /* times or link structure differ from the manifest's */
 	uint64_t added_n, changed_n, removed_n;
 	uint64_t reused_bytes;
+	struct { /* of the file that commit_match_chunk was asked for last */
+		uint64_t ino;
+		struct ds_entry entry;
+		struct ds_extent *extents; /* by digest */
+		size_t extents_n;
+	} old;
 };
+void commit_apply_release(struct commit_apply *apply);
 
 /*
- * Fills in old_* of all nodes from the builder as it stands. With `may_reuse`, files that the stat cache (or trust_mtime)
- * vouches for get digest and place from their old row, or from the advisory index, and are done.
+ * Fills in old_* and is_meta_same of all nodes from the builder as it stands. With `may_reuse`, files that the stat cache (or
+ * trust_mtime) vouches for get digest and place from their old row, or from the advisory index, and are done.
  */
 int commit_match(struct commit_apply *apply, bool may_reuse);
+
+/* Where the manifest (not changed yet) has this chunk in the file that had the node's path: 1; 0: nowhere; or an error. */
+int commit_match_chunk(struct commit_apply *apply, const struct commit_node *node,
+		       const struct ds_digest *digest, uint64_t len_bytes,
+		       struct commit_place *ret_place);
+
+/* Whether exactly the same names are links of the node's file in the tree and in the manifest (after commit_match). */
+bool commit_is_linked_alike(const struct commit_node *node);
 
 /* Makes the builder's tree equal to the commit's: all files are done and all directories hashed. */
 int commit_apply(struct commit_apply *apply);

@@ -3,30 +3,37 @@
  * what is already there"). A hit counts if refs and policy keep the version that it was found for, or if its pack is young; the
  * pack's table confirms the digest.
  *
- * Threads: one at a time. Blocks on the store.
+ * Threads: one at a time. Blocks on the store. Trouble with the index is no error: it costs duplicates.
  */
 #ifndef DS_REPO_COMMIT_FIND_H
 #define DS_REPO_COMMIT_FIND_H
 
 #include "repo/commit_packs.h"
+#include "repo/commit_watch.h"
 #include "repo/keep.h"
 
 struct commit_find;
 
-int commit_find_new(struct ds_repo *repo, struct commit_packs *packs,
+/* `base`: a version that is kept for sure (the head), or NULL. state_dir: index objects are kept there; NULL: nowhere. The watch is kept
+ * by reference. */
+int commit_find_new(struct ds_repo *repo, struct commit_packs *packs, const struct ds_digest *base,
+		    const char *state_dir, const struct commit_watch *watch,
 		    struct commit_find **ret_find);
 struct commit_find *commit_find_free(struct commit_find *find);
 
-/* Remembers what this commit put or took. */
+/* Remembers where a chunk lies that this commit refers to. `for_index`: the parent's manifest does not say so, and the index object of
+ * this version will. */
 int commit_find_note(struct commit_find *find, const struct ds_digest *digest,
-		     const struct commit_place *place);
-/* 1: found, the place is filled in; 0: not; or an error that ends the commit (-ENOMEM, -DS_E_INTERRUPTED). Trouble with the index is
- * no error. `ret_is_own`: it was put or taken by this commit already. */
-int commit_find_has(struct commit_find *find, const struct ds_digest *digest,
-		    uint32_t raw_len_bytes, struct commit_place *ret_place, bool *ret_is_own);
+		     const struct commit_place *place, bool for_index);
+/* Whether it was noted. */
+bool commit_find_own(const struct commit_find *find, const struct ds_digest *digest,
+		     struct commit_place *ret_place);
+/* By the index: 1: found, the place is filled in; 0: not; or an error that ends the commit (-ENOMEM, -DS_E_INTERRUPTED). */
+int commit_find_stored(struct commit_find *find, const struct ds_digest *digest,
+		       uint32_t raw_len_bytes, struct commit_place *ret_place);
 
 /*
- * After the version is published: leaves the index object for what it put, covering `left` ones; merges eight of a level into
+ * After the version is published: leaves the index object for what was noted, covering `left` ones; merges eight of a level into
  * one of the next. Best effort.
  */
 void commit_find_publish(struct commit_find *find, const struct ds_digest *version,

@@ -8,6 +8,7 @@
 
 #include "codec/page_index.h"
 #include "repo/commit_packs.h"
+#include "repo/commit_watch.h"
 #include "repo/record.h"
 
 /* Where all pages and nodes of a manifest lie. */
@@ -26,7 +27,7 @@ int commit_manifest_load_index(struct ds_repo *repo, const struct ds_record *rec
 			       struct commit_manifest *ret_manifest, struct ds_diag *reterr_diag);
 /* Writes all its pages into a new file, verified, with few large range GETs. */
 int commit_manifest_load_pages(struct ds_repo *repo, const struct commit_manifest *manifest, int fd,
-			       struct ds_diag *reterr_diag);
+			       const struct commit_watch *watch, struct ds_diag *reterr_diag);
 
 /*
  * Stores the manifest in `path`: pages that differ from `parent`'s (NULL: all) and the index go into packs of their own. Fills in the

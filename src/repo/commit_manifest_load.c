@@ -4,15 +4,17 @@
 #include <unistd.h>
 
 #include "cache/fetch.h"
+#include "repo/commit_batch.h"
 #include "repo/commit_manifest.h"
 #include "repo/repo.h"
 #include "util/error.h"
 #include "util/file.h"
 #include "util/mem.h"
 
-#define GAP_BYTES_MAX \
-	DS_KIB(64) /* reading over what is not wanted is cheaper than one more request */
+/* Reading over what is not wanted is cheaper than one more request. */
+#define GAP_BYTES_MAX	DS_KIB(64)
 #define RANGE_BYTES_MAX DS_MIB(8)
+#define WINDOW		16u
 
 void commit_manifest_release(struct commit_manifest *manifest)
 {
@@ -119,11 +121,8 @@ int commit_manifest_load_index(struct ds_repo *repo, const struct ds_record *rec
 	return 0;
 }
 
-struct range { /* chunks of one pack that travel in one GET */
+struct range { /* chunks of one pack that travel in one GET: places in `order` */
 	size_t first, n;
-	struct ds_buf body;
-	struct ds_store_req req;
-	char key[DS_PACK_KEY_MAX];
 };
 
 struct load {
@@ -131,8 +130,11 @@ struct load {
 	const struct commit_manifest *manifest;
 	uint64_t *order; /* pages by place */
 	size_t order_n;
+	struct range *ranges;
+	size_t ranges_n;
 	int fd;
 	uint8_t *page;
+	struct ds_diag *diag;
 };
 
 /* qsort has no context argument in ISO C; glibc's qsort_r has. */
@@ -172,39 +174,46 @@ static size_t run_of(const struct load *load, size_t first)
 	return n;
 }
 
-static void start_range(struct load *load, struct range *range, size_t first)
+static int find_ranges(struct load *load)
 {
-	const struct ds_chunk_ref *start = ref_at(load, first), *last;
+	size_t n = 0;
 
-	range->first = first;
-	range->n = run_of(load, first);
-	last = ref_at(load, first + range->n - 1);
-	ds_buf_init(&range->body, RANGE_BYTES_MAX + DS_CHUNK_MAX);
-	ds_pack_key(&start->pack, range->key);
-	range->req = (struct ds_store_req){
-		.op = DS_STORE_GET,
-		.key = range->key,
-		.off = start->stored_off,
-		.len_bytes = last->stored_off + last->stored_len_bytes - start->stored_off,
-		.into = &range->body,
-	};
+	/* At most as many as there are pages. */
+	load->ranges = ds_calloc(load->order_n + 1, sizeof(*load->ranges));
+	if (!load->ranges)
+		return -ENOMEM;
+	for (size_t i = 0; i < load->order_n; i += load->ranges[n++].n)
+		load->ranges[n] = (struct range){.first = i, .n = run_of(load, i)};
+	load->ranges_n = n;
+	return 0;
 }
 
-static int write_page(struct load *load, uint64_t page)
+static void start_range(void *ctx, struct commit_batch_slot *slot)
 {
-	return ds_pwrite_full(load->fd, load->page, load->manifest->page_size,
-			      page * load->manifest->page_size);
+	const struct load *load = ctx;
+	const struct range *range = &load->ranges[slot->idx];
+	const struct ds_chunk_ref *start = ref_at(load, range->first);
+	const struct ds_chunk_ref *last = ref_at(load, range->first + range->n - 1);
+
+	ds_buf_init(&slot->buf, RANGE_BYTES_MAX + DS_CHUNK_MAX);
+	ds_pack_key(&start->pack, slot->key);
+	slot->req.op = DS_STORE_GET;
+	slot->req.off = start->stored_off;
+	slot->req.len_bytes = last->stored_off + last->stored_len_bytes - start->stored_off;
+	slot->req.into = &slot->buf;
 }
 
-static int finish_range(struct load *load, struct range *range, struct ds_diag *reterr_diag)
+static int finish_range(void *ctx, struct commit_batch_slot *slot)
 {
-	uint64_t start = ref_at(load, range->first)->stored_off;
-	int r = range->req.result;
+	struct load *load = ctx;
+	const struct range *range = &load->ranges[slot->idx];
+	uint32_t page_size = load->manifest->page_size;
+	int r = slot->req.result;
 	bool by_one = r == -DS_E_ABSENT || r == -DS_E_DENIED;
 
 	if (r < 0 && !by_one) {
-		if (reterr_diag)
-			*reterr_diag = range->req.diag;
+		if (load->diag)
+			*load->diag = slot->req.diag;
 		return r;
 	}
 	r = 0;
@@ -212,23 +221,27 @@ static int finish_range(struct load *load, struct range *range, struct ds_diag *
 		const struct ds_chunk_ref *ref = ref_at(load, i);
 
 		if (!by_one)
-			r = ds_chunk_decode(range->body.data + (ref->stored_off - start),
+			r = ds_chunk_decode(slot->buf.data + (ref->stored_off - slot->req.off),
 					    ref->stored_len_bytes, ref->raw_len_bytes, &ref->digest,
 					    load->page);
 		/* Damaged on the way, or moved: this chunk by itself. */
 		if (by_one || r < 0)
-			r = get_chunk(load->repo, *ref, load->page, reterr_diag);
+			r = get_chunk(load->repo, *ref, load->page, load->diag);
 		if (r == 0)
-			r = write_page(load, load->order[i]);
+			r = ds_pwrite_full(load->fd, load->page, page_size,
+					   load->order[i] * page_size);
 	}
 	return r;
 }
 
 int commit_manifest_load_pages(struct ds_repo *repo, const struct commit_manifest *manifest, int fd,
-			       struct ds_diag *reterr_diag)
+			       const struct commit_watch *watch, struct ds_diag *reterr_diag)
 {
-	struct load load = {.repo = repo, .manifest = manifest, .fd = fd};
-	struct range range;
+	struct load load = {.repo = repo, .manifest = manifest, .fd = fd, .diag = reterr_diag};
+	struct commit_batch batch = {.window = WINDOW,
+				     .start = start_range,
+				     .finish = finish_range,
+				     .ctx = &load};
 	int r;
 
 	load.order = ds_calloc(manifest->pages_n, sizeof(*load.order));
@@ -237,19 +250,18 @@ int commit_manifest_load_pages(struct ds_repo *repo, const struct commit_manifes
 	for (uint64_t i = 0; r == 0 && i < manifest->pages_n; i++)
 		if (manifest->pages[i].stored_len_bytes)
 			load.order[load.order_n++] = i;
+	/* Pages of zeros are holes. */
+	if (r == 0 && ftruncate(fd, (off_t)(manifest->pages_n * manifest->page_size)) < 0)
+		r = -errno;
 	if (r == 0) {
 		qsort_r(load.order, load.order_n, sizeof(*load.order), compare_places,
 			manifest->pages);
-		/* Pages of zeros are holes. */
-		if (ftruncate(fd, (off_t)(manifest->pages_n * manifest->page_size)) < 0)
-			r = -errno;
+		r = find_ranges(&load);
 	}
-	for (size_t i = 0; r == 0 && i < load.order_n; i += range.n) {
-		start_range(&load, &range, i);
-		ds_store_perform(ds_repo_store(repo), &range.req);
-		r = finish_range(&load, &range, reterr_diag);
-		ds_buf_release(&range.body);
-	}
+	batch.n = load.ranges_n;
+	if (r == 0)
+		r = commit_batch_run(ds_repo_store(repo), &batch, watch);
+	ds_free(load.ranges);
 	ds_free(load.order);
 	ds_free(load.page);
 	return r;

@@ -194,13 +194,27 @@ static bool has_same_entries(const struct ds_page_index_node *node,
 	return true;
 }
 
+/* Number of the parent's node in the same place. */
+static bool find_old_node(const struct store *store, unsigned level, uint64_t i,
+			  uint64_t *ret_number)
+{
+	const struct commit_manifest *parent = store->parent;
+
+	if (!parent || parent->page_size != store->page_size ||
+	    level >= ds_page_index_levels_n(parent->pages_n) ||
+	    i >= ds_page_index_level_nodes_n(parent->pages_n, level))
+		return false;
+	*ret_number = ds_page_index_node_number(parent->pages_n, level, i);
+	return true;
+}
+
 static int store_node(struct store *store, unsigned level, uint64_t i, uint32_t *last_pack)
 {
 	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(DS_PAGE_INDEX_NODE_MAX);
 	_ds_cleanup_free_ struct ds_chunk_ref *entries =
 		ds_calloc(DS_PAGE_INDEX_FANOUT, sizeof(*entries));
 	const struct commit_manifest *parent = store->parent;
-	uint64_t number = number_of(store, level, i);
+	uint64_t number = number_of(store, level, i), old;
 	struct ds_digest digest;
 	uint32_t n;
 	int r;
@@ -210,11 +224,10 @@ static int store_node(struct store *store, unsigned level, uint64_t i, uint32_t 
 	r = encode_node(store, level, i, *last_pack, entries, &n, &buf);
 	if (r < 0)
 		return r;
-	/* INV-2. Numbers of nodes depend on the number of pages. */
-	if (!store->node_hot[number] && parent && parent->pages_n == store->pages_n &&
-	    parent->page_size == store->page_size &&
-	    has_same_entries(parent->nodes[number], entries, n)) {
-		store->nodes[number] = parent->node_refs[number];
+	/* INV-2 */
+	if (!store->node_hot[number] && find_old_node(store, level, i, &old) &&
+	    has_same_entries(parent->nodes[old], entries, n)) {
+		store->nodes[number] = parent->node_refs[old];
 		return 0;
 	}
 	r = ds_digest_of(buf.data, buf.len_bytes, &digest);
@@ -316,7 +329,9 @@ int commit_manifest_store(struct commit_packs *packs, const char *path,
 	if (r == 0)
 		r = store_all(&store);
 	if (r == 0)
-		r = commit_packs_flush(packs, reterr_diag);
+		r = commit_packs_flush(packs);
+	if (r < 0 && commit_packs_result(packs, NULL) == r)
+		commit_packs_result(packs, reterr_diag);
 	if (r == 0)
 		fill_record(&store, record);
 	ds_free(store.pages);

@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "repo/commit_apply.h"
@@ -81,7 +82,6 @@ static int reuse(struct commit_apply *apply, struct commit_node *node, const str
 {
 	_ds_cleanup_free_ char *path = NULL;
 	struct ds_digest digest;
-	bool is_own;
 	int r;
 
 	if (entry && entry->size_bytes != node->size_bytes)
@@ -100,31 +100,34 @@ static int reuse(struct commit_apply *apply, struct commit_node *node, const str
 	if (node->size_bytes > DS_CHUNK_MAX)
 		return 0;
 	/* Known by the stat cache, and perhaps in the store although not at this path. */
-	r = node->size_bytes == 0
-		    ? 1
-		    : commit_find_has(apply->find, &digest, (uint32_t)node->size_bytes,
-				      &node->place, &is_own);
+	r = 1;
+	if (node->size_bytes && !commit_find_own(apply->find, &digest, &node->place)) {
+		r = commit_find_stored(apply->find, &digest, (uint32_t)node->size_bytes,
+				       &node->place);
+		if (r == 1) {
+			apply->reused_bytes += node->size_bytes;
+			r = commit_find_note(apply->find, &digest, &node->place, true);
+			r = r < 0 ? r : 1;
+		}
+	}
 	if (r <= 0)
 		return r;
 	node->digest = digest;
 	node->is_done = true;
-	if (node->size_bytes && !is_own) {
-		apply->reused_bytes += node->size_bytes;
-		return commit_find_note(apply->find, &digest, &node->place);
-	}
 	return 0;
 }
 
-static bool is_linked_alike(const struct commit_node *node)
+bool commit_is_linked_alike(const struct commit_node *node)
 {
 	const struct commit_links *links = node->links;
 
-	if (!links)
-		return node->old_nlink == 1;
-	if (node->old_nlink != links->nodes_n)
+	if (node->old_type != DS_ENTRY_FILE || !node->old_ino)
 		return false;
-	for (uint32_t i = 0; i < links->nodes_n; i++)
-		if (links->nodes[i]->old_ino != node->old_ino || !node->old_ino)
+	if (node->old_nlink != (links ? links->nodes_n : 1))
+		return false;
+	for (uint32_t i = 0; links && i < links->nodes_n; i++)
+		if (links->nodes[i]->old_type != DS_ENTRY_FILE ||
+		    links->nodes[i]->old_ino != node->old_ino)
 			return false;
 	return true;
 }
@@ -133,11 +136,12 @@ static int match_node(struct commit_apply *apply, struct commit_node *node, bool
 {
 	const struct commit_node *parent = node->parent;
 	struct ds_entry entry;
-	bool is_file;
+	uint64_t names_n = 0;
 	int r = -ENOENT;
 
 	node->old_id = node->old_ino = 0;
 	node->old_nlink = 0;
+	node->old_type = DS_ENTRY_SYMLINK;
 	if (!parent)
 		r = ds_builder_get(apply->builder, DS_ROOT_ID, &entry);
 	else if (parent->old_id && parent->old_type == DS_ENTRY_DIRECTORY)
@@ -145,19 +149,22 @@ static int match_node(struct commit_apply *apply, struct commit_node *node, bool
 				      &entry);
 	if (r < 0 && r != -ENOENT)
 		return r;
-	is_file = r == 0 && entry.type == DS_ENTRY_FILE;
 	if (r == 0) {
 		node->old_id = entry.id;
 		node->old_ino = entry.ino;
 		node->old_nlink = entry.nlink;
 		node->old_type = (uint8_t)entry.type;
-		if (ds_time_compare(entry.mtime, node->mtime) != 0)
-			apply->meta_differs = true;
 	}
+	for (uint32_t i = 0; i < node->children_n; i++)
+		names_n += !node->children[i].reject;
+	if (r == -ENOENT || entry.type != (enum ds_entry_type)node->type ||
+	    ds_time_compare(entry.mtime, node->mtime) != 0 ||
+	    (node->type == DS_ENTRY_DIRECTORY && entry.size_bytes != names_n))
+		commit_node_differs(node);
 	if (node->type != DS_ENTRY_FILE || !may_reuse || node->is_done ||
 	    commit_node_content(node) != node)
 		return 0;
-	return reuse(apply, node, is_file ? &entry : NULL);
+	return reuse(apply, node, r == 0 && entry.type == DS_ENTRY_FILE ? &entry : NULL);
 }
 
 int commit_match(struct commit_apply *apply, bool may_reuse)
@@ -165,7 +172,8 @@ int commit_match(struct commit_apply *apply, bool may_reuse)
 	struct commit_node *root = &apply->tree->root;
 	int r = 0;
 
-	apply->meta_differs = false;
+	for (struct commit_node *node = root; node; node = commit_node_next(root, node, true))
+		node->is_meta_same = true;
 	for (struct commit_node *node = root; r == 0 && node;
 	     node = commit_node_next(root, node, true)) {
 		if (apply->options->interrupted && *apply->options->interrupted)
@@ -173,10 +181,90 @@ int commit_match(struct commit_apply *apply, bool may_reuse)
 		if (!node->reject)
 			r = match_node(apply, node, may_reuse);
 	}
-	for (struct commit_node *node = root; r == 0 && node && !apply->meta_differs;
+	/* Links can be told when all names are matched. */
+	for (struct commit_node *node = root; r == 0 && node;
 	     node = commit_node_next(root, node, true))
-		if (node->type == DS_ENTRY_FILE && !node->reject &&
-		    node->old_type == DS_ENTRY_FILE && !is_linked_alike(node))
-			apply->meta_differs = true;
+		if (node->type == DS_ENTRY_FILE && !node->reject && node->is_meta_same &&
+		    !commit_is_linked_alike(node))
+			commit_node_differs(node);
 	return r;
+}
+
+static int compare_extents(const void *a, const void *b)
+{
+	const struct ds_extent *x = a, *y = b;
+
+	return memcmp(x->digest.bytes, y->digest.bytes, DS_DIGEST_LEN);
+}
+
+/* Zeros have no digest and go. */
+static int load_old_extents(struct commit_apply *apply)
+{
+	size_t n, kept_n = 0;
+	struct ds_extent *extents = ds_calloc(apply->old.entry.extents_n, sizeof(*extents));
+	int r = extents ? ds_builder_extents(apply->builder, apply->old.ino, extents,
+					     apply->old.entry.extents_n, &n)
+			: -ENOMEM;
+
+	if (r < 0) {
+		ds_free(extents);
+		return r;
+	}
+	for (size_t i = 0; i < n; i++)
+		if (!extents[i].is_zeros)
+			extents[kept_n++] = extents[i];
+	qsort(extents, kept_n, sizeof(*extents), compare_extents);
+	apply->old.extents = extents;
+	apply->old.extents_n = kept_n;
+	return 0;
+}
+
+static int load_old(struct commit_apply *apply, uint64_t ino)
+{
+	int r;
+
+	commit_apply_release(apply);
+	r = ds_builder_get(apply->builder, ino, &apply->old.entry);
+	if (r < 0)
+		return r == -ENOENT ? -DS_E_MALFORMED : r;
+	apply->old.ino = ino;
+	return apply->old.entry.extents_n ? load_old_extents(apply) : 0;
+}
+
+void commit_apply_release(struct commit_apply *apply)
+{
+	ds_free(apply->old.extents);
+	apply->old.extents = NULL;
+	apply->old.extents_n = 0;
+	apply->old.ino = 0;
+}
+
+int commit_match_chunk(struct commit_apply *apply, const struct commit_node *node,
+		       const struct ds_digest *digest, uint64_t len_bytes,
+		       struct commit_place *ret_place)
+{
+	struct ds_extent key = {.digest = *digest};
+	const struct ds_extent *extent;
+	const struct ds_entry *entry = &apply->old.entry;
+	int r = 0;
+
+	if (!node->old_ino || node->old_type != DS_ENTRY_FILE)
+		return 0;
+	if (apply->old.ino != node->old_ino)
+		r = load_old(apply, node->old_ino);
+	if (r < 0)
+		return r;
+	if (entry->chunk.pack) {
+		if (entry->size_bytes != len_bytes || !ds_digest_equal(&entry->digest, digest))
+			return 0;
+		r = place_of(apply, &entry->chunk, ret_place);
+		return r < 0 ? r : 1;
+	}
+	extent = apply->old.extents_n ? bsearch(&key, apply->old.extents, apply->old.extents_n,
+						sizeof(key), compare_extents)
+				      : NULL;
+	if (!extent || extent->len_bytes != len_bytes)
+		return 0;
+	r = place_of(apply, &extent->chunk, ret_place);
+	return r < 0 ? r : 1;
 }

@@ -1,62 +1,56 @@
 /*
- * INV-1  At most `flights_max` objects are on their way; each holds its bytes until the store has them.
- * INV-2  The first error stays: nothing is started after it, and every call returns it.
- * INV-3  For each data pack that arrived an advisory index object without a version is left, so that a commit that is killed
- *        and repeated finds it (while the pack is young).
+ * INV-1  Chunks lie in the order in which they were added, packs too.
+ * INV-2  For data packs advisory index objects without a version are left now and then, so that a commit that is killed and
+ *        repeated finds what it had put (while the packs are young): whenever what no object names yet is a sixteenth of
+ *        all, or 1 GiB, or 30 s have passed. So of a commit of N packs, 16 + 16 ln(N / 16) objects or one for each GiB.
  */
 #include "repo/commit_packs.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdio.h>
 
 #include "codec/dedup.h"
+#include "repo/commit_batch.h"
+#include "repo/commit_upload.h"
 #include "repo/repo.h"
 #include "util/error.h"
 #include "util/map.h"
 #include "util/mem.h"
 
-#define FLIGHTS_MAX	 8u
-#define INDEX_OBJECT_MAX DS_GIB(1)
+#define INDEX_OBJECT_MAX    DS_GIB(1)
+#define INDEX_SHARE	    16u
+#define INDEX_BYTES_MAX	    DS_GIB(1)
+#define INDEX_BYTES_MIN	    DS_MIB(1) /* less is as quickly put again */
+#define INDEX_PERIOD_NS	    (30 * (uint64_t)DS_NS_PER_S)
+#define ABANDON_PATIENCE_MS 2000u
+#define ABANDON_INDEX_MS    5000u
 
-struct upload {
-	struct ds_store_req req;
-	struct commit_packs *packs;
-	char key[DS_PACK_KEY_MAX];
-	struct ds_buf body;
-	bool is_busy;
+struct unnamed { /* a chunk that no index object names yet */
+	struct ds_digest digest;
+	uint32_t pack, ordinal;
 };
 
 struct commit_packs {
 	struct ds_repo *repo;
 	enum ds_pack_kind kind;
-	const volatile int *interrupted;
-	unsigned flights_max;
+	const struct commit_watch *watch;
+	struct commit_uploads *uploads;
 	struct ds_pack_writer *writer; /* NULL: no pack is open */
 	uint32_t open;		       /* its index */
 	bool is_last;		       /* the open pack takes everything that comes */
-	struct pending_digest {
-		struct ds_digest digest;
-		uint32_t ordinal;
-	} * digests;
-	size_t digests_n, digests_capacity_n;
 	struct commit_pack *packs;
 	uint32_t packs_n, packs_capacity_n;
 	struct ds_map *by_id; /* id -> index + 1 */
-	struct ds_buf left;   /* ids of index objects */
-	uint64_t uploaded_bytes;
-	pthread_mutex_t mutex;
-	pthread_cond_t done;
-	struct {
-		unsigned flights_n;
-		int result;
-		struct ds_diag diag;
-	} locked;
-	struct upload uploads[2 * FLIGHTS_MAX];
+	struct unnamed *unnamed;
+	size_t unnamed_n, unnamed_capacity_n;
+	size_t closed_n; /* of them: in packs that are closed */
+	uint64_t unnamed_bytes, put_bytes;
+	uint64_t left_ns;
+	struct ds_buf left; /* ids of index objects */
 };
 
 int commit_packs_new(struct ds_repo *repo, enum ds_pack_kind kind, uint64_t memory_bytes,
-		     const volatile int *interrupted, struct commit_packs **ret_packs)
+		     const struct commit_watch *watch, struct commit_packs **ret_packs)
 {
 	struct commit_packs *packs = ds_calloc(1, sizeof(*packs));
 	int r;
@@ -65,14 +59,12 @@ int commit_packs_new(struct ds_repo *repo, enum ds_pack_kind kind, uint64_t memo
 		return -ENOMEM;
 	packs->repo = ds_repo_ref(repo);
 	packs->kind = kind;
-	packs->interrupted = interrupted;
-	packs->flights_max = (unsigned)DS_MAX(DS_MIN(memory_bytes / (DS_PACK_TARGET + DS_CHUNK_MAX),
-						     (uint64_t)FLIGHTS_MAX),
-					      (uint64_t)1);
+	packs->watch = watch;
+	packs->left_ns = ds_mono_ns();
 	ds_buf_init(&packs->left, DS_MIB(64));
-	pthread_mutex_init(&packs->mutex, NULL);
-	pthread_cond_init(&packs->done, NULL);
 	r = ds_map_new(&packs->by_id);
+	if (r == 0)
+		r = commit_uploads_new(ds_repo_store(repo), memory_bytes, watch, &packs->uploads);
 	if (r < 0) {
 		commit_packs_free(packs);
 		return r;
@@ -81,132 +73,96 @@ int commit_packs_new(struct ds_repo *repo, enum ds_pack_kind kind, uint64_t memo
 	return 0;
 }
 
-static void wait_all(struct commit_packs *packs)
-{
-	pthread_mutex_lock(&packs->mutex);
-	while (packs->locked.flights_n)
-		pthread_cond_wait(&packs->done, &packs->mutex);
-	pthread_mutex_unlock(&packs->mutex);
-}
-
 struct commit_packs *commit_packs_free(struct commit_packs *packs)
 {
 	if (!packs)
 		return NULL;
-	wait_all(packs);
+	commit_uploads_free(packs->uploads);
 	ds_pack_writer_free(packs->writer);
-	ds_free(packs->digests);
+	ds_free(packs->unnamed);
 	ds_free(packs->packs);
 	ds_map_free(packs->by_id, NULL);
 	ds_buf_release(&packs->left);
-	pthread_cond_destroy(&packs->done);
-	pthread_mutex_destroy(&packs->mutex);
 	ds_repo_unref(packs->repo);
 	ds_free(packs);
 	return NULL;
 }
 
-static int result_of(struct commit_packs *packs)
+/* An index object for the chunks of closed packs that none names yet, and its key. */
+static int build_index(struct commit_packs *packs, struct ds_buf *body, char *key, size_t key_size)
 {
-	int r;
-
-	pthread_mutex_lock(&packs->mutex);
-	if (packs->locked.result == 0 && packs->interrupted && *packs->interrupted)
-		packs->locked.result = -DS_E_INTERRUPTED;
-	r = packs->locked.result;
-	pthread_mutex_unlock(&packs->mutex);
-	return r;
-}
-
-/* On a thread of the store. */
-static void on_put(struct ds_store_req *req)
-{
-	struct upload *upload = req->ctx;
-	struct commit_packs *packs = upload->packs;
-
-	ds_buf_release(&upload->body);
-	pthread_mutex_lock(&packs->mutex);
-	/* Random ids: what is there under this name is our own, sent twice. */
-	if (req->result < 0 && req->result != -DS_E_PRESENT && packs->locked.result == 0) {
-		packs->locked.result = req->result;
-		packs->locked.diag = req->diag;
-		if (!packs->locked.diag.object[0])
-			ds_diag_set(&packs->locked.diag, req->result, upload->key, NULL);
-	}
-	upload->is_busy = false;
-	packs->locked.flights_n--;
-	pthread_cond_broadcast(&packs->done);
-	pthread_mutex_unlock(&packs->mutex);
-}
-
-/* Takes the body; waits for a free place. */
-static int start_upload(struct commit_packs *packs, const char *key, struct ds_buf *take_body)
-{
-	struct upload *upload = NULL;
-	int r;
-
-	pthread_mutex_lock(&packs->mutex);
-	while (packs->locked.flights_n >= packs->flights_max)
-		pthread_cond_wait(&packs->done, &packs->mutex);
-	r = packs->locked.result;
-	for (size_t i = 0; r == 0 && i < DS_ARRAY_SIZE(packs->uploads); i++)
-		if (!packs->uploads[i].is_busy) {
-			upload = &packs->uploads[i];
-			break;
-		}
-	if (upload) {
-		upload->is_busy = true;
-		packs->locked.flights_n++;
-	}
-	pthread_mutex_unlock(&packs->mutex);
-	if (!upload)
-		return r;
-	upload->packs = packs;
-	upload->body = *take_body;
-	*take_body = (struct ds_buf){0};
-	snprintf(upload->key, sizeof(upload->key), "%s", key);
-	upload->req = (struct ds_store_req){
-		.op = DS_STORE_PUT,
-		.key = upload->key,
-		.body = upload->body.data,
-		.body_len_bytes = upload->body.len_bytes,
-		.if_absent = true,
-		/* A slow line is not a dead one: 32 MiB at 1 Mbit/s take 4.5 minutes. */
-		.deadline_ns = ds_deadline_in_ms(600000),
-		.done = on_put,
-		.ctx = upload,
-	};
-	packs->uploaded_bytes += upload->body.len_bytes;
-	ds_store_submit(ds_repo_store(packs->repo), &upload->req);
-	return 0;
-}
-
-static int leave_index(struct commit_packs *packs, const struct ds_digest *pack)
-{
-	_ds_cleanup_buf_ struct ds_buf body = DS_BUF_INIT(INDEX_OBJECT_MAX);
 	struct ds_dedup_builder *builder = NULL;
+	char text[DS_DIGEST_TEXT_MAX];
 	struct ds_digest id;
-	char key[DS_PACK_KEY_MAX], text[DS_DIGEST_TEXT_MAX];
-	uint64_t before = packs->uploaded_bytes;
 	int r = ds_dedup_builder_new(&builder);
 
-	for (size_t i = 0; r == 0 && i < packs->digests_n; i++)
-		r = ds_dedup_builder_add(builder, &packs->digests[i].digest, pack,
-					 packs->digests[i].ordinal, NULL);
+	for (size_t i = 0; r == 0 && i < packs->closed_n; i++)
+		r = ds_dedup_builder_add(builder, &packs->unnamed[i].digest,
+					 &packs->packs[packs->unnamed[i].pack].id,
+					 packs->unnamed[i].ordinal, NULL);
 	if (r == 0)
-		r = ds_dedup_builder_finish(builder, &body, &id);
+		r = ds_dedup_builder_finish(builder, body, &id);
 	ds_dedup_builder_free(builder);
 	if (r == 0)
 		r = ds_buf_append(&packs->left, id.bytes, DS_DIGEST_LEN);
 	if (r < 0)
 		return r;
-	snprintf(key, sizeof(key), "index/0/%s", ds_digest_format(&id, text));
-	r = start_upload(packs, key, &body);
-	packs->uploaded_bytes = before;
+	snprintf(key, key_size, "index/0/%s", ds_digest_format(&id, text));
+	packs->unnamed_n -= packs->closed_n;
+	memmove(packs->unnamed, packs->unnamed + packs->closed_n,
+		packs->unnamed_n * sizeof(*packs->unnamed));
+	packs->closed_n = 0;
+	packs->unnamed_bytes = 0;
+	packs->left_ns = ds_mono_ns();
+	return 0;
+}
+
+static int leave_index(struct commit_packs *packs)
+{
+	struct ds_buf body = DS_BUF_INIT(INDEX_OBJECT_MAX);
+	char key[DS_PACK_KEY_MAX];
+	int r = build_index(packs, &body, key, sizeof(key));
+
+	if (r == 0)
+		r = commit_uploads_put(packs->uploads, key, &body, true);
+	ds_buf_release(&body);
 	return r;
 }
 
-int commit_packs_close(struct commit_packs *packs)
+void commit_packs_abandon(struct commit_packs *packs)
+{
+	struct ds_buf body = DS_BUF_INIT(INDEX_OBJECT_MAX);
+	char key[DS_PACK_KEY_MAX];
+
+	if (!packs)
+		return;
+	commit_uploads_stop(packs->uploads, ABANDON_PATIENCE_MS);
+	if (packs->closed_n && build_index(packs, &body, key, sizeof(key)) == 0) {
+		struct ds_store_req req = {
+			.op = DS_STORE_PUT,
+			.key = key,
+			.body = body.data,
+			.body_len_bytes = body.len_bytes,
+			.if_absent = true,
+			.deadline_ns = ds_deadline_in_ms(ABANDON_INDEX_MS),
+		};
+
+		ds_store_perform(ds_repo_store(packs->repo), &req);
+	}
+	ds_buf_release(&body);
+}
+
+static bool is_index_due(const struct commit_packs *packs)
+{
+	if (packs->kind != DS_PACK_DATA || packs->unnamed_bytes < INDEX_BYTES_MIN)
+		return false;
+	return packs->unnamed_bytes >= INDEX_BYTES_MAX ||
+	       packs->unnamed_bytes >= packs->put_bytes / INDEX_SHARE ||
+	       ds_mono_ns() - packs->left_ns >= INDEX_PERIOD_NS;
+}
+
+/* Closes the open pack and starts its upload. */
+static int close_pack(struct commit_packs *packs)
 {
 	struct ds_buf object = {0};
 	struct commit_pack *pack;
@@ -214,25 +170,26 @@ int commit_packs_close(struct commit_packs *packs)
 	int r;
 
 	if (!packs->writer)
-		return result_of(packs);
+		return 0;
 	pack = &packs->packs[packs->open];
 	pack->chunks_n = ds_pack_writer_chunks_n(packs->writer);
 	pack->raw_bytes = ds_pack_writer_raw_bytes(packs->writer);
 	r = ds_pack_writer_close(packs->writer, &pack->id, &object);
 	packs->writer = ds_pack_writer_free(packs->writer);
 	packs->is_last = false;
+	if (r < 0)
+		return r;
+	pack->size_bytes = object.len_bytes;
+	r = ds_map_put(packs->by_id, &pack->id, sizeof(pack->id),
+		       (void *)(uintptr_t)(packs->open + 1), NULL);
 	if (r == 0) {
-		pack->size_bytes = object.len_bytes;
-		r = ds_map_put(packs->by_id, &pack->id, sizeof(pack->id),
-			       (void *)(uintptr_t)(packs->open + 1), NULL);
+		packs->put_bytes += object.len_bytes;
+		packs->unnamed_bytes += object.len_bytes;
+		r = commit_uploads_put(packs->uploads, ds_pack_key(&pack->id, key), &object, false);
 	}
-	if (r == 0)
-		r = start_upload(packs, ds_pack_key(&pack->id, key), &object);
-	if (r == 0 && packs->kind == DS_PACK_DATA)
-		r = leave_index(packs, &pack->id);
-	packs->digests_n = 0;
 	ds_buf_release(&object);
-	return r;
+	packs->closed_n = packs->unnamed_n;
+	return r == 0 && is_index_due(packs) ? leave_index(packs) : r;
 }
 
 static int append_pack(struct commit_packs *packs, uint32_t *ret_index)
@@ -252,22 +209,18 @@ static int append_pack(struct commit_packs *packs, uint32_t *ret_index)
 	return 0;
 }
 
-static int note_digest(struct commit_packs *packs, const struct ds_digest *digest, uint32_t ordinal)
+static int reserve_unnamed(struct commit_packs *packs)
 {
-	if (packs->kind != DS_PACK_DATA)
-		return 0;
-	if (packs->digests_n == packs->digests_capacity_n) {
-		size_t capacity_n = DS_MAX(packs->digests_capacity_n * 2, (size_t)256);
-		struct pending_digest *grown =
-			ds_reallocarray(packs->digests, capacity_n, sizeof(*grown));
+	size_t capacity_n = DS_MAX(packs->unnamed_capacity_n * 2, (size_t)256);
+	struct unnamed *grown;
 
-		if (!grown)
-			return -ENOMEM;
-		packs->digests = grown;
-		packs->digests_capacity_n = capacity_n;
-	}
-	packs->digests[packs->digests_n].digest = *digest;
-	packs->digests[packs->digests_n++].ordinal = ordinal;
+	if (packs->unnamed_n < packs->unnamed_capacity_n)
+		return 0;
+	grown = ds_reallocarray(packs->unnamed, capacity_n, sizeof(*grown));
+	if (!grown)
+		return -ENOMEM;
+	packs->unnamed = grown;
+	packs->unnamed_capacity_n = capacity_n;
 	return 0;
 }
 
@@ -277,26 +230,31 @@ static int open_pack(struct commit_packs *packs)
 
 	if (packs->writer)
 		return 0;
-	r = append_pack(packs, &packs->open);
-	if (r < 0)
+	r = ds_pack_writer_new(packs->kind, &packs->writer);
+	if (r == 0)
+		r = append_pack(packs, &packs->open);
+	if (r < 0) {
+		packs->writer = ds_pack_writer_free(packs->writer);
 		return r;
+	}
 	packs->packs[packs->open].is_new = true;
-	return ds_pack_writer_new(packs->kind, &packs->writer);
+	return 0;
 }
 
 int commit_packs_make_room(struct commit_packs *packs, uint64_t bytes, uint32_t *ret_pack)
 {
-	int r = result_of(packs);
+	int r = commit_packs_result(packs, NULL);
 
 	if (r == 0 && packs->writer &&
 	    ds_pack_writer_len_bytes(packs->writer) + bytes > DS_PACK_TARGET)
-		r = commit_packs_close(packs);
+		r = close_pack(packs);
 	if (r == 0)
 		r = open_pack(packs);
+	if (r < 0)
+		return r;
 	packs->is_last = true;
-	if (r == 0)
-		*ret_pack = packs->open;
-	return r;
+	*ret_pack = packs->open;
+	return 0;
 }
 
 int commit_packs_add(struct commit_packs *packs, const struct ds_digest *digest, const void *stored,
@@ -304,38 +262,41 @@ int commit_packs_add(struct commit_packs *packs, const struct ds_digest *digest,
 		     struct commit_place *ret_place)
 {
 	struct commit_place place = {.stored_len_bytes = stored_len_bytes};
-	int r = result_of(packs);
+	int r = commit_packs_result(packs, NULL);
 
 	if (r == 0 && packs->writer && !packs->is_last &&
 	    ds_pack_writer_len_bytes(packs->writer) + stored_len_bytes > DS_PACK_TARGET)
-		r = commit_packs_close(packs);
+		r = close_pack(packs);
 	if (r == 0)
 		r = open_pack(packs);
+	if (r == 0)
+		r = reserve_unnamed(packs);
 	if (r < 0)
 		return r;
 	place.pack = packs->open;
 	place.raw_off = ds_pack_writer_raw_bytes(packs->writer);
 	r = ds_pack_writer_add(packs->writer, digest, stored, stored_len_bytes, raw_len_bytes,
 			       &place.ordinal, &place.stored_off);
-	if (r == 0)
-		r = note_digest(packs, digest, place.ordinal);
-	if (r == 0)
-		*ret_place = place;
-	return r;
+	if (r < 0)
+		return r;
+	if (packs->kind == DS_PACK_DATA)
+		packs->unnamed[packs->unnamed_n++] = (struct unnamed){.digest = *digest,
+								      .pack = place.pack,
+								      .ordinal = place.ordinal};
+	*ret_place = place;
+	return 0;
 }
 
-int commit_packs_flush(struct commit_packs *packs, struct ds_diag *reterr_diag)
+int commit_packs_flush(struct commit_packs *packs)
 {
-	int r = commit_packs_close(packs), result;
+	int r = close_pack(packs);
 
-	wait_all(packs);
-	result = result_of(packs);
-	if (result < 0) {
-		if (reterr_diag && packs->locked.diag.code)
-			*reterr_diag = packs->locked.diag;
-		return result;
-	}
-	return r;
+	return r < 0 ? r : commit_uploads_wait(packs->uploads);
+}
+
+int commit_packs_result(struct commit_packs *packs, struct ds_diag *reterr_diag)
+{
+	return commit_uploads_result(packs->uploads, reterr_diag);
 }
 
 int commit_packs_known(struct commit_packs *packs, const struct ds_digest *id, uint64_t size_bytes,
@@ -377,9 +338,9 @@ uint32_t commit_packs_count(const struct commit_packs *packs)
 	return packs->packs_n;
 }
 
-uint64_t commit_packs_uploaded_bytes(const struct commit_packs *packs)
+uint64_t commit_packs_uploaded_bytes(struct commit_packs *packs)
 {
-	return packs->uploaded_bytes;
+	return commit_uploads_bytes(packs->uploads);
 }
 
 const struct ds_digest *commit_packs_left(const struct commit_packs *packs, size_t *ret_n)
@@ -388,29 +349,50 @@ const struct ds_digest *commit_packs_left(const struct commit_packs *packs, size
 	return (const struct ds_digest *)packs->left.data;
 }
 
-/* A lying store is found before a ref names what is not there (A25). */
+struct look {
+	struct commit_packs *packs;
+	struct ds_diag *diag;
+	const uint32_t *which;
+};
+
+static void start_look(void *ctx, struct commit_batch_slot *slot)
+{
+	const struct look *look = ctx;
+
+	slot->req.op = DS_STORE_HEAD;
+	ds_pack_key(&look->packs->packs[look->which[slot->idx]].id, slot->key);
+}
+
+static int finish_look(void *ctx, struct commit_batch_slot *slot)
+{
+	const struct look *look = ctx;
+	const struct commit_pack *pack = &look->packs->packs[look->which[slot->idx]];
+	int r = slot->req.result;
+
+	if (r == 0 && slot->req.object_size_bytes == pack->size_bytes)
+		return 0;
+	if (r == 0 || r == -DS_E_ABSENT)
+		return ds_diag_set(look->diag, -DS_E_CORRUPT, slot->key,
+				   r == 0 ? "the store keeps another size than was sent"
+					  : "the store said that it is there, and it is not");
+	if (look->diag)
+		*look->diag = slot->req.diag;
+	return r;
+}
+
 int commit_packs_look(struct commit_packs *packs, struct ds_diag *reterr_diag)
 {
-	for (uint32_t i = 0; i < packs->packs_n; i++) {
-		const struct commit_pack *pack = &packs->packs[i];
-		char key[DS_PACK_KEY_MAX];
-		struct ds_store_req req = {.op = DS_STORE_HEAD, .key = key};
-		int r;
+	_ds_cleanup_free_ uint32_t *which = ds_calloc(packs->packs_n + 1u, sizeof(*which));
+	struct look look = {.packs = packs, .diag = reterr_diag, .which = which};
+	struct commit_batch batch = {.window = COMMIT_BATCH_WINDOW_MAX,
+				     .start = start_look,
+				     .finish = finish_look,
+				     .ctx = &look};
 
-		if (!pack->is_new)
-			continue;
-		ds_pack_key(&pack->id, key);
-		r = ds_store_perform(ds_repo_store(packs->repo), &req);
-		if (r == 0 && req.object_size_bytes == pack->size_bytes)
-			continue;
-		if (r == -DS_E_ABSENT || r == 0)
-			return ds_diag_set(
-				reterr_diag, -DS_E_CORRUPT, key,
-				r == 0 ? "the store keeps another size than was sent"
-				       : "the store said that it is there, and it is not");
-		if (reterr_diag)
-			*reterr_diag = req.diag;
-		return r;
-	}
-	return 0;
+	if (!which)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < packs->packs_n; i++)
+		if (packs->packs[i].is_new)
+			which[batch.n++] = i;
+	return commit_batch_run(ds_repo_store(packs->repo), &batch, packs->watch);
 }

@@ -11,7 +11,7 @@
 
 struct commit_read_counters {
 	uint64_t files_n, bytes; /* finished, read or not */
-	uint64_t read_bytes;	 /* of files that were read */
+	uint64_t read_bytes;	 /* of files that were read, holes apart */
 	uint64_t reused_bytes;	 /* raw bytes found in packs that were there already */
 };
 
@@ -21,10 +21,16 @@ struct commit_read {
 	/* NULL in both: digests only (ds_fingerprint_directory). */
 	struct commit_find *find;
 	struct commit_packs *packs;
-	/* Fills in digest and place of a node without reading it: 1; 0: it must be read; or an error. */
-	int (*reuse)(void *ctx, struct commit_node *node);
+	/* Where the version before has this chunk in the file of the same path: 1; 0: nowhere; or an error. May be NULL. */
+	int (*find_old)(void *ctx, const struct commit_node *file, const struct ds_digest *digest,
+			uint64_t len_bytes, struct commit_place *ret_place);
 	void *ctx;
+	/* For what was read and is not packed yet. */
 	uint64_t memory_bytes;
+	/* A seam for tests: on a worker, when a file has been read and before it is looked at again. */
+	void (*was_read)(void *ctx, const struct commit_node *file);
+	void *was_read_ctx;
+	struct ds_commit_progress *progress; /* a copy of what is shown; may be NULL */
 	struct commit_read_counters counters;
 };
 

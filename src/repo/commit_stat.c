@@ -153,20 +153,20 @@ static int build(const struct commit_tree *tree, struct ds_buf *buf)
 	if (r == 0)
 		r = ds_buf_append_le64(buf, 0);
 	for (; r == 0 && node; node = commit_node_next(root, node, true)) {
+		const struct commit_node *content = commit_node_content(node);
 		_ds_cleanup_free_ char *path = NULL;
 		uint8_t raw[STAT_ENTRY_LEN];
 
-		if (node->type != DS_ENTRY_FILE || node->reject ||
-		    !commit_node_content(node)->is_done || !is_settled(tree, node->mtime) ||
-		    !is_settled(tree, node->ctime))
+		if (node->type != DS_ENTRY_FILE || node->reject || !content->is_done ||
+		    !is_settled(tree, content->mtime) || !is_settled(tree, content->ctime))
 			continue;
 		path = commit_node_path(node);
 		r = path ? ds_digest_of(path, strlen(path), &digest) : -ENOMEM;
 		if (r < 0)
 			break;
 		memcpy(raw, digest.bytes, 16);
-		put_identity(raw + 16, node);
-		memcpy(raw + 64, commit_node_content(node)->digest.bytes, DS_DIGEST_LEN);
+		put_identity(raw + 16, content);
+		memcpy(raw + 64, content->digest.bytes, DS_DIGEST_LEN);
 		r = ds_buf_append(buf, raw, sizeof(raw));
 		n++;
 	}

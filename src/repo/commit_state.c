@@ -13,6 +13,8 @@
 #include "util/file.h"
 #include "util/mem.h"
 
+#define TMP_PREFIX "commit-"
+
 static char *default_dir(void)
 {
 	const char *base = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
@@ -25,54 +27,75 @@ static char *default_dir(void)
 }
 
 /* Removes what killed commits left: their lock files are free. */
-static void clean_stale(const char *tmp_root)
+static void clean_stale(int root_fd)
 {
-	_ds_cleanup_close_ int root_fd = open(tmp_root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 0);
+	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
 	struct dirent *entry;
-	DIR *dir;
 
-	if (root_fd < 0)
-		return;
-	dir = fdopendir(dup(root_fd));
+	if (!dir && fd >= 0)
+		close(fd);
 	while (dir && (entry = readdir(dir))) {
 		_ds_cleanup_free_ char *lock = ds_asprintf("%s/lock", entry->d_name);
-		int fd;
+		_ds_cleanup_close_ int lock_fd = -1;
 
-		if (entry->d_name[0] == '.' || !lock)
+		if (strncmp(entry->d_name, TMP_PREFIX, strlen(TMP_PREFIX)) != 0 || !lock)
 			continue;
-		fd = openat(root_fd, lock, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-		if (fd < 0)
-			continue;
-		if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+		lock_fd = openat(root_fd, lock, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+		/* Without a lock file it was killed before it had one: nobody is between the two (see make_tmp). */
+		if (lock_fd < 0 ? errno == ENOENT : flock(lock_fd, LOCK_EX | LOCK_NB) == 0)
 			ds_rmtree_at(root_fd, entry->d_name);
-		close(fd);
 	}
 	if (dir)
 		closedir(dir);
 }
 
+/* A directory of ours that nobody else may write into; others could plant links in it. */
+static int open_root(const char *root, int *ret_fd)
+{
+	struct stat st;
+	int fd, r = ds_mkdir_p(AT_FDCWD, root, 0700);
+
+	if (r < 0)
+		return r;
+	fd = open(root, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	r = fstat(fd, &st) < 0				   ? -errno
+	    : st.st_uid != geteuid() || (st.st_mode & 022) ? -EACCES
+							   : 0;
+	if (r < 0)
+		close(fd);
+	else
+		*ret_fd = fd;
+	return r;
+}
+
 static int make_tmp(struct commit_state *state, const char *root)
 {
-	_ds_cleanup_free_ char *lock = NULL;
+	_ds_cleanup_close_ int root_fd = -1, guard_fd = -1;
+	_ds_cleanup_free_ char *lock = NULL, *tmp = NULL;
+	int r = open_root(root, &root_fd);
 
-	if (ds_mkdir_p(AT_FDCWD, root, 0700) < 0)
-		return -errno;
-	clean_stale(root);
-	state->tmp = ds_asprintf("%s/commit-XXXXXX", root);
-	if (!state->tmp)
-		return -ENOMEM;
-	if (!mkdtemp(state->tmp)) {
-		int r = -errno;
-
-		ds_free(state->tmp);
-		state->tmp = NULL;
+	if (r < 0)
 		return r;
-	}
-	lock = ds_asprintf("%s/lock", state->tmp);
+	/* Whoever makes or cleans up holds this one, so that a new directory is not taken for a stale one. */
+	guard_fd = openat(root_fd, ".guard", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (guard_fd < 0 || flock(guard_fd, LOCK_EX) < 0)
+		return -errno;
+	clean_stale(root_fd);
+	tmp = ds_asprintf("%s/" TMP_PREFIX "XXXXXX", root);
+	if (!tmp)
+		return -ENOMEM;
+	if (!mkdtemp(tmp))
+		return -errno;
+	lock = ds_asprintf("%s/lock", tmp);
 	state->lock_fd = lock ? open(lock, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600) : -1;
 	if (state->lock_fd < 0 || flock(state->lock_fd, LOCK_EX | LOCK_NB) < 0)
-		return lock ? -errno : -ENOMEM;
-	return 0;
+		r = lock ? -errno : -ENOMEM;
+	state->tmp = tmp;
+	tmp = NULL;
+	return r;
 }
 
 int commit_state_init(struct commit_state *state, const char *wanted, struct ds_diag *reterr_diag)
@@ -92,6 +115,7 @@ int commit_state_init(struct commit_state *state, const char *wanted, struct ds_
 		if (r < 0) {
 			commit_state_release(state);
 			ds_free(root);
+			root = NULL;
 		}
 	}
 	if (r < 0) {

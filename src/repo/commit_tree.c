@@ -52,6 +52,16 @@ char *commit_node_path(const struct commit_node *node)
 	return path;
 }
 
+/* Reading should leave no trace, where the kernel lets us (owner or root). */
+static int open_quietly(int dir_fd, const char *name, int flags)
+{
+	int fd = openat(dir_fd, name, flags | O_NOATIME);
+
+	if (fd < 0 && errno == EPERM)
+		fd = openat(dir_fd, name, flags);
+	return fd < 0 ? -errno : fd;
+}
+
 int commit_node_open(const struct commit_tree *tree, const struct commit_node *node)
 {
 	const struct commit_node **up;
@@ -65,20 +75,65 @@ int commit_node_open(const struct commit_tree *tree, const struct commit_node *n
 		return -ENOMEM;
 	for (const struct commit_node *at = node; at->parent; at = at->parent)
 		up[--depth] = at;
-	fd = dup(tree->root_fd);
+	fd = fcntl(tree->root_fd, F_DUPFD_CLOEXEC, 0);
+	if (fd < 0)
+		fd = -errno;
 	for (size_t i = 0; fd >= 0 && up[i]; i++) {
-		bool is_last = up[i] == node;
+		bool is_directory = up[i] != node || node->type == DS_ENTRY_DIRECTORY;
 
-		next = openat(fd, up[i]->name,
-			      O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK |
-				      (is_last ? 0 : O_DIRECTORY));
-		if (next < 0)
-			next = -errno;
+		next = open_quietly(fd, up[i]->name,
+				    O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK |
+					    (is_directory ? O_DIRECTORY : 0));
 		close(fd);
 		fd = next;
 	}
 	ds_free(up);
 	return fd;
+}
+
+int commit_node_reject(struct commit_node *node, enum commit_reject why, const char *reason)
+{
+	char *copy = ds_strdup(reason);
+
+	if (!copy)
+		return -ENOMEM;
+	ds_free(node->target);
+	node->target = copy;
+	node->reject = (uint8_t)why;
+	return 0;
+}
+
+static void differs(struct commit_node *node)
+{
+	for (; node && node->is_meta_same; node = node->parent)
+		node->is_meta_same = false;
+}
+
+void commit_node_differs(struct commit_node *node)
+{
+	for (uint32_t i = 0; node->links && i < node->links->nodes_n; i++)
+		differs(node->links->nodes[i]);
+	differs(node);
+}
+
+int commit_tree_count(struct commit_tree *tree)
+{
+	tree->files_n = tree->directories_n = tree->symlinks_n = tree->bytes = 0;
+	for (struct commit_node *node = &tree->root; node;
+	     node = commit_node_next(&tree->root, node, true)) {
+		if (node->reject || node == &tree->root)
+			continue;
+		if (node->type == DS_ENTRY_DIRECTORY)
+			tree->directories_n++;
+		else if (node->type == DS_ENTRY_SYMLINK)
+			tree->symlinks_n++;
+		else
+			tree->files_n++;
+		if (node->type == DS_ENTRY_FILE && commit_node_content(node) == node &&
+		    __builtin_add_overflow(tree->bytes, node->size_bytes, &tree->bytes))
+			return -EOVERFLOW;
+	}
+	return 0;
 }
 
 static enum ds_entry_type type_of(const struct commit_node *node)

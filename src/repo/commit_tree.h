@@ -37,9 +37,9 @@ struct commit_node {
 	uint8_t name_len;
 	uint8_t type; /* enum ds_entry_type */
 	bool is_executable;
-	uint8_t reject; /* enum commit_reject: left out of the tree */
-	bool is_done;	/* digest and place are known */
-	bool is_counted;
+	uint8_t reject;	   /* enum commit_reject: left out of the tree */
+	bool is_done;	   /* digest and place are known */
+	bool is_meta_same; /* it, and all below it, has the times and links of the manifest's entry */
 	struct ds_time mtime, ctime;
 	uint64_t size_bytes;
 	uint64_t dev, ino; /* of the source */
@@ -47,7 +47,7 @@ struct commit_node {
 	struct commit_place place;
 	struct commit_extent *extents;
 	uint32_t extents_n;
-	char *target;		    /* of a symlink */
+	char *target;		    /* of a symlink; why, if rejected */
 	struct commit_links *links; /* of a file with several names in the tree; NULL else */
 	struct commit_node *parent;
 	/* directories */
@@ -78,9 +78,13 @@ struct commit_tree {
 	struct ds_time scanned; /* local clock at the start of the scan */
 };
 
-/* Scans options->source. Calls options->warn for what is rejected. -DS_E_SOURCE_REFUSED, -DS_E_INTERRUPTED, errnos. */
-int commit_scan(const struct ds_commit_options *options, struct commit_tree *tree,
-		struct ds_diag *reterr_diag);
+/*
+ * Scans options->source. Calls options->warn for what is rejected, in tree order. `avoid`: a directory that must not lie in the source (the
+ * repository), or NULL. Gives progress. -DS_E_SOURCE_REFUSED, -DS_E_INTERRUPTED, errnos.
+ */
+int commit_scan(const struct ds_commit_options *options, const char *avoid,
+		struct commit_tree *tree, struct ds_diag *reterr_diag);
+/* The tree may be half-built. */
 void commit_tree_release(struct commit_tree *tree);
 
 /* The next node in tree order (a directory before what is in it), without recursion; NULL at the end. `descend` false: not into node. */
@@ -90,15 +94,19 @@ struct commit_node *commit_node_next(const struct commit_node *root, struct comm
 char *commit_node_path(const struct commit_node *node);
 /* The node that is read for this one: the first of its links. */
 struct commit_node *commit_node_content(struct commit_node *node);
-/* Opens the file of a node below the root, step by step, without following links. A descriptor or a negated errno. */
+/* Opens the file or directory of a node below the root, step by step, without following links or waiting for a FIFO. A descriptor or
+ * a negated errno. */
 int commit_node_open(const struct commit_tree *tree, const struct commit_node *node);
+/* Leaves it out of the tree. -ENOMEM. */
+int commit_node_reject(struct commit_node *node, enum commit_reject why, const char *reason);
+/* Its times or links (of all its names) are not those of the manifest. */
+void commit_node_differs(struct commit_node *node);
+/* Counts files_n, directories_n, symlinks_n, bytes anew. -EOVERFLOW. */
+int commit_tree_count(struct commit_tree *tree);
 /* Digests of all directories, bottom up; all other nodes are done. */
 int commit_tree_hash(struct commit_tree *tree);
 
 /* Refuses a source that holds the repository or lies in it, or on a dsfs mount. */
 int commit_check_place(const struct ds_repo *repo, const char *source, struct ds_diag *reterr_diag);
-
-bool commit_is_excluded(const struct ds_commit_options *options, const char *path,
-			const char *name);
 
 #endif

@@ -1,0 +1,55 @@
+/*
+ * Where a source may not lie.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/vfs.h>
+#include <sys/xattr.h>
+
+#include "repo/commit_tree.h"
+#include "util/error.h"
+
+#define FUSE_MAGIC 0x65735546 /* statfs(2) */
+
+/* Whether `path` is `dir` or lies in it; both are real paths. */
+static bool is_within(const char *path, const char *dir)
+{
+	size_t len = strcmp(dir, "/") == 0 ? 0 : strlen(dir);
+
+	return strncmp(path, dir, len) == 0 && (path[len] == '/' || !path[len]);
+}
+
+static int check(const char *source, const char *from, const char *to, struct ds_diag *reterr_diag)
+{
+	char version[DS_DIGEST_TEXT_MAX];
+	struct statfs fs;
+
+	if (to && is_within(from, to))
+		return ds_diag_set(reterr_diag, -DS_E_SOURCE_REFUSED, source,
+				   "the source lies inside the repository");
+	if (to && is_within(to, from))
+		return ds_diag_set(reterr_diag, -DS_E_SOURCE_REFUSED, source,
+				   "the repository lies inside the source");
+	/* A dsfs mount answers for itself by an attribute of all that is in it. */
+	if (statfs(from, &fs) == 0 && fs.f_type == FUSE_MAGIC &&
+	    getxattr(from, "user.dsfs.version", version, sizeof(version)) > 0)
+		return ds_diag_set(reterr_diag, -DS_E_SOURCE_REFUSED, source,
+				   "the source is a dsfs mount: its version is committed already");
+	return 0;
+}
+
+int commit_check_place(const struct ds_repo *repo, const char *source, struct ds_diag *reterr_diag)
+{
+	const char *local = ds_store_local_path(ds_repo_store(repo));
+	char *from = realpath(source, NULL), *to;
+	int r;
+
+	if (!from)
+		return ds_diag_set(reterr_diag, -errno, source, "the source cannot be opened");
+	to = local ? realpath(local, NULL) : NULL;
+	r = check(source, from, to, reterr_diag);
+	free(from);
+	free(to);
+	return r;
+}

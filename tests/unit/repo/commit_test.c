@@ -1,0 +1,829 @@
+/*
+ * Commit from end to end, on a store in memory.
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "commit_support.h"
+#include "suite.h"
+#include "repo/refs.h"
+#include "util/file.h"
+#include "util/mem.h"
+
+DS_SUITE(commit);
+
+static struct ds_digest root_of(struct box *box)
+{
+	struct ds_digest fingerprint;
+	struct ds_version_totals totals;
+
+	cr_assert_eq(ds_fingerprint_directory(&box->options, &fingerprint, &totals, NULL), 0);
+	return fingerprint;
+}
+
+/* Sizes around every limit of chunks and zeros. */
+static void make_sizes(struct box *box)
+{
+	static const size_t sizes[] = {0,
+				       1,
+				       2,
+				       4095,
+				       65535,
+				       65536,
+				       DS_CHUNK_MIN,
+				       DS_CHUNK_MAX - 1,
+				       DS_CHUNK_MAX,
+				       DS_CHUNK_MAX + 1,
+				       2 * DS_CHUNK_MAX + 12345};
+	char path[64];
+	char *zeros;
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(sizes); i++) {
+		snprintf(path, sizeof(path), "size-%zu", sizes[i]);
+		box_fill(box, path, i, sizes[i]);
+	}
+	zeros = calloc(1, DS_CHUNK_MAX + 100000);
+	box_write(box, "zeros-one-chunk", zeros, 100000);
+	box_write(box, "zeros-large", zeros, DS_CHUNK_MAX + 100000);
+	free(zeros);
+}
+
+static void make_hole(struct box *box, const char *path, off_t at, off_t size)
+{
+	char full[200];
+	int fd;
+
+	snprintf(full, sizeof(full), "%s/%s", box->source, path);
+	fd = open(full, O_WRONLY | O_CREAT, 0644);
+	cr_assert_geq(fd, 0);
+	cr_assert_eq(pwrite(fd, "data", 4, at), 4);
+	cr_assert_eq(ftruncate(fd, size), 0);
+	close(fd);
+}
+
+static void make_names(struct box *box)
+{
+	char longest[256];
+
+	memset(longest, 'n', 255);
+	longest[255] = '\0';
+	box_fill(box, longest, 100, 10);
+	box_fill(box, "-dash", 101, 10);
+	box_fill(box, "new\nline", 102, 10);
+	box_fill(box, "not utf-8 \xff\xfe", 103, 10);
+	box_fill(box, " ", 104, 10);
+	box_fill(box, "a'b\"c\\d%2f", 105, 10);
+}
+
+static void make_tree(struct box *box)
+{
+	make_sizes(box);
+	make_names(box);
+	make_hole(box, "hole", 70000000, 100000001);
+	box_mkdir(box, "empty");
+	box_mkdir(box, "dir");
+	box_mkdir(box, "dir/sub");
+	box_fill(box, "dir/sub/file", 200, 1000);
+	box_fill(box, "dir.txt", 201, 1000);
+	box_fill(box, "dir0", 202, 1000);
+	box_chmod(box, "dir0", 0755);
+	box_symlink(box, "no/such/target", "dangling");
+	box_symlink(box, "dir", "dir/link");
+	box_link(box, "dir/sub/file", "a-hard-link");
+	box_link(box, "dir/sub/file", "empty/../z-hard-link");
+	box_set_mtime(box, "dir0", -5, 999999999);
+	box_set_mtime(box, "dangling", 4000000000, 1);
+	box_set_mtime(box, "dir/sub", 12345, 6789);
+}
+
+Test(commit, what_was_committed_is_read_back)
+{
+	struct box box;
+
+	box_init(&box);
+	make_tree(&box);
+	box_commit(&box);
+	cr_assert_eq(box.result.number, 1);
+	cr_assert(!box.result.unchanged);
+	cr_assert_eq(box.result.added_n, box.result.totals.files_n + box.result.totals.symlinks_n);
+	cr_assert_gt(box.progress_n, 0);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, works_on_a_directory_store)
+{
+	struct box box;
+
+	box_init_dir(&box);
+	make_tree(&box);
+	box_commit(&box);
+	box_check(&box, NULL);
+	box_remove(&box, "dir");
+	box_commit(&box);
+	box_check(&box, "2");
+	box_release(&box);
+}
+
+Test(commit, an_empty_directory_is_a_version)
+{
+	struct box box;
+
+	box_init(&box);
+	box_commit(&box);
+	cr_assert_eq(box.result.number, 1);
+	cr_assert_eq(box.result.totals.files_n, 0);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, every_kind_of_change_is_committed)
+{
+	struct box box;
+
+	box_init(&box);
+	make_tree(&box);
+	box_commit(&box);
+	box_fill(&box, "size-1", 300, 5000);	  /* content */
+	box_chmod(&box, "size-2", 0755);	  /* executable bit */
+	box_set_mtime(&box, "size-4095", 77, 88); /* time */
+	box_remove(&box, "dir.txt");		  /* gone */
+	box_fill(&box, "dir.new", 301, 100);	  /* new */
+	box_remove(&box, "dir0");		  /* file to directory */
+	box_mkdir(&box, "dir0");
+	box_fill(&box, "dir0/in", 302, 100);
+	box_remove(&box, "empty"); /* directory to symlink */
+	box_symlink(&box, "elsewhere", "empty");
+	box_remove(&box, "dangling"); /* symlink to file */
+	box_fill(&box, "dangling", 303, 100);
+	box_fill(&box, "dir/sub/file", 304, 2000); /* through one of three names */
+	box_remove(&box, "a-hard-link");	   /* a link breaks */
+	box_fill(&box, "a-hard-link", 305, 10);
+	box_link(&box, "size-1", "dir/sub/new-link");	   /* and another is made */
+	box_fill(&box, "size-4194305", 306, DS_CHUNK_MAX); /* large to small */
+	box_fill(&box, "size-65536", 307, DS_CHUNK_MAX + 5);
+	box_commit(&box);
+	cr_assert_eq(box.result.number, 2);
+	box_check(&box, NULL);
+	/* And back again. */
+	box_remove(&box, "dir0");
+	box_fill(&box, "dir0", 202, 1000);
+	box_remove(&box, "dir");
+	box_fill(&box, "dir", 308, 1);
+	box_commit(&box);
+	box_check(&box, NULL);
+	cr_assert_eq(box_verify(&box), 3);
+	box_release(&box);
+}
+
+Test(commit, counts_what_was_added_changed_and_removed)
+{
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "same", 1, 10);
+	box_fill(&box, "changed", 2, 10);
+	box_fill(&box, "removed", 3, 10);
+	box_mkdir(&box, "dir");
+	box_fill(&box, "dir/a", 4, 10);
+	box_fill(&box, "dir/b", 5, 10);
+	box_commit(&box);
+	cr_assert_eq(box.result.added_n, 5);
+	box_fill(&box, "changed", 6, 10);
+	box_remove(&box, "removed");
+	box_fill(&box, "added", 7, 10);
+	box_remove(&box, "dir");
+	box_fill(&box, "dir", 8, 10);
+	box_commit(&box);
+	cr_assert_eq(box.result.added_n, 2);
+	cr_assert_eq(box.result.changed_n, 1);
+	cr_assert_eq(box.result.removed_n, 3);
+	box_release(&box);
+}
+
+Test(commit, an_unchanged_tree_makes_no_version)
+{
+	struct ds_digest first;
+	struct box box;
+
+	box_init(&box);
+	make_tree(&box);
+	first = box_commit(&box)->version;
+	box_set_mtime(&box, "size-1", 1, 2);
+	spy_store_reset(&box.spy);
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	cr_assert_eq(box.result.number, 1);
+	cr_assert(ds_digest_equal(&box.result.version, &first));
+	cr_assert_eq(box.spy.puts_n, 0);
+	cr_assert_eq(box.result.totals.files_n > 0, true);
+	box_release(&box);
+}
+
+Test(commit, allow_empty_and_mtime_make_a_version_of_an_unchanged_tree)
+{
+	struct box box;
+
+	box_init(&box);
+	make_tree(&box);
+	box_commit(&box);
+	box.options.mtime = true;
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	box_set_mtime(&box, "dir/sub/file", 1, 2);
+	box_commit(&box);
+	cr_assert(!box.result.unchanged);
+	cr_assert_eq(box.result.number, 2);
+	cr_assert_eq(box.result.changed_n, 0);
+	box_check(&box, NULL);
+	/* Links alone. */
+	box_remove(&box, "a-hard-link");
+	box_fill(&box, "a-hard-link", 200, 1000);
+	box_set_mtime(&box, "a-hard-link", 1, 2);
+	box_commit(&box);
+	cr_assert_eq(box.result.number, 3);
+	box_check(&box, NULL);
+	box.options.mtime = false;
+	box.options.allow_empty = true;
+	box_commit(&box);
+	cr_assert_eq(box.result.number, 4);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, the_same_tree_from_elsewhere_is_the_same)
+{
+	struct ds_digest first;
+	struct box box;
+
+	box_init(&box);
+	make_tree(&box);
+	box_commit(&box);
+	first = box.result.fingerprint;
+	box_move_elsewhere(&box);
+	spy_store_reset(&box.spy);
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	cr_assert(ds_digest_equal(&box.result.fingerprint, &first));
+	cr_assert_eq(box.spy.puts_n, 0);
+	/* By the parent's rows alone: the index is not even asked for. */
+	cr_assert_eq(box.spy.lists_n, 0);
+	cr_assert_eq(box.result.reused_bytes, 0);
+	box_release(&box);
+}
+
+Test(commit, a_large_file_keeps_its_chunks_when_a_part_changes)
+{
+	struct box box;
+	char path[200];
+	int fd;
+
+	box_init(&box);
+	box_fill(&box, "large", 1, 40 << 20);
+	box_commit(&box);
+	snprintf(path, sizeof(path), "%s/large", box.source);
+	fd = open(path, O_WRONLY);
+	cr_assert_eq(pwrite(fd, "changed", 7, 20 << 20), 7);
+	close(fd);
+	/* No index at all. */
+	box.spy.deny = "index/";
+	box_commit(&box);
+	cr_assert_lt(box.result.uploaded_data_bytes, 3 * DS_CHUNK_MAX);
+	box.spy.deny = NULL;
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, a_repeated_content_is_stored_once)
+{
+	struct box box;
+	char path[40];
+
+	box_init(&box);
+	for (int i = 0; i < 10; i++) {
+		snprintf(path, sizeof(path), "copy-%d", i);
+		box_fill(&box, path, 1, 1000000);
+	}
+	box_commit(&box);
+	cr_assert_lt(box.result.uploaded_data_bytes, 1100000);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+static void make_many(struct box *box, const char *dir, unsigned n)
+{
+	char path[100];
+
+	box_mkdir(box, dir);
+	for (unsigned i = 0; i < n; i++) {
+		snprintf(path, sizeof(path), "%s/%05u", dir, i);
+		box_fill(box, path, 1000 + i, 300);
+	}
+}
+
+/* The issue's 10,000 files are committed by the real command line, in tests/integration/dedup.py. */
+Test(commit, a_renamed_directory_uploads_no_data)
+{
+	struct box box;
+
+	box_init(&box);
+	make_many(&box, "before", 1000);
+	box_commit(&box);
+	box_rename(&box, "before", "after");
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	cr_assert_eq(box.result.reused_bytes, 1000 * 300);
+	box_check(&box, NULL);
+	box_rename(&box, "after", "later");
+	box_move_elsewhere(&box);
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, a_directory_that_comes_back_uploads_no_data)
+{
+	struct box box;
+
+	box_init(&box);
+	make_many(&box, "dir", 300);
+	box_fill(&box, "other", 1, 100);
+	box_commit(&box);
+	box_remove(&box, "dir");
+	box_commit(&box);
+	box_fill(&box, "other", 2, 100);
+	box_commit(&box);
+	make_many(&box, "dir", 300);
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, the_index_is_merged_and_still_finds_everything)
+{
+	struct ds_store_listing listing = {0};
+	struct ds_store_req list = {.op = DS_STORE_LIST, .key = "index/", .listing = &listing};
+	struct box box;
+	bool merged = false;
+	char path[40];
+
+	box_init(&box);
+	for (int i = 0; i < 20; i++) {
+		snprintf(path, sizeof(path), "file-%d", i);
+		box_fill(&box, path, (uint64_t)i, 1000);
+		box_commit(&box);
+	}
+	cr_assert_eq(ds_store_perform(box.store, &list), 0);
+	for (size_t i = 0; i < listing.objects_n; i++)
+		merged |= strncmp(listing.objects[i].key, "index/1/", 8) == 0;
+	ds_store_listing_release(&listing);
+	cr_assert(merged);
+	box_mkdir(&box, "moved");
+	for (int i = 0; i < 20; i++) {
+		char to[60];
+
+		snprintf(path, sizeof(path), "file-%d", i);
+		snprintf(to, sizeof(to), "moved/file-%d", i);
+		box_rename(&box, path, to);
+	}
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, index_objects_are_kept_in_the_state_directory)
+{
+	struct box box;
+	long gets_n;
+
+	box_init(&box);
+	make_many(&box, "a", 50);
+	box_commit(&box);
+	box_rename(&box, "a", "b");
+	box_commit(&box);
+	box_rename(&box, "b", "c");
+	spy_store_reset(&box.spy);
+	box_commit(&box);
+	gets_n = box.spy.gets_n;
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	/* Without them there is more to get. */
+	box_rename(&box, "c", "d");
+	cr_assert_eq(ds_rmtree_at(AT_FDCWD, box.state), 0);
+	spy_store_reset(&box.spy);
+	box_commit(&box);
+	cr_assert_gt(box.spy.gets_n, gets_n);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	box_release(&box);
+}
+
+Test(commit, the_index_may_be_lost_or_forbidden)
+{
+	struct box box;
+
+	box_init(&box);
+	make_many(&box, "a", 50);
+	box.spy.deny = "index/";
+	box_commit(&box);
+	box_rename(&box, "a", "b");
+	box_commit(&box);
+	cr_assert_gt(box.result.uploaded_data_bytes, 0);
+	box.spy.deny = NULL;
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, the_stat_cache_spares_reading)
+{
+	struct box box;
+
+	box_init(&box);
+	make_tree(&box);
+	box_settle(&box);
+	box_commit(&box);
+	cr_assert_gt(box.result.read_bytes, 0);
+	box_fill(&box, "size-1", 300, 1);
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 1);
+	box_check(&box, NULL);
+	/* A changed entry is not trusted until it has settled. */
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	cr_assert_eq(box.result.read_bytes, 1);
+	/* rehash reads it all again. */
+	box.options.rehash = true;
+	box_commit(&box);
+	cr_assert_gt(box.result.read_bytes, 1000000);
+	box_release(&box);
+}
+
+Test(commit, a_damaged_stat_cache_is_as_none)
+{
+	struct box box;
+	char command[300];
+
+	box_init(&box);
+	make_many(&box, "a", 20);
+	box_settle(&box);
+	box_commit(&box);
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 0);
+	snprintf(command, sizeof(command),
+		 "for f in '%s'/stat/*; do printf X | dd of=\"$f\" bs=1 seek=100 conv=notrunc "
+		 "2>/dev/null; done",
+		 box.state);
+	cr_assert_eq(system(command), 0);
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 20 * 300);
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 0);
+	box_release(&box);
+}
+
+Test(commit, trust_mtime_compares_with_the_parents_rows)
+{
+	struct box box;
+
+	box_init(&box);
+	make_tree(&box);
+	box_commit(&box);
+	box_fill(&box, "size-2", 300, 100);
+	box_move_elsewhere(&box);
+	box.options.trust_mtime = true;
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 100);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, a_file_that_moved_is_found_by_its_stat_entry)
+{
+	struct box box;
+
+	/* Other repository, same host: nothing is read that is in the store already. */
+	box_init(&box);
+	make_many(&box, "a", 20);
+	box_settle(&box);
+	box_commit(&box);
+	box_fill(&box, "a/00003", 5, 10);
+	box_commit(&box);
+	box_remove(&box, "a/00003");
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 0);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, special_files_are_refused_or_left_out)
+{
+	struct box box;
+	char path[200];
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 10);
+	box_mkdir(&box, "dir");
+	snprintf(path, sizeof(path), "%s/dir/fifo", box.source);
+	cr_assert_eq(mkfifo(path, 0600), 0);
+	cr_assert_eq(box_try_commit(&box), -DS_E_SOURCE_REFUSED);
+	cr_assert_str_eq(box.warnings, "dir/fifo: is a FIFO\n");
+	cr_assert_eq(box_verify(&box), 0);
+	box.options.skip_special = true;
+	box_commit(&box);
+	cr_assert_eq(box.result.totals.rejected_n, 1);
+	cr_assert_eq(box.result.totals.files_n, 1);
+	cr_assert_eq(box_verify(&box), 1);
+	cr_assert_eq(unlink(path), 0);
+	box.options.allow_empty = true;
+	box_commit(&box);
+	cr_assert_eq(box.result.totals.rejected_n, 0);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, unreadable_files_and_directories_are_refused_or_left_out)
+{
+	uid_t uid = geteuid();
+	struct box box;
+
+	/* Root reads everything: become nobody, who owns what is made from here on. */
+	if (uid == 0)
+		cr_assert_eq(seteuid(65534), 0);
+	box_init(&box);
+	box_fill(&box, "file", 1, 10);
+	box_fill(&box, "secret", 2, 10);
+	box_mkdir(&box, "closed");
+	box_fill(&box, "closed/in", 3, 10);
+	box_link(&box, "closed/in", "linked");
+	box_chmod(&box, "secret", 0);
+	box_chmod(&box, "closed", 0);
+	cr_assert_eq(box_try_commit(&box), -DS_E_SOURCE_REFUSED);
+	cr_assert_not_null(strstr(box.warnings, "closed: Permission denied\n"));
+	cr_assert_not_null(strstr(box.warnings, "secret: Permission denied\n"));
+	box.options.skip_unreadable = true;
+	box_commit(&box);
+	cr_assert_eq(box.result.totals.rejected_n, 2);
+	cr_assert_eq(box.result.totals.files_n, 2);
+	cr_assert_eq(box_verify(&box), 1);
+	box_chmod(&box, "closed", 0755);
+	box_release(&box);
+	cr_assert_eq(seteuid(uid), 0); /* the leak checker needs it */
+}
+
+Test(commit, excluded_paths_are_left_out)
+{
+	static const char *const excludes[] = {"*.tmp", "/build", "dir/*.o", "cache/", NULL};
+	struct box box;
+
+	box_init(&box);
+	box_mkdir(&box, "dir");
+	box_mkdir(&box, "dir/build");
+	box_mkdir(&box, "dir/cache");
+	box_mkdir(&box, "build");
+	box_fill(&box, "keep", 1, 10);
+	box_fill(&box, ".hidden.tmp", 1, 10);
+	box_fill(&box, "dir/x.tmp", 2, 10);
+	box_fill(&box, "dir/x.o", 3, 10);
+	box_fill(&box, "dir/.y.o", 3, 10);
+	box_fill(&box, "x.o", 4, 10);
+	box_fill(&box, "build/in", 5, 10);
+	box_fill(&box, "dir/build/in", 5, 10);
+	box_fill(&box, "dir/cache/in", 6, 10);
+	box.options.excludes = excludes;
+	box_commit(&box);
+	cr_assert_eq(box.result.totals.files_n, 3);
+	cr_assert_eq(box.result.totals.directories_n, 2);
+	box_remove(&box, "build");
+	box_remove(&box, "dir/cache");
+	box_remove(&box, "dir/x.tmp");
+	box_remove(&box, ".hidden.tmp");
+	box_remove(&box, "dir/x.o");
+	box_remove(&box, "dir/.y.o");
+	box.options.excludes = NULL;
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	box_release(&box);
+}
+
+Test(commit, the_source_may_not_hold_the_repository_nor_lie_in_it)
+{
+	struct box box;
+	char inside[200], link[200];
+
+	box_init_dir(&box);
+	box.options.source = box.dir;
+	cr_assert_eq(box_try_commit(&box), -DS_E_SOURCE_REFUSED);
+	snprintf(inside, sizeof(inside), "%s/repo/refs", box.dir);
+	cr_assert_eq(ds_mkdir_p(AT_FDCWD, inside, 0755), 0);
+	box.options.source = inside;
+	cr_assert_eq(box_try_commit(&box), -DS_E_SOURCE_REFUSED);
+	snprintf(inside, sizeof(inside), "%s/repo", box.dir);
+	cr_assert_eq(box_try_commit(&box), -DS_E_SOURCE_REFUSED);
+	/* By another name. */
+	snprintf(link, sizeof(link), "%s/link", box.dir);
+	cr_assert_eq(symlink(box.dir, link), 0);
+	box.options.source = link;
+	cr_assert_eq(box_try_commit(&box), -DS_E_SOURCE_REFUSED);
+	/* A neighbour whose name begins alike is none. */
+	snprintf(inside, sizeof(inside), "%s/repo-2", box.dir);
+	cr_assert_eq(mkdir(inside, 0755), 0);
+	box.options.source = inside;
+	box_commit(&box);
+	box_release(&box);
+}
+
+Test(commit, a_missing_source_is_told)
+{
+	struct box box;
+
+	box_init(&box);
+	box.options.source = "/no/such/directory";
+	cr_assert_eq(box_try_commit(&box), -ENOENT);
+	box.options.source = "/dev/null";
+	cr_assert_eq(box_try_commit(&box), -ENOTDIR);
+	cr_assert_eq(box.spy.puts_n, 0);
+	box_release(&box);
+}
+
+Test(commit, a_wide_and_deep_tree_needs_few_descriptors)
+{
+	struct rlimit limit, before;
+	struct box box;
+	char path[5000] = "deep";
+	char name[100];
+
+	box_init(&box);
+	for (int i = 0; i < 300; i++) {
+		snprintf(name, sizeof(name), "w%03d", i);
+		box_mkdir(&box, name);
+		strcat(name, "/a");
+		box_mkdir(&box, name);
+		strcat(name, "/b");
+		box_mkdir(&box, name);
+		strcat(name, "/file");
+		box_fill(&box, name, (uint64_t)i, 10);
+	}
+	for (int i = 0; i < 300; i++) {
+		box_mkdir(&box, path);
+		snprintf(name, sizeof(name), "/s%d", i % 10);
+		strcat(path, name);
+		box_mkdir(&box, path);
+		path[strlen(path) - strlen(name)] = '\0';
+		strcat(path, "/x");
+	}
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+	limit = before;
+	limit.rlim_cur = 200;
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+	box_commit(&box);
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+	cr_assert_eq(box.result.totals.files_n, 300);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, tags_and_branches)
+{
+	struct ds_resolved resolved;
+	struct ds_digest first;
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 10);
+	box.options.tag = "v1";
+	first = box_commit(&box)->version;
+	cr_assert_eq(ds_resolve(box.repo, "v1", &resolved, NULL), 0);
+	cr_assert(ds_digest_equal(&resolved.version, &first));
+	/* A taken tag is seen before anything is uploaded. */
+	box_fill(&box, "file", 2, 10);
+	spy_store_reset(&box.spy);
+	cr_assert_eq(box_try_commit(&box), -DS_E_CONFLICT);
+	cr_assert_eq(box.spy.puts_n, 0);
+	/* A new branch starts from the default one's head. */
+	box.options.tag = NULL;
+	box.options.branch = "side";
+	box_commit(&box);
+	cr_assert_eq(box.result.number, 1);
+	cr_assert_eq(box.result.changed_n, 1);
+	box_check(&box, "side");
+	/* An unchanged tree can be tagged. */
+	box.options.tag = "v2";
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	cr_assert_eq(ds_resolve(box.repo, "v2", &resolved, NULL), 0);
+	cr_assert(ds_digest_equal(&resolved.version, &box.result.version));
+	box_release(&box);
+}
+
+Test(commit, a_parent_that_is_not_the_head_is_a_conflict)
+{
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 10);
+	box_commit(&box);
+	box_fill(&box, "file", 2, 10);
+	box.options.parent = "1";
+	box_commit(&box);
+	box_fill(&box, "file", 3, 10);
+	cr_assert_eq(box_try_commit(&box), -DS_E_CONFLICT);
+	/* For a new branch it is where to start. */
+	box.options.branch = "side";
+	box_commit(&box);
+	cr_assert_eq(box.result.number, 1);
+	box_check(&box, "side");
+	box_release(&box);
+}
+
+Test(commit, texts_are_checked_before_anything_is_sent)
+{
+	struct box box;
+	char *text = malloc(2 << 20);
+
+	box_init(&box);
+	box.options.message = "not utf-8 \xff";
+	cr_assert_eq(box_try_commit(&box), -DS_E_USAGE);
+	memset(text, 1, 2 << 20);
+	text[(2 << 20) - 1] = '\0';
+	box.options.message = text;
+	cr_assert_eq(box_try_commit(&box), -DS_E_USAGE);
+	text[DS_RECORD_MAX / 8] = '\0';
+	cr_assert_eq(box.spy.calls_n, 0);
+	box_commit(&box);
+	box.options.message = NULL;
+	box.options.branch = "..";
+	cr_assert_eq(box_try_commit(&box), -DS_E_USAGE);
+	free(text);
+	box_release(&box);
+}
+
+Test(commit, a_small_memory_budget_is_enough)
+{
+	struct box box;
+	char path[40];
+
+	box_init(&box);
+	box.options.memory_bytes = 1 << 20;
+	box.options.jobs_n = 8;
+	box_fill(&box, "large", 1, 50 << 20);
+	for (int i = 0; i < 40; i++) {
+		snprintf(path, sizeof(path), "medium-%d", i);
+		box_fill(&box, path, (uint64_t)i + 10, 3 << 20);
+	}
+	box_fill(&box, "zlarge", 2, 20 << 20);
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, (50 + 120 + 20) << 20);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, nothing_is_left_in_the_state_directory_but_state)
+{
+	struct box box;
+	char command[300];
+
+	box_init(&box);
+	make_tree(&box);
+	box_commit(&box);
+	snprintf(command, sizeof(command),
+		 "test -z \"$(find '%s/tmp' -mindepth 1 -name 'commit-*')\"", box.state);
+	cr_assert_eq(system(command), 0);
+	/* What a killed commit left goes with the next one. */
+	snprintf(command, sizeof(command),
+		 "mkdir '%s/tmp/commit-dead' && touch '%s/tmp/commit-dead/lock'", box.state,
+		 box.state);
+	cr_assert_eq(system(command), 0);
+	box_commit(&box);
+	snprintf(command, sizeof(command), "test ! -e '%s/tmp/commit-dead'", box.state);
+	cr_assert_eq(system(command), 0);
+	/* No state at all. */
+	box.options.state_dir = "";
+	box.options.allow_empty = true;
+	box_commit(&box);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit, the_fingerprint_of_a_directory_is_that_of_its_version)
+{
+	struct ds_digest fingerprint;
+	struct box box;
+
+	box_init(&box);
+	make_tree(&box);
+	fingerprint = root_of(&box);
+	box_commit(&box);
+	cr_assert(ds_digest_equal(&box.result.fingerprint, &fingerprint));
+	box_set_mtime(&box, "size-1", 1, 1);
+	fingerprint = root_of(&box);
+	cr_assert(ds_digest_equal(&box.result.fingerprint, &fingerprint));
+	box_chmod(&box, "size-1", 0755);
+	fingerprint = root_of(&box);
+	cr_assert(!ds_digest_equal(&box.result.fingerprint, &fingerprint));
+	box_release(&box);
+}
