@@ -104,7 +104,7 @@ const struct model_name **model_list(const struct model *model, uint64_t dir, si
 	return list;
 }
 
-static uint64_t below(struct model *model, uint64_t bound)
+uint64_t model_below(struct model *model, uint64_t bound)
 {
 	return ds_prng_below(&model->random, bound);
 }
@@ -121,7 +121,7 @@ static struct ds_entry_chunk random_chunk(struct model *model, struct ds_builder
 {
 	struct ds_pack_row *pack;
 
-	if (model->packs_n == 0 || below(model, 20) == 0) {
+	if (model->packs_n == 0 || model_below(model, 20) == 0) {
 		uint32_t number;
 
 		cr_assert_eq(ds_builder_add_pack(builder, &number), 0);
@@ -133,14 +133,15 @@ static struct ds_entry_chunk random_chunk(struct model *model, struct ds_builder
 		pack->chunks_n = 1000;
 		pack->raw_bytes = DS_MIB(100);
 	}
-	pack = &model->packs[model->packs_n - 1 - below(model, DS_MIN(model->packs_n, (size_t)4))];
+	pack = &model->packs[model->packs_n - 1 -
+			     model_below(model, DS_MIN(model->packs_n, (size_t)4))];
 	pack->live_n++;
 	return (struct ds_entry_chunk){
 		.pack = pack->number,
-		.ordinal = (uint32_t)below(model, 1000),
-		.stored_off = DS_PACK_HEAD_LEN + below(model, DS_MIB(32)),
-		.stored_len_bytes = (uint32_t)(1 + below(model, raw_len)),
-		.raw_off = below(model, DS_MIB(50)),
+		.ordinal = (uint32_t)model_below(model, 1000),
+		.stored_off = DS_PACK_HEAD_LEN + model_below(model, DS_MIB(32)),
+		.stored_len_bytes = (uint32_t)(1 + model_below(model, raw_len)),
+		.raw_off = model_below(model, DS_MIB(50)),
 	};
 }
 
@@ -184,8 +185,9 @@ static void random_extents(struct model *model, struct ds_builder *builder,
 		memset(extent, 0, sizeof(*extent));
 		extent->off = off;
 		extent->slot = (uint32_t)inode->extents_n++;
-		extent->is_zeros = below(model, 4) == 0;
-		extent->len_bytes = 1 + below(model, extent->is_zeros ? DS_MIB(40) : DS_CHUNK_MAX);
+		extent->is_zeros = model_below(model, 4) == 0;
+		extent->len_bytes =
+			1 + model_below(model, extent->is_zeros ? DS_MIB(40) : DS_CHUNK_MAX);
 		extent->len_bytes = DS_MIN(extent->len_bytes, left);
 		if (!extent->is_zeros) {
 			random_digest(model, &extent->digest);
@@ -204,19 +206,20 @@ static void random_extents(struct model *model, struct ds_builder *builder,
 static void random_contents(struct model *model, struct ds_builder *builder,
 			    struct model_inode *inode)
 {
-	inode->mtime = (struct ds_time){.s = (int64_t)below(model, 4000000000u) - 1000000000,
-					.ns = (uint32_t)below(model, DS_NS_PER_S)};
+	inode->mtime = (struct ds_time){.s = (int64_t)model_below(model, 4000000000u) - 1000000000,
+					.ns = (uint32_t)model_below(model, DS_NS_PER_S)};
 	if (inode->type == DS_ENTRY_SYMLINK) {
-		inode->target_len = 1 + below(model, below(model, 10) ? 60 : DS_TARGET_MAX);
+		inode->target_len =
+			1 + model_below(model, model_below(model, 10) ? 60 : DS_TARGET_MAX);
 		inode->target = malloc(inode->target_len);
 		for (size_t i = 0; i < inode->target_len; i++)
-			inode->target[i] = (char)(1 + below(model, 255));
+			inode->target[i] = (char)(1 + model_below(model, 255));
 		inode->size_bytes = inode->target_len;
 		cr_assert_eq(ds_digest_of(inode->target, inode->target_len, &inode->digest), 0);
 	}
 	if (inode->type != DS_ENTRY_FILE)
 		return;
-	inode->is_executable = below(model, 2);
+	inode->is_executable = model_below(model, 2);
 	if (inode->size_bytes > DS_CHUNK_MAX) {
 		random_extents(model, builder, inode);
 	} else if (inode->size_bytes > 0) {
@@ -229,15 +232,15 @@ static void random_contents(struct model *model, struct ds_builder *builder,
 
 static uint64_t random_size(struct model *model)
 {
-	switch (below(model, 8)) {
+	switch (model_below(model, 8)) {
 	case 0:
 		return 0;
 	case 1:
 		return DS_CHUNK_MAX;
 	case 2:
-		return DS_CHUNK_MAX + 1 + below(model, DS_MIB(30));
+		return DS_CHUNK_MAX + 1 + model_below(model, DS_MIB(30));
 	default:
-		return 1 + below(model, UINT64_C(1) << (1 + below(model, 21)));
+		return 1 + model_below(model, UINT64_C(1) << (1 + model_below(model, 21)));
 	}
 }
 
@@ -307,7 +310,8 @@ uint64_t model_add_link(struct model *model, struct ds_builder *builder, uint64_
 static uint64_t random_directory(struct model *model)
 {
 	for (;;) {
-		const struct model_inode *inode = &model->inodes[below(model, model->inodes_n)];
+		const struct model_inode *inode =
+			&model->inodes[model_below(model, model->inodes_n)];
 
 		if (inode->type == DS_ENTRY_DIRECTORY)
 			return inode->ino;
@@ -316,13 +320,14 @@ static uint64_t random_directory(struct model *model)
 
 static size_t random_name(struct model *model, char *name)
 {
-	size_t len = 1 + below(model, below(model, 8) ? 12 : DS_NAME_MAX);
+	size_t len = 1 + model_below(model, model_below(model, 8) ? 12 : DS_NAME_MAX);
 
 	for (;;) {
 		for (size_t i = 0; i < len; i++) {
 			/* Few letters, so that names share beginnings. */
-			name[i] = (char)(below(model, 4) ? 'a' + (char)below(model, 3)
-							 : (char)(1 + below(model, 255)));
+			name[i] =
+				(char)(model_below(model, 4) ? 'a' + (char)model_below(model, 3)
+							     : (char)(1 + model_below(model, 255)));
 			if (name[i] == '/')
 				name[i] = '.';
 		}
@@ -394,10 +399,10 @@ static void change_contents(struct model *model, struct ds_builder *builder,
 	inode->target = NULL;
 	inode->is_executable = false;
 	memset(&inode->chunk, 0, sizeof(inode->chunk));
-	if (old.nlink == 1 && below(model, 4) == 0)
+	if (old.nlink == 1 && model_below(model, 4) == 0)
 		inode->type = old.type == DS_ENTRY_FILE ? DS_ENTRY_SYMLINK : DS_ENTRY_FILE;
 	inode->size_bytes = random_size(model);
-	if (old.extents_n > 0 && inode->type == DS_ENTRY_FILE && below(model, 2)) {
+	if (old.extents_n > 0 && inode->type == DS_ENTRY_FILE && model_below(model, 2)) {
 		/* The same file with its tail replaced: a row or so in common. */
 		inode->size_bytes = old.extents[0].len_bytes + DS_CHUNK_MAX;
 		inode->extents = malloc(sizeof(*inode->extents) * 3);
@@ -442,7 +447,7 @@ static void change_contents(struct model *model, struct ds_builder *builder,
 
 void model_change(struct model *model, struct ds_builder *builder)
 {
-	uint64_t what = below(model, 100), dir = random_directory(model), id;
+	uint64_t what = model_below(model, 100), dir = random_directory(model), id;
 	char name[DS_NAME_MAX];
 	size_t len = random_name(model, name);
 	const struct model_name *n;
@@ -466,7 +471,7 @@ void model_change(struct model *model, struct ds_builder *builder)
 			  type == DS_ENTRY_FILE ? random_size(model) : 0);
 		return;
 	}
-	n = &model->names[below(model, model->names_n)];
+	n = &model->names[model_below(model, model->names_n)];
 	if (what < 58) {
 		uint64_t ino = n->ino;
 
@@ -492,7 +497,8 @@ void model_change(struct model *model, struct ds_builder *builder)
 		struct model_inode *inode = model_inode(model, n->ino);
 
 		/* Rarely a whole directory, or the tree stays small. */
-		if (inode->type == DS_ENTRY_DIRECTORY && inode->size_bytes > 0 && below(model, 4))
+		if (inode->type == DS_ENTRY_DIRECTORY && inode->size_bytes > 0 &&
+		    model_below(model, 4))
 			return;
 		id = n->id;
 		remove_name(model, id);
@@ -581,225 +587,6 @@ uint64_t model_total(const struct model *model, const char *key)
 			total += inode->size_bytes;
 	}
 	return total;
-}
-
-static void check_entry(struct model *model, const struct model_name *name,
-			const struct ds_entry *entry)
-{
-	const struct model_inode *inode = model_inode(model, name->ino);
-
-	cr_assert_eq(entry->id, name->id);
-	cr_assert_eq(entry->ino, name->ino);
-	cr_assert_eq(entry->parent, name->parent);
-	cr_assert_eq(entry->name_len, name->name_len);
-	cr_assert_arr_eq(entry->name, name->name, name->name_len);
-	cr_assert_eq(entry->name[entry->name_len], 0);
-	cr_assert_eq(entry->type, inode->type);
-	cr_assert_eq(entry->is_executable, inode->is_executable);
-	cr_assert_eq(ds_time_compare(entry->mtime, inode->mtime), 0);
-	cr_assert_eq(entry->nlink, inode->nlink);
-	cr_assert_eq(entry->size_bytes, inode->size_bytes);
-	cr_assert(inode->type == DS_ENTRY_DIRECTORY ||
-		  ds_digest_equal(&entry->digest, &inode->digest));
-	cr_assert_eq(entry->extents_n, inode->extents_n);
-	cr_assert_eq(entry->chunk.pack, inode->chunk.pack);
-	cr_assert_eq(entry->chunk.ordinal, inode->chunk.ordinal);
-	cr_assert_eq(entry->chunk.stored_off, inode->chunk.stored_off);
-	cr_assert_eq(entry->chunk.stored_len_bytes, inode->chunk.stored_len_bytes);
-	cr_assert_eq(entry->chunk.raw_off, inode->chunk.raw_off);
-}
-
-static void check_extents(const struct ds_extent *a, const struct ds_extent *b, size_t n)
-{
-	for (size_t i = 0; i < n; i++) {
-		cr_assert_eq(a[i].off, b[i].off);
-		cr_assert_eq(a[i].len_bytes, b[i].len_bytes);
-		cr_assert_eq(a[i].slot, b[i].slot);
-		cr_assert_eq(a[i].is_zeros, b[i].is_zeros);
-		cr_assert(ds_digest_equal(&a[i].digest, &b[i].digest));
-		cr_assert_eq(a[i].chunk.pack, b[i].chunk.pack);
-		cr_assert_eq(a[i].chunk.ordinal, b[i].chunk.ordinal);
-		cr_assert_eq(a[i].chunk.stored_off, b[i].chunk.stored_off);
-		cr_assert_eq(a[i].chunk.stored_len_bytes, b[i].chunk.stored_len_bytes);
-	}
-}
-
-static const char *const keys[] = {"files",  "directories", "symlinks", "bytes",   "size_0",
-				   "size_1", "size_5",	    "size_20",	"size_23", "size_24"};
-
-void model_check_builder(struct model *model, struct ds_builder *builder)
-{
-	struct ds_extent *extents = malloc(10000 * sizeof(*extents));
-
-	for (size_t d = 0; d < model->inodes_n; d++) {
-		const struct model_name **list;
-		struct ds_entry entry;
-		size_t n;
-
-		if (model->inodes[d].type != DS_ENTRY_DIRECTORY)
-			continue;
-		list = model_list(model, model->inodes[d].ino, &n);
-		for (size_t i = 0; i < n; i++) {
-			cr_assert_eq(ds_builder_next(builder, model->inodes[d].ino,
-						     i ? list[i - 1]->name : NULL,
-						     i ? list[i - 1]->name_len : 0, &entry),
-				     0);
-			check_entry(model, list[i], &entry);
-		}
-		cr_assert_eq(ds_builder_next(builder, model->inodes[d].ino,
-					     n ? list[n - 1]->name : NULL,
-					     n ? list[n - 1]->name_len : 0, &entry),
-			     -ENOENT);
-		free(list);
-		cr_assert_eq(ds_builder_get(builder, model->inodes[d].ino, &entry), 0);
-		cr_assert_eq(entry.size_bytes, model->inodes[d].size_bytes);
-		cr_assert_eq(entry.nlink, model->inodes[d].nlink);
-	}
-	for (size_t i = 0; i < model->inodes_n; i++) {
-		size_t n;
-
-		if (model->inodes[i].extents_n == 0)
-			continue;
-		cr_assert_eq(ds_builder_extents(builder, model->inodes[i].ino, extents, 10000, &n),
-			     0);
-		cr_assert_eq(n, model->inodes[i].extents_n);
-		check_extents(extents, model->inodes[i].extents, n);
-	}
-	free(extents);
-	for (size_t i = 0; i < DS_ARRAY_SIZE(keys); i++)
-		cr_assert_eq(ds_builder_total(builder, keys[i]), model_total(model, keys[i]), "%s",
-			     keys[i]);
-	for (size_t i = 0; i < model->packs_n; i++) {
-		struct ds_pack_row row;
-		int r = ds_builder_pack(builder, model->packs[i].number, &row);
-
-		cr_assert(r == 0 || (r == -ENOENT && model->packs[i].live_n == 0));
-		cr_assert(r < 0 || row.live_n == model->packs[i].live_n);
-	}
-}
-
-struct list_check {
-	struct model *model;
-	const struct model_name **list;
-	size_t i, n;
-};
-
-static int check_listed(void *ctx, const struct ds_entry *entry)
-{
-	struct list_check *check = ctx;
-
-	cr_assert(check->i < check->n);
-	check_entry(check->model, check->list[check->i++], entry);
-	return 0;
-}
-
-static int check_pack(void *ctx, const struct ds_pack_row *row)
-{
-	struct model *model = ctx;
-
-	for (size_t i = 0; i < model->packs_n; i++) {
-		if (model->packs[i].number == row->number) {
-			cr_assert(ds_digest_equal(&row->id, &model->packs[i].id));
-			cr_assert_eq(row->live_n, model->packs[i].live_n);
-			cr_assert_eq(row->size_bytes, model->packs[i].size_bytes);
-			cr_assert_eq(row->chunks_n, model->packs[i].chunks_n);
-			cr_assert_eq(row->raw_bytes, model->packs[i].raw_bytes);
-			return 0;
-		}
-	}
-	cr_assert_fail("a pack too many");
-	return -ENOENT;
-}
-
-void model_check_manifest(struct model *model, struct ds_manifest *manifest, void *want)
-{
-	struct ds_extent *extents = malloc(10000 * sizeof(*extents));
-	struct ds_entry entry;
-	uint64_t value;
-	size_t n;
-
-	cr_assert_eq(ds_manifest_check(manifest, want, NULL), 0);
-	for (size_t d = 0; d < model->inodes_n; d++) {
-		struct list_check check = {.model = model};
-		uint64_t dir = model->inodes[d].ino;
-
-		if (model->inodes[d].type != DS_ENTRY_DIRECTORY)
-			continue;
-		check.list = model_list(model, dir, &check.n);
-		cr_assert_eq(ds_manifest_list(manifest, want, dir, 0, check_listed, &check), 0);
-		cr_assert_eq(check.i, check.n);
-		if (check.n > 0) {
-			size_t from = below(model, check.n);
-
-			check.i = from + 1;
-			cr_assert_eq(ds_manifest_list(manifest, want, dir, check.list[from]->id,
-						      check_listed, &check),
-				     0);
-			cr_assert_eq(check.i, check.n);
-		}
-		free(check.list);
-	}
-	for (size_t i = 0; i < model->names_n; i++) {
-		const struct model_name *name = &model->names[i];
-
-		cr_assert_eq(ds_manifest_lookup(manifest, want, name->parent, name->name,
-						name->name_len, &entry),
-			     0);
-		check_entry(model, name, &entry);
-		cr_assert_eq(ds_manifest_get(manifest, want, name->id, &entry),
-			     name->id == name->ino ? 0 : -ENOENT);
-		if (name->id == name->ino)
-			check_entry(model, name, &entry);
-	}
-	for (size_t i = 0; i < model->inodes_n; i++) {
-		const struct model_inode *inode = &model->inodes[i];
-		struct ds_buf buf = DS_BUF_INIT(DS_TARGET_MAX);
-
-		if (inode->type == DS_ENTRY_SYMLINK) {
-			cr_assert_eq(ds_manifest_readlink(manifest, want, inode->ino, &buf), 0);
-			cr_assert_eq(buf.len_bytes, inode->target_len);
-			cr_assert_arr_eq(buf.data, inode->target, inode->target_len);
-		} else {
-			cr_assert_eq(ds_manifest_readlink(manifest, want, inode->ino, &buf),
-				     -EINVAL);
-		}
-		ds_buf_release(&buf);
-		if (inode->extents_n > 0) {
-			size_t at = below(model, inode->extents_n), max = 1 + below(model, 5);
-			const struct ds_extent *from = &inode->extents[at];
-			uint64_t off = from->off + below(model, from->len_bytes);
-
-			cr_assert_eq(ds_manifest_extents(manifest, want, inode->ino, 0,
-							 inode->size_bytes, extents, 10000, &n),
-				     0);
-			cr_assert_eq(n, inode->extents_n);
-			check_extents(extents, inode->extents, n);
-			cr_assert_eq(ds_manifest_extents(manifest, want, inode->ino, off, 1,
-							 extents, max, &n),
-				     0);
-			cr_assert_eq(n, 1);
-			check_extents(extents, from, 1);
-			cr_assert_eq(ds_manifest_extents(manifest, want, inode->ino, off,
-							 UINT64_MAX, extents, max, &n),
-				     0);
-			cr_assert_eq(n, DS_MIN(max, inode->extents_n - at));
-			check_extents(extents, from, n);
-		}
-	}
-	free(extents);
-	for (size_t i = 0; i < DS_ARRAY_SIZE(keys); i++) {
-		cr_assert_eq(ds_manifest_total(manifest, want, keys[i], &value), 0);
-		cr_assert_eq(value, model_total(model, keys[i]), "%s", keys[i]);
-	}
-	n = 0;
-	for (size_t i = 0; i < model->packs_n; i++) {
-		struct ds_pack_row row;
-
-		n += model->packs[i].live_n > 0;
-		cr_assert_eq(ds_manifest_pack(manifest, want, model->packs[i].number, &row),
-			     model->packs[i].live_n ? 0 : -ENOENT);
-	}
-	cr_assert_eq(ds_manifest_packs(manifest, want, 0, check_pack, model), 0);
 }
 
 void model_build(struct model *model, const char *path, uint32_t page_size, uint64_t seed,

@@ -95,6 +95,8 @@ uint64_t model_add(struct model *model, struct ds_builder *builder, uint64_t par
 uint64_t model_add_link(struct model *model, struct ds_builder *builder, uint64_t parent,
 			const char *name, size_t name_len, uint64_t ino);
 struct model_inode *model_inode(struct model *model, uint64_t ino);
+/* 0 <= value < bound, by the seed. */
+uint64_t model_below(struct model *model, uint64_t bound);
 const struct model_name *model_name(const struct model *model, uint64_t id);
 /* Gives all directories the digests of what they hold, and all packs ids and sizes. */
 void model_seal(struct model *model, struct ds_builder *builder);
