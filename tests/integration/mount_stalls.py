@@ -207,7 +207,8 @@ def crowd(box, repo, proxy, args):
     # The cache keeps images open, connections live on; what grows with requests would show.
     after = threads_and_files(mount.pid)
     say(f"threads and descriptors of the daemon: {before} before, {after} after")
-    check(after[0] <= before[0] + 4 and after[1] <= before[1] + 80, "something is left behind")
+    # Threads of FUSE start as they are needed, up to 16.
+    check(after[0] <= before[0] + 16 and after[1] <= before[1] + 96, "something is left behind")
     with open(f"{mount.path}/cold/0000", "rb") as file:
         equal(len(file.read()), 64 * KIB, "bytes read when the store is back")
     equal(stats(mount)["failures"], 0, "failures")
