@@ -213,7 +213,7 @@ int scan_read_dir(struct scan *scan, struct commit_node *dir, int fd, const char
 {
 	_ds_cleanup_free_ char **names = NULL;
 	_ds_cleanup_buf_ struct ds_buf child = DS_BUF_INIT(SIZE_MAX / 4);
-	size_t n, path_len;
+	size_t n = 0, path_len;
 	int r = read_names(fd, &dir->names, &names, &n);
 
 	if (r == 0)
