@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -145,6 +146,18 @@ static int check_place(struct mount_job *job)
 	return 0;
 }
 
+/* The cache keeps two descriptors for each open image, as far as the limit allows when it is opened. */
+static void raise_files_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur == limit.rlim_max)
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+		ds_log_debug("the limit of open files stays");
+}
+
 static int open_everything(struct mount_job *job)
 {
 	struct cli_mount_options *o = job->request->options;
@@ -160,6 +173,7 @@ static int open_everything(struct mount_job *job)
 	struct ds_resolved resolved;
 	int r;
 
+	raise_files_limit();
 	r = job->cache_dir ? ds_cache_open(&cache, &job->cache, diag)
 			   : ds_diag_set(diag, -DS_E_USAGE, NULL,
 					 "there is no home directory for the cache: give -o "

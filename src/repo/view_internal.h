@@ -12,7 +12,7 @@
 
 #define VIEW_RECENT_N	  64 /* chunks that a blocking view keeps in memory */
 #define VIEW_RECENT_BYTES DS_MIB(32)
-#define VIEW_IMAGES_MAX	  256 /* images that a view keeps open */
+#define VIEW_IMAGES_MAX	  2048 /* images that a view keeps open */
 
 struct ds_view {
 	struct ds_repo *repo;
