@@ -1,6 +1,7 @@
 /*
- * The control directory `/.dsfs`: looked up by name, never listed in the root, so that no class-per-folder loader trips
- * over it. version.json is the version's record, stats counters of this mount as text.
+ * The control directory `/.dsfs`: looked up by name, never listed in the root, so that no
+ * class-per-folder loader trips over it. version.json is the version's record, stats counters of
+ * this mount as text.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -198,7 +199,9 @@ void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t si
 		fuse_reply_buf(req, NULL, 0);
 		return;
 	}
-	/* The reader may have the reply, and have closed the file, before fuse_reply_buf returns. */
+	/*
+	 * The reader may have the reply, and have closed the file, before fuse_reply_buf returns.
+	 */
 	size = DS_MIN(size, len - (size_t)off);
 	copy = ds_memdup(text + off, size);
 	if (copy)

@@ -1,8 +1,8 @@
 /*
  * What the parts of the FUSE layer share.
  *
- * Node ids and inode numbers are slot << 40 | inode (design, section 5): slot 0 is the mount's version, the highest the
- * control directory.
+ * Node ids and inode numbers are slot << 40 | inode (design, section 5): slot 0 is the mount's
+ * version, the highest the control directory.
  */
 #ifndef DS_FS_FS_INTERNAL_H
 #define DS_FS_FS_INTERNAL_H
@@ -38,8 +38,8 @@ struct ds_fs {
 	pthread_mutex_t mutex;
 	pthread_cond_t idle;
 	struct {
-		struct ds_list
-			requests; /* every request that is not answered yet and has left its FUSE thread */
+		/* Every request that is not answered yet and has left its FUSE thread. */
+		struct ds_list requests;
 		size_t requests_n;
 		struct ds_list snapshots; /* of open handles in the control directory */
 		bool is_ending;
@@ -47,7 +47,10 @@ struct ds_fs {
 };
 
 struct fs_request;
-/* One run of a request: replies and returns 0, or gives an error; -DS_E_NOT_LOCAL parks it. Must be able to run again. */
+/*
+ * One run of a request: replies and returns 0, or gives an error; -DS_E_NOT_LOCAL parks it. Must be
+ * able to run again.
+ */
 typedef int fs_run_fn(struct fs_request *request);
 
 struct fs_request {
@@ -68,7 +71,10 @@ struct fs_request {
 	bool is_interrupted; /* under mutex */
 };
 
-/* fs_request.c: starts a request with these fields set; it is answered sooner or later. Copies name. */
+/*
+ * fs_request.c: starts a request with these fields set; it is answered sooner or later. Copies
+ * name.
+ */
 void fs_request_start(fuse_req_t req, const struct fs_request *fields);
 /* At the end: answers whatever waits with EIO and returns when no request is left. */
 void fs_request_end_all(struct ds_fs *fs);

@@ -1,6 +1,7 @@
 /*
- * What the kernel asks: one function for each operation, most of them a field list for fs_request_start. Every operation
- * that would write answers EROFS itself, whatever the mount flags say.
+ * What the kernel asks: one function for each operation, most of them a field list for
+ * fs_request_start. Every operation that would write answers EROFS itself, whatever the mount flags
+ * say.
  */
 #include <errno.h>
 #include <fcntl.h>

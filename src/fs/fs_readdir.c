@@ -1,6 +1,6 @@
 /*
- * Listings. The cookie of an entry is its id, 1 and 2 are "." and "..": a listing resumes after any of them without
- * state of an open handle.
+ * Listings. The cookie of an entry is its id, 1 and 2 are "." and "..": a listing resumes after any
+ * of them without state of an open handle.
  */
 #include <errno.h>
 #include <string.h>
@@ -95,8 +95,10 @@ int fs_run_readdir(struct fs_request *request)
 	if (!buffer)
 		return -ENOMEM;
 	r = fill(&listing);
-	/* What was had before a page was missing is an answer; the kernel asks on after its last name. "." and ".." alone
-	 * are too: the next call then waits. */
+	/*
+	 * What was had before a page was missing is an answer; the kernel asks on after its last
+	 * name. "." and ".." alone are too: the next call then waits.
+	 */
 	if (r == -DS_E_NOT_LOCAL && listing.used)
 		r = 0;
 	if (r == 0)

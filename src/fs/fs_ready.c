@@ -1,6 +1,7 @@
 /*
- * Telling the owner that the mount answers. INIT alone does not prove it (its reply is sent after the callback), so that a
- * worker asks the mount for something that is answered from memory; if the mount goes away meanwhile, that ends with ENOTCONN.
+ * Telling the owner that the mount answers. INIT alone does not prove it (its reply is sent after
+ * the callback), so that a worker asks the mount for something that is answered from memory; if the
+ * mount goes away meanwhile, that ends with ENOTCONN.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -13,7 +14,10 @@
 #include "util/file.h"
 #include "util/log.h"
 
-/* The kernel's 128 KiB make large files slow (T13), many megabytes hurt mappings and random readers (T14). */
+/*
+ * The kernel's 128 KiB make large files slow (T13), many megabytes hurt mappings and random readers
+ * (T14).
+ */
 #define READAHEAD_KIB 1024
 
 /* Needs the right to write to /sys; without it, all works with smaller requests. */

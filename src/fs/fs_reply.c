@@ -40,7 +40,10 @@ static const char *path_of(struct fs_request *request, char *buf, size_t size)
 	return ds_quote(path, strlen(path), buf, size);
 }
 
-/* The one place where a code of ours becomes an errno. Only the manifest says that something does not exist. */
+/*
+ * The one place where a code of ours becomes an errno. Only the manifest says that something does
+ * not exist.
+ */
 static int errno_of(int code)
 {
 	int number = ds_error_errno(code);

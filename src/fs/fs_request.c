@@ -1,22 +1,23 @@
 /*
  * Requests that cannot be answered at once.
  *
- *     RUNNING on the FUSE thread -> answered from page cache
- *                                -> QUEUED to a worker (which may wait for the disk, and hash what another boot left)
- *                                                            -> RUNNING there
- *     RUNNING on a worker        -> answered
- *                                -> PARKED on what it misses -> delivered -> RUNNING on the fetch's worker
- *                                                            -> failed, or past the deadline -> answered EIO
- *                                                            -> interrupted -> answered EINTR
- *                                                            -> the file system ends -> answered EINTR
+ *   RUNNING on the FUSE thread   answered from page cache; else QUEUED
+ *   QUEUED to a worker           -> RUNNING there; it may wait for the disk, and hash what another
+ *                                boot left
+ *   RUNNING on a worker          answered; else PARKED on what it misses
+ *   PARKED                       delivered                       -> RUNNING on the fetch's worker
+ *                                failed, or past the deadline    -> answered EIO
+ *                                interrupted                     -> answered EINTR
+ *                                the file system ends            -> answered EIO
  *
  * No FUSE thread waits for anything but the local page cache.
  *
- * INV-1  A parked request is won by exactly one of: its delivery, its interrupt, the end. ds_demand_abandon decides: who gets true, or whose done is
- *        called, answers and frees.
- * INV-2  libfuse calls the interrupt callback with the request's lock held, and fuse_req_interrupt_func(req, NULL, NULL) takes
- *        that lock: it is called before a request is answered by anybody else, and never under request->mutex. So the
- *        callback never meets a request that was freed (T45).
+ * INV-1  A parked request is won by exactly one of: its delivery, its interrupt, the end.
+ *        ds_demand_abandon decides: who gets true, or whose done is called, answers and frees.
+ * INV-2  libfuse calls the interrupt callback with the request's lock held, and
+ *        fuse_req_interrupt_func(req, NULL, NULL) takes that lock: it is called before a request is
+ *        answered by anybody else, and never under request->mutex. So the callback never meets a
+ *        request that was freed (T45).
  * INV-3  request->mutex orders the start of a wait with an interrupt that comes at the same time.
  */
 #include <errno.h>
@@ -169,7 +170,9 @@ void fs_request_start(fuse_req_t req, const struct fs_request *fields)
 		ds_work_submit(fs->work, &request->work, true);
 }
 
-/* A parked request, taken back: it is the caller's to answer. NULL: none is parked at this moment. */
+/*
+ * A parked request, taken back: it is the caller's to answer. NULL: none is parked at this moment.
+ */
 static struct fs_request *take_parked_locked(struct ds_fs *fs)
 {
 	ds_list_for_each (node, &fs->locked.requests) {
@@ -195,8 +198,9 @@ void fs_request_end_all(struct ds_fs *fs)
 	pthread_mutex_lock(&fs->mutex);
 	fs->locked.is_ending = true;
 	/*
-	 * What is parked is taken back; what runs sees is_ending before it parks. A request is not freed while it is in the
-	 * list and the list's lock is held, and abandoning takes no lock of ours.
+	 * What is parked is taken back; what runs sees is_ending before it parks. A request is not
+	 * freed while it is in the list and the list's lock is held, and abandoning takes no lock
+	 * of ours.
 	 */
 	while (fs->locked.requests_n) {
 		request = take_parked_locked(fs);

@@ -1,8 +1,9 @@
 /*
  * The session: options for the kernel, the loop, the end.
  *
- * The end, by whatever cause (umount, SIGTERM, fusectl abort): the loop returns; what is parked is answered; the file system is unmounted if it still is
- * mounted, which aborts the connection, so that a reader that is blocked is let go even if the store never answers.
+ * The end, by whatever cause (umount, SIGTERM, fusectl abort): the loop returns; what is parked is
+ * answered; the file system is unmounted if it still is mounted, which aborts the connection, so
+ * that a reader that is blocked is let go even if the store never answers.
  */
 #include <errno.h>
 #include <signal.h>
@@ -53,7 +54,9 @@ static int make_options(const struct ds_fs_options *options, struct ds_buf *buf)
 {
 	int r;
 
-	/* `ro` on the superblock also spares a GETATTR after each first read (design, section 5). */
+	/*
+	 * `ro` on the superblock also spares a GETATTR after each first read (design, section 5).
+	 */
 	r = ds_buf_append_str(buf, "ro,nosuid,nodev,noatime,default_permissions,subtype=dsfs");
 	if (r == 0 && options->allow_other)
 		r = ds_buf_append_str(buf, ",allow_other");
@@ -95,7 +98,10 @@ static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
 	if (!fs->session)
 		return ds_diag_set(reterr_diag, -EINVAL, fs->options.mountpoint,
 				   "libfuse refused the options");
-	/* Before there is a mount that a signal could leave behind; libfuse replaces default handlers only. */
+	/*
+	 * Before there is a mount that a signal could leave behind; libfuse replaces default
+	 * handlers only.
+	 */
 	for (size_t i = 0; i < DS_ARRAY_SIZE(signals); i++)
 		signal(signals[i], SIG_DFL);
 	if (fuse_set_signal_handlers(fs->session) != 0)

@@ -1,5 +1,6 @@
 /*
- * Opening a view, its look-ups in the manifest, and how one chunk is read. File contents are in view_read.c.
+ * Opening a view, its look-ups in the manifest, and how one chunk is read. File contents are in
+ * view_read.c.
  */
 #include "repo/view_internal.h"
 
@@ -100,7 +101,10 @@ static struct ds_chunk_bytes *recent_find(struct ds_view *view, const struct ds_
 	return bytes;
 }
 
-/* Keeps the bytes in memory, in place of the oldest: a view without a disk cache must not fetch a page for every row. */
+/*
+ * Keeps the bytes in memory, in place of the oldest: a view without a disk cache must not fetch a
+ * page for every row.
+ */
 static void recent_keep(struct ds_view *view, const struct ds_digest *digest,
 			struct ds_chunk_bytes *bytes)
 {

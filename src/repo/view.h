@@ -1,14 +1,17 @@
 /*
  * A view: one version, open for reading, over the cache. What a mount and the reading commands use.
  *
- * Look-ups never wait in a view that is opened for a mount: when something is not local, they note it in the caller's `demand`, end with
- * -DS_E_NOT_LOCAL, and the caller parks until ds_demand_wait calls back, then calls again. A demand keeps what was delivered to it
- * (pins the bytes), so that each run gets further even if the cache can hold nothing.
+ * Look-ups never wait in a view that is opened for a mount: when something is not local, they note
+ * it in the caller's `demand`, end with -DS_E_NOT_LOCAL, and the caller parks until ds_demand_wait
+ * calls back, then calls again. A demand keeps what was delivered to it (pins the bytes), so that
+ * each run gets further even if the cache can hold nothing.
  *
- * A blocking view waits inside; the demand may be NULL there, and if it is not, says more about an error.
+ * A blocking view waits inside; the demand may be NULL there, and if it is not, says more about an
+ * error.
  *
- * Threads: a view is shared; a demand belongs to one request. Errors: -DS_E_NOT_LOCAL, -ENOENT (only from the verified manifest), -ENOTDIR, -EISDIR,
- * -EINVAL, -DS_E_MALFORMED, -DS_E_CORRUPT, -ENOMEM, in a blocking view also what the fetcher gives.
+ * Threads: a view is shared; a demand belongs to one request. Errors: -DS_E_NOT_LOCAL, -ENOENT
+ * (only from the verified manifest), -ENOTDIR, -EISDIR, -EINVAL, -DS_E_MALFORMED, -DS_E_CORRUPT,
+ * -ENOMEM, in a blocking view also what the fetcher gives.
  */
 #ifndef DS_REPO_VIEW_H
 #define DS_REPO_VIEW_H
@@ -19,8 +22,11 @@
 
 struct ds_view;
 
-/* Takes references of fetcher-side objects; `record` is copied. Fetches the record's prefetch list in one GET in the background of the
- * first wait (non-blocking) or at once (blocking). fetcher and cache must outlive the view. */
+/*
+ * Takes references of repo and cache; what is needed of `record` is copied; the fetcher must outlive
+ * the view. Blocks: unless the cache has the index's root already, it fetches the record's prefetch
+ * list in one GET. That this fails is no error: what is missing is asked for when it is needed.
+ */
 int ds_view_open(struct ds_repo *repo, struct ds_cache *cache, struct ds_fetcher *fetcher,
 		 const struct ds_record *record, bool blocking, uint64_t timeout_ms,
 		 struct ds_view **ret_view, struct ds_diag *reterr_diag);
@@ -38,9 +44,9 @@ struct ds_demand {
 	struct ds_fetch_target targets[DS_DEMAND_TARGETS_MAX];
 	size_t targets_n;
 	/*
-	 * True after init: the call may wait for the disk and hash what is there from another boot. Without it (FUSE's threads),
-	 * only what page cache gives at once is an answer; else the call ends with -DS_E_NOT_LOCAL and no targets: call
-	 * again on a worker, with it.
+	 * True after init: the call may wait for the disk and hash what is there from another boot.
+	 * Without it (FUSE's threads), only what page cache gives at once is an answer; else the
+	 * call ends with -DS_E_NOT_LOCAL and no targets: call again on a worker, with it.
 	 */
 	bool may_check;
 	/* the demand's own */
@@ -53,9 +59,10 @@ void ds_demand_init(struct ds_demand *demand, struct ds_view *view);
 /* Drops pins. Not while a wait is on. */
 void ds_demand_release(struct ds_demand *demand);
 /*
- * Waits for the targets (at least one). 0: `done` is called exactly once, from a worker, with 0 (run the request again) or the first
- * error, unless ds_demand_abandon returns true first; it may come before this returns, never on this thread. An error: it will
- * not be called. Not at the same time as ds_demand_abandon: a lock of the caller's orders them, which `done` may have to wait for.
+ * Waits for the targets (at least one). 0: `done` is called exactly once, from a worker, with 0
+ * (run the request again) or the first error, unless ds_demand_abandon returns true first; it may
+ * come before this returns, never on this thread. An error: it will not be called. Not at the same
+ * time as ds_demand_abandon: a lock of the caller's orders them, which `done` may have to wait for.
  */
 int ds_demand_wait(struct ds_demand *demand, uint64_t deadline_ns,
 		   void (*done)(struct ds_demand *demand, int result, void *ctx), void *ctx);
@@ -72,15 +79,21 @@ int ds_view_list(struct ds_view *view, struct ds_demand *demand, uint64_t dir, u
 int ds_view_readlink(struct ds_view *view, struct ds_demand *demand, uint64_t ino,
 		     struct ds_buf *buf);
 /*
- * Reads up to len bytes at off of a file; fewer only at its end. All or nothing: on -DS_E_NOT_LOCAL every missing chunk of the range (up
- * to DS_DEMAND_TARGETS_MAX) is in demand->targets.
+ * Reads up to len bytes at off of a file; fewer only at its end. All or nothing: on -DS_E_NOT_LOCAL
+ * every missing chunk of the range (up to DS_DEMAND_TARGETS_MAX) is in demand->targets.
  */
 int ds_view_read(struct ds_view *view, struct ds_demand *demand, uint64_t ino, uint64_t off,
 		 size_t len_bytes, void *ret_data, size_t *ret_n);
-/* The next data (or hole, with `hole`) at or after off: SEEK_DATA and SEEK_HOLE. -ENXIO past the end. */
+/*
+ * The next data (or hole, with `hole`) at or after off: SEEK_DATA and SEEK_HOLE. -ENXIO past the
+ * end.
+ */
 int ds_view_seek(struct ds_view *view, struct ds_demand *demand, uint64_t ino, uint64_t off,
 		 bool hole, uint64_t *ret_off);
-/* Walks a path ("a/b/c", no leading slash, no ".." handling; "" is the root) without following symlinks. */
+/*
+ * Walks a path ("a/b/c", no leading slash, no ".." handling; "" is the root) without following
+ * symlinks.
+ */
 int ds_view_walk(struct ds_view *view, struct ds_demand *demand, const char *path,
 		 struct ds_entry *ret_entry);
 

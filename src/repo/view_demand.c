@@ -1,11 +1,12 @@
 /*
  * Demands: what a request misses, the wait for it, and what was delivered.
  *
- * A wait is an object of its own, counted, because an abandoned demand goes away while fetches of it may still be on their
- * way back. The last callback of its targets ends it, never the call that starts it: done comes from a worker.
+ * A wait is an object of its own, counted, because an abandoned demand goes away while fetches of
+ * it may still be on their way back. The last callback of its targets ends it, never the call that
+ * starts it: done comes from a worker.
  *
- * INV-1  Exactly one of {the last waiter, ds_demand_abandon} sets `is_over` and with it wins the demand; afterwards no
- *        waiter touches the demand.
+ * INV-1  Exactly one of {the last waiter, ds_demand_abandon} sets `is_over` and with it wins the
+ *        demand; afterwards no waiter touches the demand.
  * INV-2  The images of a wait's targets are referenced by the wait until all its waiters are done.
  */
 #include <assert.h>
@@ -202,8 +203,9 @@ static int wait_new(struct ds_demand *demand, uint64_t deadline_ns, struct wait 
 }
 
 /*
- * Not all targets could be asked for: takes back what was. True: all of it, and the wait is over. Those that were
- * never started still count as pending, so that the wait cannot end before this has decided.
+ * Not all targets could be asked for: takes back what was. True: all of it, and the wait is over.
+ * Those that were never started still count as pending, so that the wait cannot end before this has
+ * decided.
  */
 static bool take_back(struct wait *wait, struct ds_fetcher *fetcher, int error)
 {

@@ -53,8 +53,8 @@ static inline bool view_may_check(const struct ds_view *view, const struct ds_de
 }
 
 /*
- * Copies [off, off + len) of a chunk: from the demand's pins, the image, or (blocking view) the store. Else notes
- * the target in the demand (if it may check): -DS_E_NOT_LOCAL.
+ * Copies [off, off + len) of a chunk: from the demand's pins, the image, or (blocking view) the
+ * store. Else notes the target in the demand (if it may check): -DS_E_NOT_LOCAL.
  */
 int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
 		    const struct ds_fetch_target *target, uint64_t off, size_t len_bytes,
@@ -70,7 +70,10 @@ void view_images_release(struct ds_view *view);
 /* The manifest's pages (view_pages.c). */
 int view_pages_init(struct ds_view *view);
 void view_pages_release(struct ds_view *view);
-/* Fetches the record's prefetch list in one GET and stashes it, unless it is in the cache already. Best effort. */
+/*
+ * Fetches the record's prefetch list in one GET and stashes it, unless it is in the cache already.
+ * Best effort.
+ */
 void view_pages_prefetch(struct ds_view *view, const struct ds_record *record);
 
 /* Targets of a demand (view_demand.c). Clear drops them; add takes a reference of the image. */

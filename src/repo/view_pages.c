@@ -1,6 +1,7 @@
 /*
- * The manifest's pages and the nodes of their index, through the cache: page p of the manifest is slot p of one image,
- * node n of the index is slot n of another; both are named by the digest of the index's root.
+ * The manifest's pages and the nodes of their index, through the cache: page p of the manifest is
+ * slot p of one image, node n of the index is slot n of another; both are named by the digest of
+ * the index's root.
  */
 #include <errno.h>
 #include <stdatomic.h>
@@ -98,8 +99,8 @@ static struct ds_fetch_target page_target(struct ds_view *view, uint64_t page,
 }
 
 /*
- * Queues a missing page and what follows it, as far as it lies directly behind it in the pack: one GET brings all, and the
- * demand for the page, which comes next, joins it.
+ * Queues a missing page and what follows it, as far as it lies directly behind it in the pack: one
+ * GET brings all, and the demand for the page, which comes next, joins it.
  */
 static void read_ahead(struct ds_view *view, const struct ds_page_index_node *leaf, uint64_t page)
 {

@@ -10,7 +10,10 @@
 
 #define EXTENTS_BATCH 32u
 
-/* What is fetched along with a small file that is missed: the names after it, if they lie in the same pack. */
+/*
+ * What is fetched along with a small file that is missed: the names after it, if they lie in the
+ * same pack.
+ */
 #define NEIGHBOURS_MAX	     32u
 #define NEIGHBOURS_BYTES_MAX DS_MIB(2)
 /* What is fetched ahead of a stream through a large file: some 8 MiB, 160 MB/s at 50 ms. */
@@ -178,7 +181,10 @@ static int add_neighbour(void *ctx, const struct ds_entry *entry)
 	return ++neighbours->targets_n == NEIGHBOURS_MAX;
 }
 
-/* The next names in the directory lie next in the pack: one GET brings them too. Not where the cache cannot keep them. */
+/*
+ * The next names in the directory lie next in the pack: one GET brings them too. Not where the
+ * cache cannot keep them.
+ */
 static void prefetch_neighbours(struct ds_view *view, const struct ds_entry *entry,
 				const struct ds_pack_row *pack, struct ds_image *image)
 {
@@ -279,8 +285,9 @@ static void prefetch_extents(struct ds_view *view, struct ds_image *image,
 }
 
 /*
- * Called for each read that has the start of an extent in it. If the one before is here too, somebody streams: what follows
- * is fetched ahead. No state of a handle: any number of streams in a file work (T6), and a random read starts none.
+ * Called for each read that has the start of an extent in it. If the one before is here too,
+ * somebody streams: what follows is fetched ahead. No state of a handle: any number of streams in a
+ * file work (T6), and a random read starts none.
  */
 static void follow_stream(struct ds_view *view, struct ds_demand *demand,
 			  const struct ds_entry *entry, struct ds_image *image,

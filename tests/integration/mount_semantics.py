@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What a mount answers to system calls beyond reading trees: flags, every operation that would write,
-names too long, extended attributes, hard links, directory cookies over 100,000 entries, mappings,
-sendfile, O_DIRECT, holes, statfs, file handles that outlive a mount, the control directory.
+"""What a mount answers to system calls beyond reading trees: flags, every operation that would
+write, names too long, extended attributes, hard links, directory cookies over 100,000 entries,
+mappings, sendfile, O_DIRECT, holes, statfs, file handles that outlive a mount, the control directory.
 """
 import ctypes
 import errno
@@ -280,7 +280,8 @@ def check_statfs(mount, totals):
     size = vfs.f_blocks * vfs.f_frsize
     check(totals["bytes"] <= size < totals["bytes"] + vfs.f_frsize, f"{size} bytes in statfs")
     st = os.stat(f"{mount.path}/small")
-    equal((st.st_blocks, st.st_uid, st.st_mode & 0o7777), (20, os.geteuid(), 0o444), "stat of small")
+    equal((st.st_blocks, st.st_uid, st.st_mode & 0o7777), (20, os.geteuid(), 0o444),
+          "stat of small")
 
 
 class FileHandle(ctypes.Structure):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""A mount whose store has stopped answering: what is local is served, who waits can be killed, the mount
-can be unmounted and its process ended, a request ends at its deadline, and when the store is back the
-same mount goes on. On a real S3 server behind a proxy that lets requests hang.
+"""A mount whose store has stopped answering: what is local is served, who waits can be killed, the
+mount can be unmounted and its process ended, a request ends at its deadline, and when the store is
+back the same mount goes on. On a real S3 server behind a proxy that lets requests hang.
 
 With --strict (release builds) the times are those that dsfs promises.
 """
@@ -33,8 +33,8 @@ def content(i, size):
 
 
 def make(source, files):
-    """`local`: what is read beforehand; `cold`: data that is not; `many`: names enough that most pages of the
-    manifest are never asked for."""
+    """`local`: what is read beforehand; `cold`: data that is not; `many`: names enough that most pages
+    of the manifest are never asked for."""
     os.mkdir(f"{source}/local")
     os.mkdir(f"{source}/cold")
     for i in range(100):
@@ -155,8 +155,8 @@ def measure(mount, rounds):
         timed(times["statfs"], lambda: os.statvfs(mount.path))
         timed(times["stats"], lambda: stats(mount))
         if i % 10 == 0:
-            timed(times["ls"], lambda: subprocess.run(["ls", "-l", f"{mount.path}/local"], check=True,
-                                                      capture_output=True, timeout=120))
+            timed(times["ls"], lambda: subprocess.run(
+                ["ls", "-l", f"{mount.path}/local"], check=True, capture_output=True, timeout=120))
     check(stats(mount)["requests"] - before >= 3 * rounds, "the kernel answered, not dsfs")
     return times
 
@@ -164,7 +164,8 @@ def measure(mount, rounds):
 def tell(times, args):
     for name, values in times.items():
         median, most = statistics.median(values), max(values)
-        say(f"  {name}: median {1000 * median:.1f} ms, at most {1000 * most:.1f} ms of {len(values)}")
+        say(f"  {name}: median {1000 * median:.1f} ms, at most {1000 * most:.1f} ms, "
+            f"{len(values)} calls")
         check(median <= (0.1 if args.strict else 1), f"{name}: median of {median:.3f} s")
         check(most <= (1 if args.strict else 10), f"{name}: {most:.3f} s")
 
@@ -174,8 +175,8 @@ def threads_and_files(pid):
 
 
 def crowd(box, repo, proxy, args):
-    """200 readers and 20 first look-ups wait; everything else goes on; then all of them are killed, one by
-    one and together, and nothing of them is left in the daemon."""
+    """200 readers and 20 first look-ups wait; everything else goes on; then all of them are killed,
+    one by one and together, and nothing of them is left in the daemon."""
     mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('crowd')}", env=proxy.env)
     warm(mount)
     measure(mount, 20)
@@ -187,12 +188,13 @@ def crowd(box, repo, proxy, args):
         took = waiters.kill()
         say(f"a killed {what} was gone after {1000 * took:.0f} ms")
         check(took <= 2, f"a killed {what} lived for {took:.1f} s")
-    # A read fills the kernel's page cache, in the kernel's own name: it goes on without its reader. A look-up ends.
+    # A read fills the kernel's page cache, in the kernel's own name, and goes on without its reader.
+    # A look-up ends.
     box.wait(lambda: stats(mount)["interrupted"] >= 1, "the look-up of a killed stat to end")
     before = threads_and_files(mount.pid)
+    names = [f"{d * 7 + 1:04}/050-{'name' * 20}" for d in range(LOOKERS)]
     waiters = Waiters(box, [f"{mount.path}/cold/{i:04}" for i in range(READERS)],
-                      [f"{mount.path}/many/{d * 7 + 1:04}/050-{'name' * 20}" for d in range(LOOKERS)])
-    # Some of the look-ups wait for the same page.
+                      [f"{mount.path}/many/{name}" for name in names])
     wait_parked(box, mount, READERS + LOOKERS)
     held = proxy.stats()
     say(f"{READERS} readers and {LOOKERS} look-ups wait, {held['open']} requests at the store:")
@@ -250,7 +252,8 @@ def gone(box, repo, proxy):
 
 
 def deadline(box, repo, proxy):
-    """EIO at the deadline with a line in the log; the same mount and descriptor go on when the store does."""
+    """EIO at the deadline with a line in the log; the same mount and descriptor go on when the store
+    does."""
     mount = box.mount(repo, "timeout=3s", f"cache_dir={box.path('late')}", env=proxy.env)
     warm(mount)
     hang(proxy)

@@ -1,6 +1,7 @@
 /*
- * A mount whose store stops and goes, with readers that are killed: parked requests, interrupts, deadlines and the end, all
- * at once. What is read is right or EIO; the mount ends within 5 s of SIGTERM whatever is parked.
+ * A mount whose store stops and goes, with readers that are killed: parked requests, interrupts,
+ * deadlines and the end, all at once. What is read is right or EIO; the mount ends within 5 s of
+ * SIGTERM whatever is parked.
  *
  * The daemon is a child of this program; readers are children too, so that they can be killed.
  */
@@ -23,7 +24,10 @@
 #define READERS_N 12u
 #define SKIP	  77
 
-/* libfuse asserts on a channel's count before it takes the channel's lock (3.18.3, fuse_loop_mt.c, fuse_chan_get). */
+/*
+ * libfuse asserts on a channel's count before it takes the channel's lock (3.18.3, fuse_loop_mt.c,
+ * fuse_chan_get).
+ */
 __attribute__((visibility("default"))) const char *__tsan_default_suppressions(void);
 const char *__tsan_default_suppressions(void)
 {
@@ -104,7 +108,10 @@ static int run_daemon(const char *mountpoint, uint64_t seed, int ready_fd)
 	return r < 0;
 }
 
-/* EIO is an answer. Anything else is one only when the mount has ended; then the reader waits to be killed. */
+/*
+ * EIO is an answer. Anything else is one only when the mount has ended; then the reader waits to be
+ * killed.
+ */
 static void check_errno(const char *mountpoint)
 {
 	struct statfs fs;

@@ -1,6 +1,7 @@
 /*
- * A version in a memory store behind the fault store, and a view of it that waits for nothing, as a mount has. Used by
- * the Criterion suite and by tests/stress, so that it aborts instead of asserting.
+ * A version in a memory store behind the fault store, and a view of it that waits for nothing, as a
+ * mount has. Used by the Criterion suite and by tests/stress, so that it aborts instead of
+ * asserting.
  */
 #pragma once
 
@@ -39,7 +40,10 @@ void view_file_path(unsigned i, char *buf, size_t size);
 /* Compares bytes of a file at an offset with what they must be. */
 bool view_file_is_right(unsigned i, uint64_t off, const void *data, size_t len_bytes);
 
-/* A call that is made again and again as a mount does it: until it gives something else than -DS_E_NOT_LOCAL. */
+/*
+ * A call that is made again and again as a mount does it: until it gives something else than
+ * -DS_E_NOT_LOCAL.
+ */
 typedef int view_call_fn(struct ds_demand *demand, void *ctx);
 struct view_run {
 	unsigned waits_n; /* it took so many */
