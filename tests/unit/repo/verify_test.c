@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "codec/chunk.h"
+#include "codec/pack.h"
 #include "golden.h"
 #include "repo/refs.h"
 #include "repo/verify.h"
@@ -132,6 +134,36 @@ static void expect_named(struct ds_store *store, const char *key, const char *ho
 	cr_assert_eq(findings.others_n, 0, "%s of %s accuses %s", how, key, findings.other);
 }
 
+/*
+ * Whether a flip at `at` lies in a chunk of a pack that decodes to the very same bytes: an LZ4 match may lead to another copy
+ * of the same zeros. Nothing is damaged then, and nothing can be found: the format's digests are of raw bytes.
+ */
+static bool is_harmless(const char *key, const struct ds_buf *flipped, size_t at)
+{
+	static uint8_t raw[DS_CHUNK_MAX];
+	struct ds_pack_toc *toc;
+	struct ds_digest id;
+	uint64_t off, len;
+	bool harmless = false;
+
+	if (strncmp(key, "packs/", 6) != 0 || strlen(key) != 9 + 64 ||
+	    ds_digest_parse(key + 9, &id) < 0 ||
+	    ds_pack_toc_locate(flipped->data, flipped->len_bytes, flipped->len_bytes, &off, &len) <
+		    0 ||
+	    at >= off || ds_pack_toc_parse(flipped->data + off, len, &id, &toc) < 0)
+		return false;
+	for (uint32_t i = 0; i < toc->chunks_n; i++) {
+		const struct ds_pack_entry *entry = &toc->entries[i];
+
+		if (at >= entry->stored_off && at < entry->stored_off + entry->stored_len_bytes)
+			harmless = ds_chunk_decode(flipped->data + entry->stored_off,
+						   entry->stored_len_bytes, entry->raw_len_bytes,
+						   &entry->digest, raw) == 0;
+	}
+	ds_free(toc);
+	return harmless;
+}
+
 Test(verify, A14_every_flipped_object_is_named)
 {
 	struct ds_store *store = golden_load("repo");
@@ -162,7 +194,11 @@ Test(verify, A14_every_flipped_object_is_named)
 			buf.data[at] ^= bit;
 			put(store, key, buf.data, len);
 			snprintf(how, sizeof(how), "bit 0x%02x of byte %zu", bit, at);
-			expect_named(store, key, how);
+			if (is_harmless(key, &buf, at))
+				cr_assert_eq(verify(store, NULL, true, NULL).n, 0, "%s of %s", how,
+					     key);
+			else
+				expect_named(store, key, how);
 			buf.data[at] ^= bit;
 			flips_n++;
 		}
