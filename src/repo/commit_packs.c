@@ -89,11 +89,11 @@ struct commit_packs *commit_packs_free(struct commit_packs *packs)
 }
 
 /* An index object for the chunks of closed packs that none names yet, and its key. */
-static int build_index(struct commit_packs *packs, struct ds_buf *body, char *key, size_t key_size)
+static int build_index(struct commit_packs *packs, struct ds_buf *body, struct ds_digest *ret_id,
+		       char *key, size_t key_size)
 {
 	struct ds_dedup_builder *builder = NULL;
 	char text[DS_DIGEST_TEXT_MAX];
-	struct ds_digest id;
 	int r = ds_dedup_builder_new(&builder);
 
 	for (size_t i = 0; r == 0 && i < packs->closed_n; i++)
@@ -101,13 +101,27 @@ static int build_index(struct commit_packs *packs, struct ds_buf *body, char *ke
 					 &packs->packs[packs->unnamed[i].pack].id,
 					 packs->unnamed[i].ordinal, NULL);
 	if (r == 0)
-		r = ds_dedup_builder_finish(builder, body, &id);
+		r = ds_dedup_builder_finish(builder, body, ret_id);
 	ds_dedup_builder_free(builder);
+	if (r == 0)
+		snprintf(key, key_size, "index/0/%s", ds_digest_format(ret_id, text));
+	return r;
+}
+
+static int leave_index(struct commit_packs *packs)
+{
+	struct ds_buf body = DS_BUF_INIT(INDEX_OBJECT_MAX);
+	char key[DS_PACK_KEY_MAX];
+	struct ds_digest id;
+	int r = build_index(packs, &body, &id, key, sizeof(key));
+
+	if (r == 0)
+		r = commit_uploads_put(packs->uploads, key, &body, true);
+	ds_buf_release(&body);
 	if (r == 0)
 		r = ds_buf_append(&packs->left, id.bytes, DS_DIGEST_LEN);
 	if (r < 0)
 		return r;
-	snprintf(key, key_size, "index/0/%s", ds_digest_format(&id, text));
 	packs->unnamed_n -= packs->closed_n;
 	memmove(packs->unnamed, packs->unnamed + packs->closed_n,
 		packs->unnamed_n * sizeof(*packs->unnamed));
@@ -117,27 +131,16 @@ static int build_index(struct commit_packs *packs, struct ds_buf *body, char *ke
 	return 0;
 }
 
-static int leave_index(struct commit_packs *packs)
-{
-	struct ds_buf body = DS_BUF_INIT(INDEX_OBJECT_MAX);
-	char key[DS_PACK_KEY_MAX];
-	int r = build_index(packs, &body, key, sizeof(key));
-
-	if (r == 0)
-		r = commit_uploads_put(packs->uploads, key, &body, true);
-	ds_buf_release(&body);
-	return r;
-}
-
 void commit_packs_abandon(struct commit_packs *packs)
 {
 	struct ds_buf body = DS_BUF_INIT(INDEX_OBJECT_MAX);
 	char key[DS_PACK_KEY_MAX];
+	struct ds_digest id;
 
 	if (!packs)
 		return;
 	commit_uploads_stop(packs->uploads, ABANDON_PATIENCE_MS);
-	if (packs->closed_n && build_index(packs, &body, key, sizeof(key)) == 0) {
+	if (packs->closed_n && build_index(packs, &body, &id, key, sizeof(key)) == 0) {
 		struct ds_store_req req = {
 			.op = DS_STORE_PUT,
 			.key = key,

@@ -172,7 +172,8 @@ static void show(struct pipeline *pipeline, bool now)
 		.files_n = read->counters.files_n,
 		.files_total_n = read->tree->files_n,
 		.bytes = read->counters.bytes,
-		.bytes_total = read->tree->bytes,
+		/* Files may have grown since the scan. */
+		.bytes_total = DS_MAX(read->tree->bytes, read->counters.bytes),
 	};
 
 	if (!options->progress || (!now && ns - pipeline->progress_ns < PROGRESS_NS))

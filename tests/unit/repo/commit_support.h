@@ -43,9 +43,14 @@ struct box {
 	char warnings[4096];
 	volatile int interrupted;
 	unsigned progress_n;
+	struct ds_clock clock;
 };
 
-void box_init(struct box *box);	    /* the store is in memory */
+void box_init(struct box *box); /* the store is in memory */
+/* In memory, by a clock that stands until `now` is moved. */
+void box_init_clock(struct box *box, struct ds_time *now);
+/* Another writer to the repository of `of`, with a source and state of its own. */
+void box_init_beside(struct box *box, struct box *of);
 void box_init_dir(struct box *box); /* in BOX/repo */
 void box_release(struct box *box);
 
@@ -70,6 +75,6 @@ const struct ds_commit_result *box_commit(struct box *box);
 /* The version `selector` is what lies in the source, byte for byte, and `verify` finds nothing. */
 void box_check(struct box *box, const char *selector);
 /* `verify` finds nothing; gives the number of versions. */
-uint64_t box_verify(struct box *box);
+uint64_t box_verify(struct box *box, bool read_data);
 /* The source moves to another path, with other inode numbers; no state. */
 void box_move_elsewhere(struct box *box);

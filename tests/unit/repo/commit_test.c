@@ -176,7 +176,7 @@ Test(commit, every_kind_of_change_is_committed)
 	box_fill(&box, "dir", 308, 1);
 	box_commit(&box);
 	box_check(&box, NULL);
-	cr_assert_eq(box_verify(&box), 3);
+	cr_assert_eq(box_verify(&box, true), 3);
 	box_release(&box);
 }
 
@@ -532,12 +532,12 @@ Test(commit, special_files_are_refused_or_left_out)
 	cr_assert_eq(mkfifo(path, 0600), 0);
 	cr_assert_eq(box_try_commit(&box), -DS_E_SOURCE_REFUSED);
 	cr_assert_str_eq(box.warnings, "dir/fifo: is a FIFO\n");
-	cr_assert_eq(box_verify(&box), 0);
+	cr_assert_eq(box_verify(&box, true), 0);
 	box.options.skip_special = true;
 	box_commit(&box);
 	cr_assert_eq(box.result.totals.rejected_n, 1);
 	cr_assert_eq(box.result.totals.files_n, 1);
-	cr_assert_eq(box_verify(&box), 1);
+	cr_assert_eq(box_verify(&box, true), 1);
 	cr_assert_eq(unlink(path), 0);
 	box.options.allow_empty = true;
 	box_commit(&box);
@@ -569,7 +569,7 @@ Test(commit, unreadable_files_and_directories_are_refused_or_left_out)
 	box_commit(&box);
 	cr_assert_eq(box.result.totals.rejected_n, 2);
 	cr_assert_eq(box.result.totals.files_n, 2);
-	cr_assert_eq(box_verify(&box), 1);
+	cr_assert_eq(box_verify(&box, true), 1);
 	box_chmod(&box, "closed", 0755);
 	box_release(&box);
 	cr_assert_eq(seteuid(uid), 0); /* the leak checker needs it */

@@ -1,0 +1,223 @@
+/*
+ * Files that change while they are read (D14, I08): read again, or refused; never torn.
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "commit_support.h"
+#include "repo/commit_read.h"
+#include "suite.h"
+
+DS_SUITE(commit_read);
+
+struct fiddle {
+	struct box *box;
+	_Atomic int left_n; /* how often the file changes */
+	_Atomic int reads_n;
+	void (*change)(struct fiddle *fiddle);
+};
+
+static void was_read(void *ctx, const struct commit_node *file)
+{
+	struct fiddle *fiddle = ctx;
+
+	cr_assert_str_eq(file->name, "file");
+	fiddle->reads_n++;
+	if (fiddle->left_n-- > 0)
+		fiddle->change(fiddle);
+}
+
+/* Reads a source whose file changes so often. The digest on success is that of what is there then. */
+static int read_changing(struct fiddle *fiddle, int times, size_t len,
+			 void (*change)(struct fiddle *fiddle))
+{
+	struct box *box = fiddle->box;
+	struct ds_version_totals totals;
+	struct ds_digest fingerprint;
+	struct commit_tree tree;
+	struct commit_read read = {.options = &box->options,
+				   .tree = &tree,
+				   .memory_bytes = 1 << 20,
+				   .was_read = was_read,
+				   .was_read_ctx = fiddle};
+	int r;
+
+	fiddle->left_n = times;
+	fiddle->reads_n = 0;
+	fiddle->change = change;
+	box_remove(box, "file");
+	box_fill(box, "file", 7, len);
+	ds_diag_clear(&box->diag);
+	r = commit_scan(&box->options, NULL, &tree, &box->diag);
+	if (r == 0)
+		r = commit_read_files(&read, &box->diag);
+	if (r == 0)
+		r = commit_tree_hash(&tree);
+	if (r == 0) {
+		cr_assert_eq(ds_fingerprint_directory(&box->options, &fingerprint, &totals, NULL),
+			     0);
+		cr_assert(ds_digest_equal(&fingerprint, &tree.root.digest));
+	}
+	commit_tree_release(&tree);
+	return r;
+}
+
+static void whole_path(const struct fiddle *fiddle, char *path, size_t size)
+{
+	snprintf(path, size, "%s/file", fiddle->box->source);
+}
+
+static void rewrite(struct fiddle *fiddle)
+{
+	box_fill(fiddle->box, "file", (uint64_t)fiddle->reads_n + 50, 1000);
+}
+
+static void grow(struct fiddle *fiddle)
+{
+	box_fill(fiddle->box, "file", (uint64_t)fiddle->reads_n + 50, (5 << 20) + 10);
+}
+
+static void empty(struct fiddle *fiddle)
+{
+	box_fill(fiddle->box, "file", 1, 0);
+}
+
+/* The same size, and the old mtime put back: ctime tells. */
+static void rewrite_slyly(struct fiddle *fiddle)
+{
+	struct timespec times[2];
+	char path[200];
+	struct stat st;
+
+	whole_path(fiddle, path, sizeof(path));
+	cr_assert_eq(stat(path, &st), 0);
+	times[0] = st.st_atim;
+	times[1] = st.st_mtim;
+	box_fill(fiddle->box, "file", (uint64_t)fiddle->reads_n + 50, (size_t)st.st_size);
+	cr_assert_eq(utimensat(AT_FDCWD, path, times, 0), 0);
+}
+
+/* Another file of the same name: what was opened did not change. */
+static void replace(struct fiddle *fiddle)
+{
+	char path[200], temporary[200];
+
+	whole_path(fiddle, path, sizeof(path));
+	snprintf(temporary, sizeof(temporary), "%s/new", fiddle->box->dir);
+	cr_assert_eq(rename(path, temporary), 0);
+	box_fill(fiddle->box, "file", 99, 500);
+}
+
+static void vanish(struct fiddle *fiddle)
+{
+	box_remove(fiddle->box, "file");
+}
+
+static void become_fifo(struct fiddle *fiddle)
+{
+	char path[200];
+
+	box_remove(fiddle->box, "file");
+	whole_path(fiddle, path, sizeof(path));
+	cr_assert_eq(mkfifo(path, 0600), 0);
+}
+
+static void become_directory(struct fiddle *fiddle)
+{
+	box_remove(fiddle->box, "file");
+	box_mkdir(fiddle->box, "file");
+}
+
+static void become_symlink(struct fiddle *fiddle)
+{
+	box_remove(fiddle->box, "file");
+	box_symlink(fiddle->box, "/etc/passwd", "file");
+}
+
+static const size_t sizes[] = {1000, (6 << 20) + 5};
+
+Test(commit_read, D14_a_file_that_changed_once_is_read_again)
+{
+	void (*const changes[])(struct fiddle * fiddle) = {rewrite, grow, empty, rewrite_slyly};
+	struct fiddle fiddle = {0};
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 1);
+	fiddle.box = &box;
+	for (size_t i = 0; i < DS_ARRAY_SIZE(changes); i++)
+		for (size_t s = 0; s < DS_ARRAY_SIZE(sizes); s++) {
+			cr_assert_eq(read_changing(&fiddle, 1, sizes[s], changes[i]), 0);
+			cr_assert_eq(fiddle.reads_n, 2);
+			cr_assert_eq(read_changing(&fiddle, 2, sizes[s], changes[i]), 0);
+			cr_assert_eq(fiddle.reads_n, 3);
+		}
+	box_release(&box);
+}
+
+Test(commit_read, D14_a_file_that_does_not_stand_still_is_refused)
+{
+	struct fiddle fiddle = {0};
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 1);
+	fiddle.box = &box;
+	for (size_t s = 0; s < DS_ARRAY_SIZE(sizes); s++) {
+		cr_assert_eq(read_changing(&fiddle, 1000, sizes[s], rewrite_slyly),
+			     -DS_E_SOURCE_CHANGED);
+		cr_assert_eq(fiddle.reads_n, 3);
+		cr_assert_str_eq(box.diag.object, "\"file\"");
+	}
+	box_release(&box);
+}
+
+Test(commit_read, D14_a_file_that_is_no_file_any_more_is_refused)
+{
+	void (*const changes[])(struct fiddle * fiddle) = {vanish, become_fifo, become_directory,
+							   become_symlink};
+	struct fiddle fiddle = {0};
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 1);
+	fiddle.box = &box;
+	for (size_t i = 0; i < DS_ARRAY_SIZE(changes); i++)
+		cr_assert_eq(read_changing(&fiddle, 1, 1000, changes[i]), -DS_E_SOURCE_CHANGED);
+	box_release(&box);
+}
+
+Test(commit_read, D14_a_file_replaced_after_it_was_read_may_be_either)
+{
+	struct fiddle fiddle = {0};
+	struct ds_version_totals totals;
+	struct ds_digest fingerprint;
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 1);
+	fiddle.box = &box;
+	/* rename() changes the ctime of what was open: so it is read again, and is the new one. */
+	cr_assert_eq(read_changing(&fiddle, 1, 1000, replace), 0);
+	cr_assert_eq(fiddle.reads_n, 2);
+	cr_assert_eq(ds_fingerprint_directory(&box.options, &fingerprint, &totals, NULL), 0);
+	cr_assert_eq(totals.bytes, 500);
+	box_release(&box);
+}
+
+Test(commit_read, a_file_that_shrinks_below_what_was_scanned_ends)
+{
+	struct fiddle fiddle = {0};
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 1);
+	fiddle.box = &box;
+	cr_assert_eq(read_changing(&fiddle, 3, 9 << 20, empty), -DS_E_SOURCE_CHANGED);
+	cr_assert_eq(read_changing(&fiddle, 0, 9 << 20, empty), 0);
+	cr_assert_eq(fiddle.reads_n, 1);
+	box_release(&box);
+}

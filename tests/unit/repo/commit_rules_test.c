@@ -1,0 +1,341 @@
+/*
+ * Commit among others: races, what may be referred to, and until when.
+ */
+#include <jansson.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "commit_support.h"
+#include "repo/keep.h"
+#include "repo/record.h"
+#include "repo/refs.h"
+#include "repo/sealed.h"
+#include "suite.h"
+#include "util/str.h"
+
+DS_SUITE(commit_rules);
+
+#define DAY 86400
+
+struct race {
+	struct box *other;
+	unsigned left_n; /* how often the other writer is first */
+	bool inside;
+};
+
+/* Just before our entry is put, another writer commits. */
+static void other_is_first(void *ctx, const struct ds_store_req *req)
+{
+	struct race *race = ctx;
+	char path[40];
+
+	if (req->op != DS_STORE_PUT || !ds_starts_with(req->key, "refs/branches/") ||
+	    race->left_n == 0)
+		return;
+	race->left_n--;
+	snprintf(path, sizeof(path), "file-%u", race->left_n);
+	box_fill(race->other, path, 1000 + race->left_n, 500);
+	box_commit(race->other);
+}
+
+Test(commit_rules, the_loser_of_a_race_commits_its_tree_on_the_winner)
+{
+	struct race race = {.left_n = 3};
+	struct ds_record *record;
+	struct box ours, other;
+	uint64_t data_bytes;
+
+	box_init(&ours);
+	box_init_beside(&other, &ours);
+	race.other = &other;
+	box_mkdir(&ours, "dir");
+	box_fill(&ours, "dir/a", 1, 100000);
+	box_fill(&ours, "b", 2, 5 << 20);
+	ours.spy.before = other_is_first;
+	ours.spy.ctx = &race;
+	box_commit(&ours);
+	cr_assert_eq(ours.result.races_n, 3);
+	cr_assert_eq(ours.result.number, 4);
+	data_bytes = ours.result.uploaded_data_bytes;
+	/* The data went once. */
+	cr_assert_lt(data_bytes, 100000 + (5 << 20) + 10000);
+	ours.spy.before = NULL;
+	box_check(&ours, "4");
+	box_check(&other, "3");
+	/* Its parent is the winner, and the differences are told against it. */
+	cr_assert_eq(ds_record_get(ours.repo, &ours.result.version, &record, NULL), 0);
+	cr_assert_eq(record->parents_n, 1);
+	cr_assert(ds_digest_equal(&record->parents[0], &other.result.version));
+	ds_record_free(record);
+	cr_assert_eq(ours.result.added_n, 2);
+	cr_assert_eq(ours.result.removed_n, 3);
+	box_release(&other);
+	box_release(&ours);
+}
+
+Test(commit_rules, a_race_with_a_wanted_parent_is_a_conflict)
+{
+	struct race race = {.left_n = 0};
+	struct box ours, other;
+
+	box_init(&ours);
+	box_init_beside(&other, &ours);
+	race.other = &other;
+	box_fill(&ours, "a", 1, 1000);
+	box_commit(&ours);
+	ours.options.parent = "1";
+	ours.spy.before = other_is_first;
+	ours.spy.ctx = &race;
+	race.left_n = 1;
+	box_fill(&ours, "a", 2, 1000);
+	cr_assert_eq(box_try_commit(&ours), -DS_E_CONFLICT);
+	cr_assert_eq(race.left_n, 0);
+	cr_assert_eq(box_verify(&ours, true), 2);
+	box_release(&other);
+	box_release(&ours);
+}
+
+Test(commit_rules, a_race_against_the_same_tree_is_unchanged)
+{
+	struct race race = {.left_n = 1};
+	struct box ours, other;
+
+	box_init(&ours);
+	box_init_beside(&other, &ours);
+	race.other = &other;
+	box_fill(&ours, "file-0", 1000, 500);
+	ours.spy.before = other_is_first;
+	ours.spy.ctx = &race;
+	box_commit(&ours);
+	cr_assert(ours.result.unchanged);
+	cr_assert_eq(ours.result.number, 1);
+	cr_assert(ds_digest_equal(&ours.result.version, &other.result.version));
+	box_release(&other);
+	box_release(&ours);
+}
+
+struct writer {
+	struct box box;
+	unsigned seed, done_n;
+};
+
+enum { WRITERS_N = 3, COMMITS_N = 6 };
+
+static void *write_many(void *arg)
+{
+	struct writer *writer = arg;
+
+	for (unsigned i = 0; i < COMMITS_N; i++) {
+		box_fill(&writer->box, "file", writer->seed * 1000 + i, 3000);
+		if (box_try_commit(&writer->box) == 0 && !writer->box.result.unchanged)
+			writer->done_n++;
+	}
+	return NULL;
+}
+
+Test(commit_rules, D01_writers_in_threads_make_one_chain)
+{
+	struct writer *writers = calloc(WRITERS_N, sizeof(*writers));
+	struct ds_ref_entry head;
+	pthread_t threads[WRITERS_N];
+	struct box box;
+	unsigned races_n = 0;
+
+	box_init(&box);
+	for (unsigned i = 0; i < WRITERS_N; i++) {
+		box_init_beside(&writers[i].box, &box);
+		writers[i].seed = i;
+		cr_assert_eq(pthread_create(&threads[i], NULL, write_many, &writers[i]), 0);
+	}
+	for (unsigned i = 0; i < WRITERS_N; i++) {
+		pthread_join(threads[i], NULL);
+		cr_assert_eq(writers[i].done_n, COMMITS_N);
+		races_n += writers[i].box.result.races_n;
+	}
+	cr_assert_eq(ds_ref_head(box.repo, DS_REF_BRANCH, "main", &head, NULL), 0);
+	cr_assert_eq(head.number, WRITERS_N * COMMITS_N);
+	cr_assert_eq(box_verify(&box, true), WRITERS_N * COMMITS_N);
+	for (unsigned i = 0; i < WRITERS_N; i++)
+		box_release(&writers[i].box);
+	free(writers);
+	box_release(&box);
+}
+
+static void put_policy(struct box *box, json_int_t keep_entries, struct ds_time now)
+{
+	struct ds_buf body = DS_BUF_INIT(DS_SEALED_MAX);
+	char id[2 * DS_UUID_LEN + 1], time[DS_TIME_TEXT_MAX];
+	json_t *object;
+
+	ds_hex_encode(ds_repo_id(box->repo)->bytes, DS_UUID_LEN, id);
+	object = json_pack("{s:i, s:s, s:i, s:n, s:s, s:s, s:I, s:I, s:n}", "format", 1,
+			   "repository", id, "number", 1, "previous", "writer",
+			   "00112233445566778899aabbccddeeff", "time", ds_time_format(now, time),
+			   "grace_s", (json_int_t)7 * DAY, "keep_entries", keep_entries, "keep_s");
+	cr_assert_not_null(object);
+	cr_assert_eq(ds_sealed_encode(object, &body), 0);
+	json_decref(object);
+	cr_assert_eq(ds_store_put_if_absent(box->inner, "policy/0000000001", body.data,
+					    body.len_bytes, NULL),
+		     0);
+	ds_buf_release(&body);
+}
+
+/* "dir" is in version 1 alone; then time goes by, and it comes back. */
+static uint64_t bytes_of_coming_back(bool with_policy, int64_t days)
+{
+	struct ds_time now;
+	struct box box;
+	uint64_t bytes;
+
+	box_init_clock(&box, &now);
+	box_mkdir(&box, "dir");
+	box_fill(&box, "dir/a", 1, 100000);
+	box_fill(&box, "b", 2, 1000);
+	box_commit(&box);
+	box_remove(&box, "dir");
+	box_fill(&box, "b", 3, 1000);
+	now.s += 60;
+	box_commit(&box);
+	if (with_policy)
+		put_policy(&box, 1, now);
+	now.s += days * DAY;
+	box_mkdir(&box, "dir");
+	box_fill(&box, "dir/a", 1, 100000);
+	box_commit(&box);
+	bytes = box.result.uploaded_data_bytes;
+	box_check(&box, NULL);
+	box_release(&box);
+	return bytes;
+}
+
+Test(commit_rules, chunks_of_kept_versions_are_referred_to_however_old)
+{
+	cr_assert_eq(bytes_of_coming_back(false, 1000), 0);
+}
+
+Test(commit_rules, chunks_of_a_dropped_version_are_referred_to_only_in_young_packs)
+{
+	cr_assert_eq(bytes_of_coming_back(true, 1), 0);
+	/* A quarter of 7 days. */
+	cr_assert_gt(bytes_of_coming_back(true, 2), 100000);
+}
+
+struct jump {
+	struct ds_time *now;
+	int64_t by_s;
+	const char *key;
+};
+
+static void time_jumps(void *ctx, const struct ds_store_req *req)
+{
+	struct jump *jump = ctx;
+
+	if (req->op == DS_STORE_PUT && ds_starts_with(req->key, jump->key)) {
+		jump->now->s += jump->by_s;
+		jump->by_s = 0;
+	}
+}
+
+Test(commit_rules, D08_a_commit_that_took_half_a_grace_publishes_nothing)
+{
+	struct jump jump = {.key = "packs/"};
+	struct ds_time now;
+	struct box box;
+
+	box_init_clock(&box, &now);
+	jump.now = &now;
+	box_fill(&box, "a", 1, 1000);
+	box_commit(&box);
+	box_fill(&box, "a", 2, 1000);
+	box.spy.before = time_jumps;
+	box.spy.ctx = &jump;
+	jump.by_s = 4 * DAY;
+	cr_assert_eq(box_try_commit(&box), -DS_E_LATE);
+	cr_assert_eq(jump.by_s, 0);
+	cr_assert_eq(box_verify(&box, true), 1);
+	/* Three days are right. */
+	jump.by_s = 3 * DAY;
+	box_commit(&box);
+	cr_assert_eq(box.result.number, 2);
+	box.spy.before = NULL;
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+/* A commit that failed after its data was there, and was repeated by somebody else after `days`. */
+static void repeat_after(int64_t days, uint64_t *ret_first, uint64_t *ret_second)
+{
+	struct ds_time now;
+	struct box box;
+
+	box_init_clock(&box, &now);
+	box_fill(&box, "a", 1, 3 << 20);
+	box_fill(&box, "b", 2, 3 << 20);
+	box.spy.deny = "versions/";
+	cr_assert_eq(box_try_commit(&box), -DS_E_DENIED);
+	*ret_first = (uint64_t)box.spy.data_bytes;
+	box.spy.deny = NULL;
+	now.s += days * DAY;
+	box_move_elsewhere(&box);
+	box_commit(&box);
+	*ret_second = box.result.uploaded_data_bytes;
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit_rules, what_a_failed_commit_put_is_used_while_it_is_young)
+{
+	uint64_t first, second;
+
+	repeat_after(1, &first, &second);
+	cr_assert_gt(first, 6 << 20);
+	cr_assert_eq(second, 0);
+	repeat_after(2, &first, &second);
+	cr_assert_gt(second, 6 << 20);
+}
+
+/* What was found by an index object without a version is found for good by the version that took it. */
+Test(commit_rules, what_was_taken_over_is_indexed_for_the_version_that_took_it)
+{
+	struct ds_time now;
+	struct box box;
+
+	box_init_clock(&box, &now);
+	box_mkdir(&box, "dir");
+	box_fill(&box, "dir/a", 1, 3 << 20);
+	box.spy.deny = "versions/";
+	cr_assert_eq(box_try_commit(&box), -DS_E_DENIED);
+	box.spy.deny = NULL;
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	now.s += 100 * DAY;
+	box_rename(&box, "dir", "moved");
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit_rules, a_closed_branch_starts_afresh)
+{
+	struct ds_ref_entry head, closed = {.kind = DS_REF_BRANCH, .is_deleted = true};
+	struct ds_record *record;
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "a", 1, 1000);
+	box_commit(&box);
+	cr_assert_eq(ds_ref_head(box.repo, DS_REF_BRANCH, "main", &head, NULL), 0);
+	snprintf(closed.name, sizeof(closed.name), "main");
+	cr_assert_eq(ds_ref_append(box.repo, &head, &closed, (struct ds_time){0}, &head, NULL), 0);
+	box_commit(&box);
+	cr_assert(!box.result.unchanged);
+	cr_assert_eq(box.result.number, 3);
+	cr_assert_eq(ds_record_get(box.repo, &box.result.version, &record, NULL), 0);
+	cr_assert_eq(record->parents_n, 0);
+	ds_record_free(record);
+	box_check(&box, NULL);
+	box_release(&box);
+}
