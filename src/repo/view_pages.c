@@ -127,7 +127,7 @@ static void read_ahead(struct ds_view *view, const struct ds_page_index_node *le
 
 static int read_page(void *ctx, void *want, uint64_t page, void *ret_page)
 {
-	const struct ds_page_index_node *leaf;
+	const struct ds_page_index_node *leaf = NULL;
 	struct ds_demand *demand = want;
 	struct ds_view *view = ctx;
 	const struct ds_chunk_ref *ref;
