@@ -232,8 +232,8 @@ def damaged(ask, box, tree, mountpoint):
     done = box.commit(tree, repo, "--init")
     for key in [k for k in stored.keys(repo) if k.startswith("packs/")]:
         os.rename(f"{repo}/{key}", box.path("pack-aside"))
-        ask(DAMAGED, "pack", "export", repo, box.path(f"gone-{os.path.basename(key)[:8]}"),
-            may_json=False)
+        ask(DAMAGED, os.path.basename(key), "export", repo, box.path(f"gone-{key[-8:]}"),
+            may_json=False, env={"DSFS_CACHE_DIR": box.new_dir("cold")})
         os.rename(box.path("pack-aside"), f"{repo}/{key}")
     os.rename(f"{repo}/versions/{done['version']}", box.path("record-aside"))
     for command in (["ls", repo], ["mount", repo, mountpoint]):
