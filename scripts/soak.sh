@@ -30,6 +30,11 @@ big_shapes	20	big_shapes.py --entries 300000
 dedup	30	dedup.py --files 50000 --bytes 2000000000
 second_version	30	second_version.py
 million	30	million.py
+mount_stalls	20	mount_stalls.py --strict
+mount_semantics	10	mount_semantics.py
+mount_cache	20	mount_cache.py
+commit_options	10	commit_options.py
+moving_source	20	moving_source.py --seconds 900
 racers	60	racers.py --racers 16 --versions 40
 trees_dir	120	trees.py --seeds 1-200 --store dir
 trees_s3	120	trees.py --seeds 1-200 --store s3

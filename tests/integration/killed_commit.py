@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""kill -9 of a commit at random moments: `verify` stays clean, there is no partial version, and the
+"""kill -9 of a commit (and Ctrl-C, SIGTERM) at random moments: `verify` stays clean, there is no partial version, and the
 repeated commit succeeds. 20 cycles in CI, `--cycles N --store dir|s3` for more."""
 import os
 import random
@@ -31,10 +31,17 @@ def one_cycle(box, rng, cycle, growing, store, repo, state, env, typical, known)
             pass
     else:
         time.sleep(rng.uniform(0, 1.2 * typical))
-    process.send_signal(signal.SIGKILL)
-    out, _ = process.communicate()
-    met = process.returncode == -signal.SIGKILL
-    check(met or process.returncode == 0, f"commit ended with {process.returncode}")
+    number = rng.choice([signal.SIGKILL] * 3 + [signal.SIGINT, signal.SIGTERM])
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        met = process.returncode == -number
+    else:  # an orderly end, with a word; a commit that had published already says that it did
+        met = process.returncode != 0
+        if met and process.returncode != -number:  # it was met before it listens to signals
+            equal(process.returncode, 130, f"status after {number.name}: {err}")
+            equal(err.count(b"\n"), 1, f"lines after {number.name}: {err}")
+    check(met or process.returncode == 0, f"commit ended with {process.returncode}: {err}")
 
     found = box.json("verify", repo, env=env)
     check(found["clean"], f"after kill {cycle}: {found['findings'][:5]}")

@@ -350,7 +350,7 @@ class Box:
         return result
 
     def json(self, *args, **kwargs):
-        return self.dsfs(*args, "--json", **kwargs).json
+        return self.dsfs(args[0], "--json", *args[1:], **kwargs).json
 
     def commit(self, source, repo, *args, **kwargs):
         return self.json("commit", source, repo, *args, **kwargs)

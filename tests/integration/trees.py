@@ -62,7 +62,7 @@ def check_ls(box, repo, env, wanted, rng):
     """`ls --json` of a few directories, `cat` of a few files."""
     dirs = [p for p, e in wanted.items() if e.type == tree.DIR]
     for at in rng.sample(dirs, min(2, len(dirs))):
-        rows = box.json("ls", repo, at, env=env)
+        rows = box.json("ls", "--", repo, at, env=env)
         got = {name_of(row["name"]): row for row in rows}
         names = {p for p in wanted if p and os.path.dirname(p) == at}
         equal(sorted(got), sorted(map(os.path.basename, names)), f"ls {at!r}")
@@ -150,7 +150,7 @@ def run(box, args):
     plans = [(seed, args.store or "dir") for seed in lib.span(args.seeds or "1-20")]
     if not args.seeds and not args.store:
         plans = [(seed, "s3" if seed > 18 else kind) for seed, kind in plans]
-    stores, counts = {}, Counts()
+    stores, counts, done = {}, Counts(), 0
     for seed, kind in plans:
         if kind not in stores:
             stores[kind] = box.store(kind)
@@ -158,12 +158,13 @@ def run(box, args):
             one_seed(box, seed, stores[kind], counts)
         except (Failed, OSError) as failure:
             raise Failed(f"seed {seed} on {kind} (--seeds {seed} --store {kind}): {failure}") from None
+        done += 1
         if box.late():
             say(f"out of time after seed {seed}")
             break
-    say(f"{len(plans)} seeds: {counts.files} files; {counts.comparisons} comparisons of "
+    say(f"{done} seeds: {counts.files} files; {counts.comparisons} comparisons of "
         f"{counts.entries} entries and {counts.bytes >> 20} MiB; {counts.changes} changes")
-    check(counts.changes >= len(plans) and counts.comparisons, "nothing was compared")
+    check(counts.changes >= done and counts.comparisons, "nothing was compared")
 
 
 def arguments(parser):
