@@ -552,3 +552,78 @@ void box_move_elsewhere(struct box *box)
 	cr_assert_eq(system(command), 0);
 	strcat(box->source, "-e");
 }
+
+/* Sizes around every limit of chunks and zeros. */
+static void make_sizes(struct box *box)
+{
+	static const size_t sizes[] = {0,
+				       1,
+				       2,
+				       4095,
+				       65535,
+				       65536,
+				       DS_CHUNK_MIN,
+				       DS_CHUNK_MAX - 1,
+				       DS_CHUNK_MAX,
+				       DS_CHUNK_MAX + 1,
+				       2 * DS_CHUNK_MAX + 12345};
+	char path[64];
+	char *zeros;
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(sizes); i++) {
+		snprintf(path, sizeof(path), "size-%zu", sizes[i]);
+		box_fill(box, path, i, sizes[i]);
+	}
+	zeros = calloc(1, DS_CHUNK_MAX + 100000);
+	box_write(box, "zeros-one-chunk", zeros, 100000);
+	box_write(box, "zeros-large", zeros, DS_CHUNK_MAX + 100000);
+	free(zeros);
+}
+
+static void make_hole(struct box *box, const char *path, off_t at, off_t size)
+{
+	char full[200];
+	int fd;
+
+	snprintf(full, sizeof(full), "%s/%s", box->source, path);
+	fd = open(full, O_WRONLY | O_CREAT, 0644);
+	cr_assert_geq(fd, 0);
+	cr_assert_eq(pwrite(fd, "data", 4, at), 4);
+	cr_assert_eq(ftruncate(fd, size), 0);
+	close(fd);
+}
+
+static void make_names(struct box *box)
+{
+	char longest[256];
+
+	memset(longest, 'n', 255);
+	longest[255] = '\0';
+	box_fill(box, longest, 100, 10);
+	box_fill(box, "-dash", 101, 10);
+	box_fill(box, "new\nline", 102, 10);
+	box_fill(box, "not utf-8 \xff\xfe", 103, 10);
+	box_fill(box, " ", 104, 10);
+	box_fill(box, "a'b\"c\\d%2f", 105, 10);
+}
+
+void make_tree(struct box *box)
+{
+	make_sizes(box);
+	make_names(box);
+	make_hole(box, "hole", 70000000, 100000001);
+	box_mkdir(box, "empty");
+	box_mkdir(box, "dir");
+	box_mkdir(box, "dir/sub");
+	box_fill(box, "dir/sub/file", 200, 1000);
+	box_fill(box, "dir.txt", 201, 1000);
+	box_fill(box, "dir0", 202, 1000);
+	box_chmod(box, "dir0", 0755);
+	box_symlink(box, "no/such/target", "dangling");
+	box_symlink(box, "dir", "dir/link");
+	box_link(box, "dir/sub/file", "a-hard-link");
+	box_link(box, "dir/sub/file", "empty/../z-hard-link");
+	box_set_mtime(box, "dir0", -5, 999999999);
+	box_set_mtime(box, "dangling", 4000000000, 1);
+	box_set_mtime(box, "dir/sub", 12345, 6789);
+}

@@ -78,3 +78,6 @@ void box_check(struct box *box, const char *selector);
 uint64_t box_verify(struct box *box, bool read_data);
 /* The source moves to another path, with other inode numbers; no state. */
 void box_move_elsewhere(struct box *box);
+
+/* A tree of every kind: sizes around the limits, odd names, links, holes. */
+void make_tree(struct box *box);

@@ -1,0 +1,222 @@
+/*
+ * What a commit need not read or send again: the advisory index, the stat cache.
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "commit_support.h"
+#include "suite.h"
+#include "repo/refs.h"
+#include "util/file.h"
+#include "util/mem.h"
+
+DS_SUITE(commit_reuse);
+
+static void make_many(struct box *box, const char *dir, unsigned n)
+{
+	char path[100];
+
+	box_mkdir(box, dir);
+	for (unsigned i = 0; i < n; i++) {
+		snprintf(path, sizeof(path), "%s/%05u", dir, i);
+		box_fill(box, path, 1000 + i, 300);
+	}
+}
+
+/* The issue's 10,000 files are committed by the real command line, in tests/integration/dedup.py. */
+Test(commit_reuse, a_renamed_directory_uploads_no_data)
+{
+	struct box box;
+
+	box_init(&box);
+	make_many(&box, "before", 1000);
+	box_commit(&box);
+	box_rename(&box, "before", "after");
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	cr_assert_eq(box.result.reused_bytes, 1000 * 300);
+	box_check(&box, NULL);
+	box_rename(&box, "after", "later");
+	box_move_elsewhere(&box);
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit_reuse, a_directory_that_comes_back_uploads_no_data)
+{
+	struct box box;
+
+	box_init(&box);
+	make_many(&box, "dir", 300);
+	box_fill(&box, "other", 1, 100);
+	box_commit(&box);
+	box_remove(&box, "dir");
+	box_commit(&box);
+	box_fill(&box, "other", 2, 100);
+	box_commit(&box);
+	make_many(&box, "dir", 300);
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit_reuse, the_index_is_merged_and_still_finds_everything)
+{
+	struct ds_store_listing listing = {0};
+	struct ds_store_req list = {.op = DS_STORE_LIST, .key = "index/", .listing = &listing};
+	struct box box;
+	bool merged = false;
+	char path[40];
+
+	box_init(&box);
+	for (int i = 0; i < 20; i++) {
+		snprintf(path, sizeof(path), "file-%d", i);
+		box_fill(&box, path, (uint64_t)i, 1000);
+		box_commit(&box);
+	}
+	cr_assert_eq(ds_store_perform(box.store, &list), 0);
+	for (size_t i = 0; i < listing.objects_n; i++)
+		merged |= strncmp(listing.objects[i].key, "index/1/", 8) == 0;
+	ds_store_listing_release(&listing);
+	cr_assert(merged);
+	box_mkdir(&box, "moved");
+	for (int i = 0; i < 20; i++) {
+		char to[60];
+
+		snprintf(path, sizeof(path), "file-%d", i);
+		snprintf(to, sizeof(to), "moved/file-%d", i);
+		box_rename(&box, path, to);
+	}
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit_reuse, index_objects_are_kept_in_the_state_directory)
+{
+	struct box box;
+	long gets_n;
+
+	box_init(&box);
+	make_many(&box, "a", 50);
+	box_commit(&box);
+	box_rename(&box, "a", "b");
+	box_commit(&box);
+	box_rename(&box, "b", "c");
+	spy_store_reset(&box.spy);
+	box_commit(&box);
+	gets_n = box.spy.gets_n;
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	/* Without them there is more to get. */
+	box_rename(&box, "c", "d");
+	cr_assert_eq(ds_rmtree_at(AT_FDCWD, box.state), 0);
+	spy_store_reset(&box.spy);
+	box_commit(&box);
+	cr_assert_gt(box.spy.gets_n, gets_n);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	box_release(&box);
+}
+
+Test(commit_reuse, the_index_may_be_lost_or_forbidden)
+{
+	struct box box;
+
+	box_init(&box);
+	make_many(&box, "a", 50);
+	box.spy.deny = "index/";
+	box_commit(&box);
+	box_rename(&box, "a", "b");
+	box_commit(&box);
+	cr_assert_gt(box.result.uploaded_data_bytes, 0);
+	box.spy.deny = NULL;
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit_reuse, the_stat_cache_spares_reading)
+{
+	struct box box;
+
+	box_init(&box);
+	make_tree(&box);
+	box_settle(&box);
+	box_commit(&box);
+	cr_assert_gt(box.result.read_bytes, 0);
+	box_fill(&box, "size-1", 300, 1);
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 1);
+	box_check(&box, NULL);
+	/* A changed entry is not trusted until it has settled. */
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	cr_assert_eq(box.result.read_bytes, 1);
+	/* rehash reads it all again. */
+	box.options.rehash = true;
+	box_commit(&box);
+	cr_assert_gt(box.result.read_bytes, 1000000);
+	box_release(&box);
+}
+
+Test(commit_reuse, a_damaged_stat_cache_is_as_none)
+{
+	struct box box;
+	char command[300];
+
+	box_init(&box);
+	make_many(&box, "a", 20);
+	box_settle(&box);
+	box_commit(&box);
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 0);
+	snprintf(command, sizeof(command),
+		 "for f in '%s'/stat/*; do printf X | dd of=\"$f\" bs=1 seek=100 conv=notrunc "
+		 "2>/dev/null; done",
+		 box.state);
+	cr_assert_eq(system(command), 0);
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 20 * 300);
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 0);
+	box_release(&box);
+}
+
+Test(commit_reuse, trust_mtime_compares_with_the_parents_rows)
+{
+	struct box box;
+
+	box_init(&box);
+	make_tree(&box);
+	box_commit(&box);
+	box_fill(&box, "size-2", 300, 100);
+	box_move_elsewhere(&box);
+	box.options.trust_mtime = true;
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 100);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+Test(commit_reuse, a_file_that_moved_is_found_by_its_stat_entry)
+{
+	struct box box;
+
+	/* Other repository, same host: nothing is read that is in the store already. */
+	box_init(&box);
+	make_many(&box, "a", 20);
+	box_settle(&box);
+	box_commit(&box);
+	box_fill(&box, "a/00003", 5, 10);
+	box_commit(&box);
+	box_remove(&box, "a/00003");
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 0);
+	box_check(&box, NULL);
+	box_release(&box);
+}
