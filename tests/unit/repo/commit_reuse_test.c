@@ -145,7 +145,7 @@ Test(commit_reuse, the_stat_cache_spares_reading)
 	struct box box;
 
 	box_init(&box);
-	make_tree(&box);
+	box_make_tree(&box);
 	box_settle(&box);
 	box_commit(&box);
 	cr_assert_gt(box.result.read_bytes, 0);
@@ -192,7 +192,7 @@ Test(commit_reuse, trust_mtime_compares_with_the_parents_rows)
 	struct box box;
 
 	box_init(&box);
-	make_tree(&box);
+	box_make_tree(&box);
 	box_commit(&box);
 	box_fill(&box, "size-2", 300, 100);
 	box_move_elsewhere(&box);

@@ -607,7 +607,7 @@ static void make_names(struct box *box)
 	box_fill(box, "a'b\"c\\d%2f", 105, 10);
 }
 
-void make_tree(struct box *box)
+void box_make_tree(struct box *box)
 {
 	make_sizes(box);
 	make_names(box);

@@ -80,4 +80,4 @@ uint64_t box_verify(struct box *box, bool read_data);
 void box_move_elsewhere(struct box *box);
 
 /* A tree of every kind: sizes around the limits, odd names, links, holes. */
-void make_tree(struct box *box);
+void box_make_tree(struct box *box);

@@ -30,7 +30,7 @@ Test(commit, what_was_committed_is_read_back)
 	struct box box;
 
 	box_init(&box);
-	make_tree(&box);
+	box_make_tree(&box);
 	box_commit(&box);
 	cr_assert_eq(box.result.number, 1);
 	cr_assert(!box.result.unchanged);
@@ -45,7 +45,7 @@ Test(commit, works_on_a_directory_store)
 	struct box box;
 
 	box_init_dir(&box);
-	make_tree(&box);
+	box_make_tree(&box);
 	box_commit(&box);
 	box_check(&box, NULL);
 	box_remove(&box, "dir");
@@ -71,7 +71,7 @@ Test(commit, every_kind_of_change_is_committed)
 	struct box box;
 
 	box_init(&box);
-	make_tree(&box);
+	box_make_tree(&box);
 	box_commit(&box);
 	box_fill(&box, "size-1", 300, 5000);	  /* content */
 	box_chmod(&box, "size-2", 0755);	  /* executable bit */
@@ -136,7 +136,7 @@ Test(commit, an_unchanged_tree_makes_no_version)
 	struct box box;
 
 	box_init(&box);
-	make_tree(&box);
+	box_make_tree(&box);
 	first = box_commit(&box)->version;
 	box_set_mtime(&box, "size-1", 1, 2);
 	spy_store_reset(&box.spy);
@@ -154,7 +154,7 @@ Test(commit, allow_empty_and_mtime_make_a_version_of_an_unchanged_tree)
 	struct box box;
 
 	box_init(&box);
-	make_tree(&box);
+	box_make_tree(&box);
 	box_commit(&box);
 	box.options.mtime = true;
 	box_commit(&box);
@@ -186,7 +186,7 @@ Test(commit, the_same_tree_from_elsewhere_is_the_same)
 	struct box box;
 
 	box_init(&box);
-	make_tree(&box);
+	box_make_tree(&box);
 	box_commit(&box);
 	first = box.result.fingerprint;
 	box_move_elsewhere(&box);
@@ -507,7 +507,7 @@ Test(commit, nothing_is_left_in_the_state_directory_but_state)
 	char command[300];
 
 	box_init(&box);
-	make_tree(&box);
+	box_make_tree(&box);
 	box_commit(&box);
 	snprintf(command, sizeof(command),
 		 "test -z \"$(find '%s/tmp' -mindepth 1 -name 'commit-*')\"", box.state);
@@ -534,7 +534,7 @@ Test(commit, the_fingerprint_of_a_directory_is_that_of_its_version)
 	struct box box;
 
 	box_init(&box);
-	make_tree(&box);
+	box_make_tree(&box);
 	fingerprint = root_of(&box);
 	box_commit(&box);
 	cr_assert(ds_digest_equal(&box.result.fingerprint, &fingerprint));
