@@ -38,6 +38,8 @@ budget_s=${TEST_BUDGET_S:-1500}
 passed=0 failed=0 skipped=0
 times=
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/dsfs-test.XXXXXX")
+# Some tests go on as another user.
+chmod 755 "$tmp"
 
 # Mounts below our directory, innermost first; a test that leaves one has a fault.
 mounts_left() {
@@ -121,6 +123,7 @@ run() {
 	log=$dir/meson-logs/testlog.json
 	rm -f "$log"
 	mkdir -p "$tmp/$name" "$tmp/sanitizer"
+	chmod 1777 "$tmp/$name" "$tmp/sanitizer"
 	# Reports go to files, so that those of a daemon in the background are met too.
 	TMPDIR=$tmp/$name MALLOC_PERTURB_=$((RANDOM % 255 + 1)) \
 		ASAN_OPTIONS=log_path=$tmp/sanitizer/$name:detect_stack_use_after_return=1:strict_string_checks=1 \

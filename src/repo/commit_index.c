@@ -229,8 +229,11 @@ static int list_objects(struct commit_index *index)
 	struct ds_store_listing listing = {0};
 	struct ds_store_req req = {.op = DS_STORE_LIST, .key = "index/", .listing = &listing};
 
-	if (ds_store_perform(ds_repo_store(index->repo), &req) < 0)
+	/* A LIST that fails may leave rows of its first pages. */
+	if (ds_store_perform(ds_repo_store(index->repo), &req) < 0) {
+		ds_store_listing_release(&listing);
 		return 0;
+	}
 	index->objects = ds_calloc(listing.objects_n + 1, sizeof(*index->objects));
 	for (size_t i = 0; index->objects && i < listing.objects_n; i++) {
 		struct index_object *object = &index->objects[index->objects_n];
