@@ -153,6 +153,7 @@ Test(commit_rules, D01_writers_in_threads_make_one_chain)
 		cr_assert_eq(writers[i].done_n, COMMITS_N);
 		races_n += writers[i].box.result.races_n;
 	}
+	printf("%u races in the last commits\n", races_n);
 	cr_assert_eq(ds_ref_head(box.repo, DS_REF_BRANCH, "main", &head, NULL), 0);
 	cr_assert_eq(head.number, WRITERS_N * COMMITS_N);
 	cr_assert_eq(box_verify(&box, true), WRITERS_N * COMMITS_N);
