@@ -17,12 +17,12 @@
 #include "util/file.h"
 #include "util/mem.h"
 
-#define STAT_MAGIC     "dsfsstat"
-#define STAT_VERSION   1u
-#define STAT_HEAD_LEN  24u
-#define STAT_ENTRY_LEN 96u
-#define STAT_FILE_MAX  DS_GIB(4)
-#define STAT_SETTLED_S 2
+#define STAT_MAGIC	"dsfsstat"
+#define STAT_VERSION	1u
+#define STAT_HEAD_LEN	24u
+#define STAT_ENTRY_LEN	96u
+#define STAT_FILE_MAX	DS_GIB(4)
+#define STAT_SETTLED_NS (2 * DS_NS_PER_S)
 
 struct commit_stat {
 	struct ds_buf data;
@@ -135,7 +135,7 @@ static int compare_entries(const void *a, const void *b)
 
 static bool is_settled(const struct commit_tree *tree, struct ds_time time)
 {
-	return time.s + STAT_SETTLED_S < tree->scanned.s;
+	return ds_time_compare(ds_time_add_ns(time, STAT_SETTLED_NS), tree->scanned) < 0;
 }
 
 static int build(const struct commit_tree *tree, struct ds_buf *buf)

@@ -1,0 +1,61 @@
+/*
+ * Which files the local stat cache vouches for.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+#include "suite.h"
+#include "repo/commit_stat.h"
+#include "util/clock.h"
+
+DS_SUITE(commit_stat);
+
+/* True if a file whose times are age_ns before the scan is vouched for by the next commit. */
+static bool is_kept(int64_t mtime_age_ns, int64_t ctime_age_ns)
+{
+	char dir[] = "/tmp/dsfs-commit-stat.XXXXXX", name[] = "file", command[100];
+	struct commit_tree tree = {.scanned = {.s = 1000, .ns = 50000000}};
+	struct commit_node node = {.name = name,
+				   .name_len = 4,
+				   .type = DS_ENTRY_FILE,
+				   .is_done = true,
+				   .ino = 7,
+				   .size_bytes = 3,
+				   .parent = &tree.root};
+	struct commit_stat *stat;
+	struct ds_digest digest;
+	bool has;
+
+	node.mtime = ds_time_add_ns(tree.scanned, -mtime_age_ns);
+	node.ctime = ds_time_add_ns(tree.scanned, -ctime_age_ns);
+	node.digest.bytes[0] = 42;
+	tree.root.name = name + 4;
+	tree.root.type = DS_ENTRY_DIRECTORY;
+	tree.root.children = &node;
+	tree.root.children_n = 1;
+	cr_assert(mkdtemp(dir));
+	commit_stat_save(dir, dir, &tree);
+	cr_assert_eq(commit_stat_load(dir, dir, &stat), 0);
+	has = commit_stat_has(stat, "file", &node, &digest);
+	cr_assert(!has || digest.bytes[0] == 42);
+	node.ino = 8;
+	cr_assert(!commit_stat_has(stat, "file", &node, &digest));
+	commit_stat_free(stat);
+	snprintf(command, sizeof(command), "rm -r %s", dir);
+	cr_assert_eq(system(command), 0);
+	return has;
+}
+
+/* Not by whole seconds: 2.1 s are enough also where the second has turned but twice. */
+Test(commit_stat, two_seconds_of_rest)
+{
+	const int64_t ms = DS_NS_PER_MS;
+
+	cr_assert(is_kept(5000 * ms, 5000 * ms));
+	cr_assert(is_kept(2100 * ms, 2100 * ms));
+	cr_assert(is_kept(2001 * ms, 3000 * ms));
+	cr_assert(!is_kept(2000 * ms, 5000 * ms));
+	cr_assert(!is_kept(5000 * ms, 1900 * ms));
+	cr_assert(!is_kept(1900 * ms, 5000 * ms));
+	cr_assert(!is_kept(-5000 * ms, 5000 * ms));
+}
