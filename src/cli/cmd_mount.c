@@ -89,7 +89,8 @@ const struct cli_command cli_command_mount = {
 	.details = "Returns once the mount answers, or prints the error. The mount is read-only, "
 		   "and its "
 		   "contents never change, whatever is committed meanwhile. SIGTERM or 'dsfs "
-		   "umount' ends it.\n"
+		   "umount' ends it; SIGHUP opens the log file anew (in the foreground it ends "
+		   "the mount).\n"
 		   "Every byte that is read was checked; what cannot be had, or does not fit its "
 		   "digest, "
 		   "is an I/O error and a line in the log, never wrong data.",

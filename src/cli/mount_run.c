@@ -243,6 +243,13 @@ static void on_ready(void *ctx)
 	job->ready_fd = -1;
 }
 
+/* A mount in the background has no terminal that could hang up: its log was rotated. */
+static void on_hangup(int signal)
+{
+	(void)signal;
+	ds_log_reopen();
+}
+
 static int serve(struct mount_job *job)
 {
 	struct cli_mount_options *o = job->request->options;
@@ -254,6 +261,7 @@ static int serve(struct mount_job *job)
 		.gid = o->has_gid ? o->gid : (uint32_t)getegid(),
 		.umask = o->umask,
 		.timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_MS_DEFAULT,
+		.hangup = job->request->foreground ? NULL : on_hangup,
 		.ready = on_ready,
 		.ctx = job,
 	};
@@ -273,13 +281,21 @@ static int start_log(struct mount_job *job)
 {
 	struct cli_mount_options *o = job->request->options;
 	enum ds_log_level level = o->debug ? DS_LOG_DEBUG : ds_log_get_level();
+	char cwd[PATH_MAX];
+	_ds_cleanup_free_ char *path = NULL;
 	int r;
 
 	if (!o->log) {
 		ds_log_set_level(level);
 		return 0;
 	}
-	r = ds_log_init(o->log, level);
+	/* The background process changes its directory, and opens the file anew on SIGHUP. */
+	if (strcmp(o->log, "stderr") != 0 && strcmp(o->log, "syslog") != 0 && o->log[0] != '/') {
+		path = getcwd(cwd, sizeof(cwd)) ? ds_asprintf("%s/%s", cwd, o->log) : NULL;
+		if (!path)
+			return -errno;
+	}
+	r = ds_log_init(path ? path : o->log, level);
 	return r < 0 ? ds_diag_set(&job->call->diag, r, o->log, "cannot open the log") : 0;
 }
 

@@ -20,6 +20,8 @@ struct ds_fs_options {
 	uint32_t uid, gid;   /* owner of everything */
 	uint32_t umask;	     /* permission bits that are taken away */
 	uint64_t timeout_ms; /* longest wait of a request */
+	/* Called on SIGHUP, in the signal handler; NULL: SIGHUP ends the mount. */
+	void (*hangup)(int signal);
 	/*
 	 * Called once, from a worker, when the mount has answered its first request; may be NULL.
 	 */

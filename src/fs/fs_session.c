@@ -104,6 +104,8 @@ static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
 	 */
 	for (size_t i = 0; i < DS_ARRAY_SIZE(signals); i++)
 		signal(signals[i], SIG_DFL);
+	if (fs->options.hangup)
+		signal(SIGHUP, fs->options.hangup);
 	if (fuse_set_signal_handlers(fs->session) != 0)
 		return -EIO;
 	if (fuse_session_mount(fs->session, fs->options.mountpoint) != 0) {

@@ -10,6 +10,8 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <syslog.h>
@@ -34,6 +36,7 @@ static struct {
 		uint64_t left_out_total_n;
 	} locked;
 	_Atomic int level;
+	_Atomic bool wants_reopen;
 } sink = {
 	.mutex = PTHREAD_MUTEX_INITIALIZER,
 	.locked = {.kind = SINK_STDERR, .fd = STDERR_FILENO},
@@ -87,16 +90,20 @@ int ds_log_init(const char *to, enum ds_log_level level)
 
 void ds_log_reopen(void)
 {
-	pthread_mutex_lock(&sink.mutex);
-	if (sink.locked.kind == SINK_FILE) {
-		int fd = open_file(sink.locked.path);
+	sink.wants_reopen = true;
+}
 
-		if (fd >= 0) {
-			close(sink.locked.fd);
-			sink.locked.fd = fd;
-		}
+static void reopen_locked(void)
+{
+	int fd;
+
+	if (sink.locked.kind != SINK_FILE)
+		return;
+	fd = open_file(sink.locked.path);
+	if (fd >= 0) {
+		close(sink.locked.fd);
+		sink.locked.fd = fd;
 	}
-	pthread_mutex_unlock(&sink.mutex);
 }
 
 void ds_log_set_level(enum ds_log_level level)
@@ -177,6 +184,8 @@ void ds_log(enum ds_log_level level, const char *format, ...)
 		if ((unsigned char)*at < 0x20)
 			*at = ' ';
 	pthread_mutex_lock(&sink.mutex);
+	if (atomic_exchange(&sink.wants_reopen, false))
+		reopen_locked();
 	if (level == DS_LOG_DEBUG || may_write_locked())
 		write_line_locked(level, text);
 	pthread_mutex_unlock(&sink.mutex);

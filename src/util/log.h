@@ -18,7 +18,7 @@ enum ds_log_level { DS_LOG_ERROR, DS_LOG_WARNING, DS_LOG_INFO, DS_LOG_DEBUG };
  * again, e.g. after going to the background. A negated errno if the file cannot be opened; the old
  * sink stays then. */
 int ds_log_init(const char *sink, enum ds_log_level level);
-/* Opens a file sink anew (after a rotation); nothing for other sinks. */
+/* The next line opens a file sink anew (after a rotation); nothing for other sinks. Async-signal-safe. */
 void ds_log_reopen(void);
 void ds_log_set_level(enum ds_log_level level);
 enum ds_log_level ds_log_get_level(void);

@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import random
+import signal
 import threading
 
 import lib
@@ -319,6 +320,35 @@ def check_control(mount, version):
     equal(os.stat(f"{mount.path}/.dsfs/stats").st_ino >> 40, (1 << 24) - 1, "slot of the control")
 
 
+def check_rotation(box, source):
+    """SIGHUP opens the log anew, also where it was given as a relative path."""
+    repo, place, home = box.path("rotated"), box.new_dir("m"), box.new_dir("rotation")
+    box.commit(source, repo, "--init")
+    log = f"{home}/mount.log"
+    box.dsfs("mount", repo, place, "-o", f"log=mount.log,cache_dir={box.path('rotation-cache')},timeout=1s",
+             cwd=home)
+    pid = box.mount_row(place)["pid"]
+    os.rename(f"{repo}/packs", f"{repo}/packs.gone")
+
+    def fail(name):
+        refused(errno.EIO, f"read of {name} without its pack", lambda: open(f"{place}/{name}", "rb").read())
+
+    fail("small")
+    os.rename(log, f"{log}.1")
+    with open(f"{log}.1", "rb") as file:
+        before = file.read()
+    check(b"packs/" in before, f"the log tells of the pack: {before!r}")
+    os.kill(pid, signal.SIGHUP)
+    fail("dir/inside")
+    box.wait(lambda: os.path.exists(log), "the new log")
+    with open(log, "rb") as file:
+        check(b"packs/" in file.read(), "the new log tells of the pack")
+    with open(f"{log}.1", "rb") as file:
+        equal(file.read(), before, "the old log")
+    check(lib.is_mounted(place), "SIGHUP ended the mount")
+    box.dsfs("umount", place)
+
+
 def run(box, args):
     rng = random.Random(args.seed)
     source, repo = box.new_dir("src"), box.path("repo")
@@ -338,6 +368,7 @@ def run(box, args):
         check_cookies(mount, args.entries, rng)
         handle = handle_of(f"{mount.path}/dir/inside") if os.geteuid() == 0 else None
         equal(stats(mount)["failures"], 0, "failures counted")
+    check_rotation(box, source)
     with box.mount(repo, "uid=1234,gid=5678,umask=077") as mount:
         st = os.stat(f"{mount.path}/small")
         equal((st.st_uid, st.st_gid, st.st_mode & 0o7777), (1234, 5678, 0o400), "owner and mode")
