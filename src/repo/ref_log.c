@@ -5,6 +5,7 @@
  * INV-2: who created an entry is known by its `writer`, never by what it says.
  */
 #include <assert.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -190,10 +191,18 @@ static int append_check(const struct ds_ref_entry *head, const struct ds_ref_ent
 	return 0;
 }
 
-/* `r`: what the PUT ended with. 0 if the entry that is there now is ours. */
+/* Whether this error of reading back leaves the PUT's own answer as all that is known. */
+static bool is_no_answer(int r)
+{
+	return ds_error_is_retryable(r) || r == -DS_E_INTERRUPTED || r == -ENOMEM;
+}
+
+/* `r`: what the PUT ended with; also 0, since a store may have swallowed what it answered well. 0 if the entry that is
+ * there now is ours, or if the PUT went well and the store cannot be asked. */
 static int append_settle(struct ds_repo *repo, const struct ds_ref_entry *entry, int r,
 			 struct ds_ref_entry *ret_entry, struct ds_diag *reterr_diag)
 {
+	_ds_cleanup_free_ char *key = NULL;
 	struct ds_ref_entry there;
 	struct ds_diag diag = {0};
 	int r_get;
@@ -206,9 +215,17 @@ static int append_settle(struct ds_repo *repo, const struct ds_ref_entry *entry,
 	if (r_get == 0)
 		return ds_diag_set(reterr_diag, -DS_E_CONFLICT, entry->name,
 				   "another writer made entry %" PRIu64 " first", entry->number);
-	if (r != -DS_E_PRESENT)
+	if (r == 0 && is_no_answer(r_get)) {
+		*ret_entry = *entry;
+		return 0;
+	}
+	if (r < 0 && r != -DS_E_PRESENT)
 		return r; /* with its own diag */
 	ds_diag_copy(reterr_diag, &diag);
+	key = ds_ref_key(entry->kind, entry->name, entry->number);
+	if (r_get == -DS_E_NO_VERSION && r == 0)
+		return ds_diag_set(reterr_diag, -DS_E_CORRUPT, key,
+				   "the store does not keep what it took");
 	if (r_get == -DS_E_NO_VERSION)
 		return ds_diag_set(reterr_diag, -DS_E_PROTOCOL, entry->name,
 				   "entry %" PRIu64
@@ -271,7 +288,7 @@ int ds_ref_append(struct ds_repo *repo, const struct ds_ref_entry *head,
 		return r;
 	/* Signed with the time that was compared: the store refuses a PUT that was held up in between. */
 	r = append_put(repo, &entry, &buf, is_limited ? now : (struct ds_time){0}, reterr_diag);
-	if (r == -DS_E_PRESENT || ds_error_is_retryable(r) || r == -DS_E_INTERRUPTED)
+	if (r == 0 || r == -DS_E_PRESENT || ds_error_is_retryable(r) || r == -DS_E_INTERRUPTED)
 		r = append_settle(repo, &entry, r, &entry, reterr_diag);
 	if (r < 0)
 		return r;

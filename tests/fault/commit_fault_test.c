@@ -174,6 +174,11 @@ Test(commit_fault, A25_a_store_that_forgets_records_is_found_out)
 	lie("versions/", false, true);
 }
 
+Test(commit_fault, A25_a_store_that_forgets_the_ref_entry_is_found_out)
+{
+	lie("refs/branches/", false, true);
+}
+
 Test(commit_fault, A25_a_store_that_cuts_records_is_found_out)
 {
 	lie("versions/", true, true);

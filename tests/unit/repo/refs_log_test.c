@@ -146,6 +146,23 @@ Test(refs_log, D02_a_lost_reply_is_cleared_up_by_the_writer)
 	close_repo();
 }
 
+Test(refs_log, A25_an_entry_that_the_store_swallows_is_not_acknowledged)
+{
+	struct ds_ref_entry head, entry;
+
+	open_repo();
+	head = test_append(repo, DS_REF_BRANCH, "main", 1);
+	store.swallow_refs = true;
+	cr_assert_eq(test_try_append(repo, DS_REF_BRANCH, "main", &head, 2, false, &entry),
+		     -DS_E_CORRUPT);
+	cr_assert_eq(test_try_append(repo, DS_REF_TAG, "v1", NULL, 2, false, &entry),
+		     -DS_E_CORRUPT);
+	store.swallow_refs = false;
+	cr_assert_eq(test_try_append(repo, DS_REF_BRANCH, "main", &head, 2, false, &entry), 0);
+	cr_assert_eq(entry.number, 2);
+	close_repo();
+}
+
 Test(refs_log, D03_own_entry_is_known_with_others_on_top)
 {
 	struct ds_ref_entry head, entry, other = {.kind = DS_REF_BRANCH, .name = "main"};

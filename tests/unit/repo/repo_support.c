@@ -68,6 +68,10 @@ static void store_perform(struct ds_store *base, struct ds_store_req *req)
 		req->if_absent = false;
 	if (req->op == DS_STORE_PUT && ds_starts_with(req->key, "refs/"))
 		test_now.s += store->hold_put_s;
+	if (store->swallow_refs && req->op == DS_STORE_PUT && ds_starts_with(req->key, "refs/")) {
+		req->result = 0;
+		return;
+	}
 	r = ds_store_perform(store->inner, req);
 	req->if_absent = if_absent;
 	if (r == -DS_E_ABSENT && store->deny_list)
@@ -161,6 +165,7 @@ void test_store_reset(struct test_store *store)
 	store->failed_n = 0;
 	store->fail_at = -1;
 	store->fail_after = store->fail_sticky = store->deny_list = store->ignore_absent = false;
+	store->swallow_refs = false;
 	store->fail_with = 0;
 	store->hold_put_s = 0;
 }

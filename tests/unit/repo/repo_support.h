@@ -27,6 +27,7 @@ struct test_store {
 	long failed_n;	  /* how many were failed */
 	bool deny_list;	  /* LIST: -DS_E_DENIED, and absent objects too, as S3 does then */
 	bool ignore_absent; /* a store that takes if_absent for a plain PUT */
+	bool swallow_refs;  /* a PUT of a ref is answered well and forgotten */
 	int64_t hold_put_s; /* a PUT of a ref arrives so much later (moves test_now) */
 };
 struct ds_store *test_store_new(struct test_store *store); /* in memory, by test_clock */
