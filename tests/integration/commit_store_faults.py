@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""Commit before a store that fails, lies, stands still or is locked: it says so, in time, and a signal ends it."""
+import os
+import signal
+import subprocess
+import time
+
+import lib
+from lib import check, equal, say
+
+STORE, DAMAGED, INTERRUPTED = 5, 6, 130
+# Far below what the store's timeout would give: under ASan, on a busy machine.
+SOON_S = 10
+
+
+def new_source(box, size=1000):
+    source = box.new_dir("source")
+    with open(f"{source}/file", "wb") as file:
+        file.write(os.urandom(size))
+    return source
+
+
+def swallowed(box, s3, proxy):
+    repo, source = s3.url("swallowed"), new_source(box)
+    for words, key, text in (["--tag", "v1"], "refs/tags/", "but not the tag"), \
+            ([], "refs/branches/", "does not keep"):
+        box.dsfs("init", f"{repo}-{key[5]}", env=proxy.env)
+        proxy.rules({"match": f"PUT .*{key}", "fault": "swallow"})
+        done = box.dsfs("commit", source, f"{repo}-{key[5]}", *words, env=proxy.env, status=DAMAGED)
+        check(text in done.errors, done.errors)
+        check(not done.out, f"{done}: acknowledged: {done.text}")
+        check(proxy.stats()["delivered"] > 0, "nothing was swallowed")
+        proxy.rules()
+    log = box.dsfs("log", f"{repo}-b", env=proxy.env, status=3).errors
+    check("no version" in log, log)
+    equal(box.commit(source, f"{repo}-b", env=proxy.env)["number"], 1, "the number afterwards")
+
+
+def run(box, args):
+    s3 = box.store("s3")
+    proxy = lib.Proxy(box, s3.env, args.seed)
+    swallowed(box, s3, proxy)
+
+
+if __name__ == "__main__":
+    lib.main(run, fuse=False)
