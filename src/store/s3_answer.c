@@ -96,11 +96,11 @@ static bool say_region(struct s3_op *op, const struct ds_s3_error *error)
 
 static struct s3_verdict judge_skew(struct s3_op *op)
 {
+	ds_store_correct_time(&op->s3->base, op->req->store_time);
 	if (op->req->op == DS_STORE_PUT && op->req->signed_at.s) {
 		say(op, -DS_E_LATE, "the store does not take its signature any more");
 		return verdict(S3_DONE, -DS_E_LATE);
 	}
-	/* The right time was learned from the answer's date. */
 	if (op->skew_n++ == 0)
 		return verdict(S3_RETRY_NOW, -DS_E_AUTH);
 	say(op, -DS_E_AUTH, "the clocks of this machine and the store differ too much");

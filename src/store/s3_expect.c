@@ -96,6 +96,7 @@ static void note_dates(struct s3_op *op)
 		return;
 	op->req->store_time = date;
 	ds_store_learn_time(&op->s3->base, date);
+	op->req->is_time_noted = true;
 }
 
 void ds_s3_note_modified(struct s3_op *op)

@@ -15,7 +15,9 @@
 /*
  * INV-1 The estimate is never ahead of the store's clock by more than that clock's own jumps: what
  *       an answer says was true before it arrived, and whole seconds are cut.
- * INV-2 Small steps back (up to 2 s: whole seconds, slow answers) are not taken, larger ones are.
+ * INV-2 Small steps back (up to 2 s: whole seconds, slow answers) are not taken.
+ * INV-3 A jump (more than 5 min either way) is taken when a second answer in a row says it too: a single wrong date
+ *       would put its time into a record for good, or make old packs look young.
  */
 struct ds_store_clock {
 	pthread_mutex_t mutex;
@@ -23,8 +25,14 @@ struct ds_store_clock {
 		bool is_known;
 		struct ds_time time;
 		uint64_t mono_ns; /* when it was `time` */
+		/* The last answer's, if it was a jump; else .s 0. */
+		struct ds_time doubt;
+		uint64_t doubt_ns;
 	} locked;
 };
+
+#define STEP_BACK_NS (2 * (int64_t)DS_NS_PER_S)
+#define JUMP_NS	     (5 * 60 * (int64_t)DS_NS_PER_S)
 
 int ds_store_init(struct ds_store *store, const struct ds_store_ops *ops, const char *url,
 		  uint64_t timeout_ms)
@@ -163,33 +171,61 @@ static void prepare(struct ds_store *store, struct ds_store_req *req)
 	req->object_size_bytes = 0;
 	req->modified = req->store_time = (struct ds_time){0};
 	req->internal = NULL;
+	req->is_time_noted = false;
 	ds_list_init(&req->node);
 	if (!req->deadline_ns)
 		req->deadline_ns = ds_deadline_in_ms(store->timeout_ms);
 }
 
-void ds_store_learn_time(struct ds_store *store, struct ds_time time)
+static bool is_jump(struct ds_time from, uint64_t elapsed_ns, struct ds_time to)
+{
+	int64_t ahead = ds_time_diff_ns(to, ds_time_add_ns(from, (int64_t)elapsed_ns));
+
+	return ahead > JUMP_NS || ahead < -JUMP_NS;
+}
+
+static void learn(struct ds_store *store, struct ds_time time, bool is_sure)
 {
 	struct ds_store_clock *clock = store->clock;
 	uint64_t now = ds_mono_ns();
-	struct ds_time carried;
+	bool is_doubted;
 
 	if (time.s == 0)
 		return;
 	pthread_mutex_lock(&clock->mutex);
-	if (clock->locked.is_known) {
-		int64_t behind;
+	is_doubted = clock->locked.is_known && !is_sure &&
+		     is_jump(clock->locked.time, now - clock->locked.mono_ns, time) &&
+		     (clock->locked.doubt.s == 0 ||
+		      is_jump(clock->locked.doubt, now - clock->locked.doubt_ns, time));
+	if (is_doubted) {
+		clock->locked.doubt = time;
+		clock->locked.doubt_ns = now;
+	} else {
+		if (clock->locked.is_known) {
+			struct ds_time carried =
+				ds_time_add_ns(clock->locked.time,
+					       (int64_t)(now - clock->locked.mono_ns));
+			int64_t behind = ds_time_diff_ns(carried, time);
 
-		carried =
-			ds_time_add_ns(clock->locked.time, (int64_t)(now - clock->locked.mono_ns));
-		behind = ds_time_diff_ns(carried, time);
-		if (behind > 0 && behind < 2 * (int64_t)DS_NS_PER_S)
-			time = carried;
+			if (behind > 0 && behind < STEP_BACK_NS)
+				time = carried;
+		}
+		clock->locked.is_known = true;
+		clock->locked.time = time;
+		clock->locked.mono_ns = now;
+		clock->locked.doubt = (struct ds_time){0};
 	}
-	clock->locked.is_known = true;
-	clock->locked.time = time;
-	clock->locked.mono_ns = now;
 	pthread_mutex_unlock(&clock->mutex);
+}
+
+void ds_store_learn_time(struct ds_store *store, struct ds_time time)
+{
+	learn(store, time, false);
+}
+
+void ds_store_correct_time(struct ds_store *store, struct ds_time time)
+{
+	learn(store, time, true);
 }
 
 /* The estimate; false if nothing was learned yet. */
@@ -216,7 +252,10 @@ struct ds_time ds_store_estimate_now(struct ds_store *store)
 
 static void note_result(struct ds_store *store, struct ds_store_req *req)
 {
-	ds_store_learn_time(store, req->store_time);
+	/* Once for each answer, or it would confirm itself. */
+	if (!req->is_time_noted)
+		ds_store_learn_time(store, req->store_time);
+	req->is_time_noted = true;
 	if (req->result < 0) {
 		req->diag.code = req->result;
 		if (!req->diag.object[0])

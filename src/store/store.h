@@ -96,6 +96,7 @@ struct ds_store_req {
 	/* the store's own */
 	struct ds_list node;
 	void *internal;
+	bool is_time_noted; /* store_time was learned */
 };
 
 struct ds_store_stats {		/* counters since the store was opened */
@@ -169,9 +170,9 @@ int ds_store_put_if_absent(struct ds_store *store, const char *key, const void *
 int ds_store_put(struct ds_store *store, const char *key, const void *body, size_t len_bytes,
 		 struct ds_diag *reterr_diag);
 
-/* Time of the store's clock now: learned from its answers and carried on by the monotonic clock. The
- * first call asks the store if nothing was asked yet (blocks). S3 gives whole seconds, so that this
- * is up to a second behind. */
+/* Time of the store's clock now: learned from its answers and carried on by the monotonic clock; one
+ * answer alone cannot move it by more than 5 minutes. The first call asks the store if nothing was
+ * asked yet (blocks). S3 gives whole seconds, so that this is up to a second behind. */
 int ds_store_now(struct ds_store *store, struct ds_time *ret_now, struct ds_diag *reterr_diag);
 
 void ds_store_get_stats(struct ds_store *store, struct ds_store_stats *ret_stats);

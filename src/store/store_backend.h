@@ -52,8 +52,11 @@ int ds_store_pool_start(struct ds_store_pool *pool);
 void ds_store_pool_submit(struct ds_store_pool *pool, struct ds_store_req *req);
 void ds_store_pool_cancel(struct ds_store_pool *pool, struct ds_store_req *req);
 
-/* Notes what an answer said of the store's clock; .s 0: nothing. */
+/* Notes what an answer said of the store's clock, once for each answer; .s 0: nothing. A jump counts
+ * when the next answer says it too. */
 void ds_store_learn_time(struct ds_store *store, struct ds_time time);
+/* The same of an answer by which the store itself says that the estimate is wrong: counts at once. */
+void ds_store_correct_time(struct ds_store *store, struct ds_time time);
 /* The time of the store as far as it is known, else the machine's. */
 struct ds_time ds_store_estimate_now(struct ds_store *store);
 

@@ -48,6 +48,48 @@ Test(store_s3, C05_a_clock_that_stays_wrong_is_told)
 	end();
 }
 
+/* The time of the store after an answer with this date. */
+static int64_t now_after(const char *date)
+{
+	struct ds_time now;
+
+	http_script_add(script, HTTP_KEEP,
+			"HTTP/1.1 206 P\r\nContent-Range: bytes 0-3/10\r\nDate: %s GMT\r\n"
+			"Content-Length: 4\r\n\r\n0123",
+			date);
+	http_script_is_fault(script);
+	expect(get_range(0, 4), 0);
+	cr_assert_eq(ds_store_now(store, &now, NULL), 0);
+	return now.s;
+}
+
+static void is_near(int64_t s, int64_t wanted_s)
+{
+	cr_assert(s >= wanted_s && s < wanted_s + 60, "%lld, not %lld", (long long)s,
+		  (long long)wanted_s);
+}
+
+Test(store_s3, one_wrong_date_is_not_believed_two_in_a_row_are)
+{
+	const int64_t today = 1795232847, later = 4070908800, before = 978307200;
+
+	set_up();
+	is_near(now_after("Sat, 21 Nov 2026 03:47:27"), today);
+	is_near(now_after("Thu, 01 Jan 2099 00:00:00"), today);
+	is_near(now_after("Sat, 21 Nov 2026 03:47:28"), today);
+	is_near(now_after("Mon, 01 Jan 2001 00:00:00"), today);
+	is_near(now_after("Thu, 01 Jan 2099 00:00:00"), today);
+	is_near(now_after("Sat, 21 Nov 2026 03:47:29"), today);
+	is_near(now_after("Thu, 01 Jan 2099 00:00:00"), today);
+	is_near(now_after("Thu, 01 Jan 2099 00:00:00"), later);
+	is_near(now_after("Mon, 01 Jan 2001 00:00:00"), later);
+	is_near(now_after("Mon, 01 Jan 2001 00:00:01"), before);
+	/* A step of a few minutes is nothing that needs to be believed. */
+	is_near(now_after("Mon, 01 Jan 2001 00:04:00"), before + 240);
+	is_near(now_after("Mon, 01 Jan 2001 00:00:00"), before);
+	end();
+}
+
 Test(store_s3, L02_a_put_with_its_own_time_is_late_instead)
 {
 	struct ds_store_req put = {.op = DS_STORE_PUT,

@@ -36,10 +36,25 @@ def swallowed(box, s3, proxy):
     equal(box.commit(source, f"{repo}-b", env=proxy.env)["number"], 1, "the number afterwards")
 
 
+def wrong_date(box, s3, proxy):
+    """One answer with a date of its own does not set the time of a record for good."""
+    repo, source = s3.url("wrong-date"), new_source(box)
+    box.dsfs("init", repo, env=proxy.env)
+    for date in "Tue, 01 Jan 2099 00:00:00 GMT", "Mon, 01 Jan 2001 00:00:00 GMT":
+        for key in "packs/", "versions/", "refs/", "policy/":
+            proxy.rules({"match": key, "fault": "rewrite", "set": {"Date": date}, "times": 1})
+            box.commit(source, repo, "--allow-empty", env=proxy.env)
+            equal(proxy.stats()["delivered"], 1, "wrong dates")
+            proxy.rules()
+            record = box.json("log", "-n", "1", repo, env=proxy.env)[0]["record"]
+            check(abs(int(record["time"][:4]) - time.gmtime().tm_year) <= 1, record)
+
+
 def run(box, args):
     s3 = box.store("s3")
     proxy = lib.Proxy(box, s3.env, args.seed)
     swallowed(box, s3, proxy)
+    wrong_date(box, s3, proxy)
 
 
 if __name__ == "__main__":
