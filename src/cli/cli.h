@@ -120,7 +120,8 @@ void *cli_name_json(const char *name, size_t len_bytes);
 /* Text that may hold anything, on one line of a terminal. */
 const char *cli_safe(const char *data, size_t len_bytes, char *buf, size_t size);
 
-/* Set by SIGINT and SIGTERM once cli_catch_signals was called; a second SIGINT ends the process. */
+/* Set by SIGINT, SIGTERM and SIGHUP once cli_catch_signals was called, but not by those that were ignored then (nohup); a second
+ * SIGINT ends the process. */
 extern volatile int cli_interrupted;
 void cli_catch_signals(void);
 

@@ -162,12 +162,14 @@ static void on_signal(int number)
 
 void cli_catch_signals(void)
 {
-	struct sigaction action = {.sa_handler = on_signal};
+	static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+	struct sigaction action = {.sa_handler = on_signal}, old;
 
 	sigemptyset(&action.sa_mask);
-	sigaction(SIGINT, &action, NULL);
-	sigaction(SIGTERM, &action, NULL);
-	sigaction(SIGHUP, &action, NULL);
+	for (size_t i = 0; i < DS_ARRAY_SIZE(numbers); i++)
+		/* What nohup, or a shell for its background, has turned off stays off. */
+		if (sigaction(numbers[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+			sigaction(numbers[i], &action, NULL);
 }
 
 void cli_progress_start(struct cli_progress *progress, const struct cli_call *call)

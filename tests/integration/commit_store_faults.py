@@ -50,11 +50,41 @@ def wrong_date(box, s3, proxy):
             check(abs(int(record["time"][:4]) - time.gmtime().tm_year) <= 1, record)
 
 
+def ignore_hangup():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def held_commit(box, proxy, source, repo, match, **kwargs):
+    """A commit that waits for the store at a request that fits."""
+    proxy.rules({"match": match, "fault": "hold"})
+    process = box.start(["commit", source, repo], env=proxy.env, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE, **kwargs)
+    box.wait(lambda: proxy.stats()["held"] > 0 or process.poll() is not None, f"the commit at {match}")
+    check(process.poll() is None, f"the commit ended before {match}: {process.stderr}")
+    return process
+
+
+def hangups(box, s3, proxy):
+    """SIGHUP ends a commit, but not one that was started to ignore it."""
+    repo, source = s3.url("hangups"), new_source(box)
+    box.dsfs("init", repo, env=proxy.env)
+    for ignored, status in (False, INTERRUPTED), (True, 0):
+        process = held_commit(box, proxy, source, repo, "PUT .*packs/",
+                              preexec_fn=ignore_hangup if ignored else None)
+        process.send_signal(signal.SIGHUP)
+        if not ignored:
+            process.wait(lib.TIMEOUT_S)
+        proxy.rules()
+        _, errors = process.communicate(timeout=lib.TIMEOUT_S)
+        equal(process.returncode, status, f"status after SIGHUP: {errors}")
+
+
 def run(box, args):
     s3 = box.store("s3")
     proxy = lib.Proxy(box, s3.env, args.seed)
     swallowed(box, s3, proxy)
     wrong_date(box, s3, proxy)
+    hangups(box, s3, proxy)
 
 
 if __name__ == "__main__":
