@@ -34,9 +34,10 @@ static int pack_number(struct commit_apply *apply, uint32_t pack, uint32_t *ret_
 	return r;
 }
 
-static int fill_chunk(struct commit_apply *apply, const struct commit_place *place,
-		      struct ds_entry_chunk *ret_chunk)
+static int fill_chunk(struct commit_apply *apply, const struct ds_digest *digest,
+		      const struct commit_place *place, struct ds_entry_chunk *ret_chunk)
 {
+	commit_find_refer(apply->find, digest, place);
 	*ret_chunk = (struct ds_entry_chunk){
 		.ordinal = place->ordinal,
 		.stored_off = place->stored_off,
@@ -65,7 +66,8 @@ static int fill_extents(struct commit_apply *apply, const struct commit_node *co
 		extents[i].is_zeros = content->extents[i].is_zeros;
 		extents[i].digest = content->extents[i].digest;
 		if (!extents[i].is_zeros) {
-			r = fill_chunk(apply, &content->extents[i].place, &extents[i].chunk);
+			r = fill_chunk(apply, &extents[i].digest, &content->extents[i].place,
+				       &extents[i].chunk);
 			extents[i].chunk.raw_off = 0;
 		}
 	}
@@ -93,7 +95,7 @@ static int fill_entry(struct commit_apply *apply, const struct commit_node *node
 	};
 	memcpy(ret_entry->name, node->name, node->name_len);
 	if (node->type == DS_ENTRY_FILE && content->size_bytes && !content->extents_n)
-		return fill_chunk(apply, &content->place, &ret_entry->chunk);
+		return fill_chunk(apply, &content->digest, &content->place, &ret_entry->chunk);
 	ret_entry->extents_n = content->extents_n;
 	return 0;
 }
@@ -292,6 +294,7 @@ int commit_apply(struct commit_apply *apply)
 
 	apply->added_n = apply->changed_n = apply->removed_n = 0;
 	apply->tree->root.old_id = DS_ROOT_ID;
+	commit_find_refer_none(apply->find);
 	for (uint32_t i = 0; i < commit_packs_count(apply->packs); i++)
 		commit_packs_get(apply->packs, i)->builder_number = 0;
 	for (struct commit_links *links = apply->tree->links; links; links = links->next)

@@ -12,6 +12,7 @@
 struct noted {
 	struct commit_place place;
 	bool for_index;
+	bool is_referred; /* the manifest names this place */
 };
 
 struct known_pack {		 /* what was learned of a pack that a hit named */
@@ -100,6 +101,25 @@ int commit_find_note(struct commit_find *find, const struct ds_digest *digest,
 		find->for_index_n += for_index;
 	ds_free(old);
 	return r;
+}
+
+void commit_find_refer_none(struct commit_find *find)
+{
+	size_t cursor = 0;
+	const void *digest;
+	void *value;
+
+	while (ds_map_each(find->own, &cursor, &digest, NULL, &value))
+		((struct noted *)value)->is_referred = false;
+}
+
+void commit_find_refer(struct commit_find *find, const struct ds_digest *digest,
+		       const struct commit_place *place)
+{
+	struct noted *noted = ds_map_get(find->own, digest, sizeof(*digest));
+
+	if (noted && noted->place.pack == place->pack && noted->place.ordinal == place->ordinal)
+		noted->is_referred = true;
 }
 
 bool commit_find_own(const struct commit_find *find, const struct ds_digest *digest,
@@ -240,7 +260,7 @@ void commit_find_publish(struct commit_find *find, const struct ds_digest *versi
 			r = ds_dedup_builder_add(
 				builder, digest,
 				&commit_packs_get(find->packs, noted->place.pack)->id,
-				noted->place.ordinal, version);
+				noted->place.ordinal, noted->is_referred ? version : NULL);
 	}
 	if (r == 0)
 		commit_index_add(find->index, builder, left, left_n);

@@ -21,10 +21,15 @@ int commit_find_new(struct ds_repo *repo, struct commit_packs *packs, const stru
 		    struct commit_find **ret_find);
 struct commit_find *commit_find_free(struct commit_find *find);
 
-/* Remembers where a chunk lies that this commit refers to. `for_index`: the parent's manifest does not say so, and the index object of
- * this version will. */
+/* Remembers where a chunk lies that this commit may refer to. `for_index`: the parent's manifest does not say so, and the index object
+ * of this commit will. */
 int commit_find_note(struct commit_find *find, const struct ds_digest *digest,
 		     const struct commit_place *place, bool for_index);
+/* The manifest that is being made names this place of a chunk; it names none. What was noted and is not named (the file changed under the
+ * reader, or the winner of a race has it elsewhere) is nothing that a collector would mark for the version. */
+void commit_find_refer(struct commit_find *find, const struct ds_digest *digest,
+		       const struct commit_place *place);
+void commit_find_refer_none(struct commit_find *find);
 /* Whether it was noted. */
 bool commit_find_own(const struct commit_find *find, const struct ds_digest *digest,
 		     struct commit_place *ret_place);
@@ -33,8 +38,8 @@ int commit_find_stored(struct commit_find *find, const struct ds_digest *digest,
 		       uint32_t raw_len_bytes, struct commit_place *ret_place);
 
 /*
- * After the version is published: leaves the index object for what was noted, covering `left` ones; merges eight of a level into
- * one of the next. Best effort.
+ * After the version is published: leaves the index object for what was noted, with the version where its manifest names the place,
+ * without one else; it covers `left` ones. Merges eight of a level into one of the next. Best effort.
  */
 void commit_find_publish(struct commit_find *find, const struct ds_digest *version,
 			 const struct ds_digest *left, size_t left_n);

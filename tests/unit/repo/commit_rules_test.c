@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "codec/pack.h"
 #include "commit_support.h"
 #include "repo/keep.h"
 #include "repo/record.h"
@@ -317,6 +318,83 @@ Test(commit_rules, what_was_taken_over_is_indexed_for_the_version_that_took_it)
 	cr_assert_eq(box.result.uploaded_data_bytes, 0);
 	box_check(&box, NULL);
 	box_release(&box);
+}
+
+struct change {
+	struct box *box;
+	const char *path;
+	size_t len_bytes;
+	bool done;
+};
+
+/* While the first pack goes to the store the file is overwritten under its reader. */
+static void source_changes(void *ctx, const struct ds_store_req *req)
+{
+	struct change *change = ctx;
+
+	if (req->op != DS_STORE_PUT || !ds_starts_with(req->key, "packs/") || change->done)
+		return;
+	change->done = true;
+	box_fill(change->box, change->path, 2, change->len_bytes);
+}
+
+/* Nothing marks the packs that were put before: the collector may take them once they are old. */
+Test(commit_rules, chunks_of_a_read_that_was_given_up_are_of_no_version)
+{
+	struct change change = {.path = "f", .len_bytes = DS_PACK_TARGET + (16 << 20)};
+	struct ds_time now;
+	struct box box;
+
+	box_init_clock(&box, &now);
+	change.box = &box;
+	/* The reader cannot be at the end when the first pack is full. */
+	box.options.memory_bytes = 16 << 20;
+	box_fill(&box, "f", 1, change.len_bytes);
+	box.spy.before = source_changes;
+	box.spy.ctx = &change;
+	box_commit(&box);
+	cr_assert(change.done);
+	cr_assert_gt(box.result.read_bytes, change.len_bytes + DS_PACK_TARGET / 2);
+	box.spy.before = NULL;
+	now.s += 60 * DAY;
+	box_fill(&box, "g", 1, change.len_bytes);
+	box_commit(&box);
+	cr_assert_eq(box.result.reused_bytes, 0);
+	cr_assert_gt(box.result.uploaded_data_bytes, change.len_bytes);
+	box_check(&box, NULL);
+	/* What the version does refer to it finds, however old. */
+	now.s += 60 * DAY;
+	box_rename(&box, "f", "h");
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	box_release(&box);
+}
+
+/* The winner has the same file in a pack of its own: the loser's manifest keeps that row. */
+Test(commit_rules, what_the_winner_of_a_race_has_too_is_indexed_where_the_version_has_it)
+{
+	struct race race = {.left_n = 1};
+	struct box ours, other;
+	struct ds_time now;
+
+	box_init_clock(&ours, &now);
+	box_init_beside(&other, &ours);
+	race.other = &other;
+	box_fill(&ours, "a", 1, 100000);
+	box_fill(&other, "a", 1, 100000);
+	other.spy.deny = "index/";
+	ours.spy.before = other_is_first;
+	ours.spy.ctx = &race;
+	box_commit(&ours);
+	cr_assert_eq(ours.result.number, 2);
+	ours.spy.before = NULL;
+	now.s += 60 * DAY;
+	box_rename(&ours, "a", "b");
+	box_commit(&ours);
+	cr_assert_gt(ours.result.uploaded_data_bytes, 100000);
+	box_check(&ours, NULL);
+	box_release(&other);
+	box_release(&ours);
 }
 
 Test(commit_rules, a_closed_branch_starts_afresh)

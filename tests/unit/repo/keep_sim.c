@@ -72,6 +72,16 @@ static bool is_in(const struct version *version, unsigned pack)
 	return false;
 }
 
+/* Whether the index names the pack for the version. */
+static bool is_claimed(const struct sim *sim, const struct version *version, unsigned pack)
+{
+	for (unsigned i = 0; sim->off == RULE_CLAIM && i < version->left_out_n; i++) {
+		if (version->left_out[i] == pack)
+			return true;
+	}
+	return is_in(version, pack);
+}
+
 /* A pack of what is there that the rules allow to refer to; UINT32_MAX: none. */
 static unsigned find_pack(struct sim *sim, const struct actor *actor, unsigned content,
 			  bool *ret_own)
@@ -85,7 +95,8 @@ static unsigned find_pack(struct sim *sim, const struct actor *actor, unsigned c
 		if (pack->content != content)
 			continue;
 		for (unsigned v = 0; v < sim->versions_n; v++) {
-			if (is_in(&sim->versions[v], p) && sim_is_base(sim, actor->keep, v)) {
+			if (is_claimed(sim, &sim->versions[v], p) &&
+			    sim_is_base(sim, actor->keep, v)) {
 				*ret_own = false;
 				sim->counts.reuses++;
 				return p;
@@ -119,6 +130,13 @@ static void take(struct sim *sim, struct actor *actor)
 	}
 	sim_trace(sim, "writer %d takes pack %u (content %u)", (int)(actor - sim->actors), pack,
 		  actor->version.contents[i]);
+	/* The source changed under the reader: what was just put is not what will be referred to. */
+	if (sim_chance(sim, 10) && actor->version.left_out_n < WANT_MAX) {
+		actor->version.left_out[actor->version.left_out_n++] = pack;
+		actor->version.contents[i] = (unsigned)sim_below(sim, CONTENTS_N);
+		sim->counts.left_outs++;
+		return;
+	}
 	actor->version.packs[i] = pack;
 	actor->own[i] = own;
 	actor->taken_n++;

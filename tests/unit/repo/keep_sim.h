@@ -33,7 +33,8 @@
 	X(SHORTER_GRACE, "a shorter grace counts only later: it counts at once")                 \
 	X(OLDER_GRACE, "writers count on the newest grace: they count on the collector's")       \
 	X(AGED, "what was too old stays so: a longer grace makes packs young again")             \
-	X(REJUDGE, "starting anew: packs put before are not judged again")
+	X(REJUDGE, "starting anew: packs put before are not judged again")                       \
+	X(CLAIM, "index: what a writer put and then left out counts as its version's")
 
 enum rule {
 	RULE_NONE,
@@ -52,6 +53,8 @@ struct pack {
 struct version {
 	unsigned contents[WANT_MAX], packs[WANT_MAX];
 	unsigned n;
+	unsigned left_out[WANT_MAX]; /* packs put for what the source held before it changed */
+	unsigned left_out_n;
 };
 
 struct log {
@@ -99,7 +102,7 @@ struct sim {
 	const char *violation;
 	struct {
 		uint64_t commits, takeovers, reuses, names, closes, policies, deletes, lates,
-			conflicts, kills, checks, refused_names;
+			conflicts, kills, checks, refused_names, left_outs;
 	} counts;
 };
 

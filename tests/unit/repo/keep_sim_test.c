@@ -2,8 +2,8 @@
  * Writers beside collectors, simulated: random histories over a small model of a store with a clock of its own. Every decision is made by the
  * rules of repo/keep.h, which are what commits. After each history no kept version may miss a pack.
  *
- * What is in a history: writers that commit (stopping for any time at any step, being killed, starting anew when they are late or
- * lost the race, taking over young packs that others left), tags, branches moved back, closed, opened again, tags deleted, policies changed; collectors,
+ * What is in a history: writers that commit (the source changing under them, stopping for any time at any step, being killed, starting anew when
+ * they are late or lost the race, taking over young packs that others left), tags, branches moved back, closed, opened again, tags deleted, policies changed; collectors,
  * several at once, as slow. A PUT may appear up to 15 minutes after it was signed.
  *
  * Then each rule is switched off in turn, and the simulation must find a violation: else it would prove nothing.
@@ -67,6 +67,7 @@ static void print_counts(const struct sim *sim, uint64_t run_n)
 		{"deletions", sim->counts.deletes},
 		{"late", sim->counts.lates},
 		{"conflicts", sim->counts.conflicts},
+		{"left out", sim->counts.left_outs},
 		{"kills", sim->counts.kills},
 		{"checks", sim->counts.checks},
 	};
@@ -90,7 +91,8 @@ static bool check_rules_hold(struct sim *sim, uint64_t seed, uint64_t histories_
 	/* A simulation in which nothing happens shows nothing. */
 	if (histories_n >= 100 &&
 	    (sim->counts.deletes == 0 || sim->counts.takeovers == 0 || sim->counts.names == 0 ||
-	     sim->counts.lates == 0 || sim->counts.conflicts == 0 || sim->counts.policies == 0)) {
+	     sim->counts.lates == 0 || sim->counts.conflicts == 0 || sim->counts.policies == 0 ||
+	     sim->counts.left_outs == 0)) {
 		printf("FAILED: nothing happened\n");
 		return false;
 	}
