@@ -3,10 +3,13 @@
  */
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "codec/content.h"
 #include "repo/commit_read_impl.h"
 #include "util/error.h"
+#include "util/file.h"
 #include "util/mem.h"
 
 #define TASKS_MAX   512u
@@ -110,12 +113,56 @@ static int hash_content(struct commit_node *file)
 	return 0;
 }
 
+/* The name is none of its file any more (INV-5); what was its second name may be the first now. */
+static void leave_links(struct pipeline *pipeline, struct commit_node *node)
+{
+	struct commit_links *links = node->links;
+	uint32_t n = 0;
+
+	commit_node_differs(node);
+	for (uint32_t i = 0; i < links->nodes_n; i++)
+		if (links->nodes[i] != node)
+			links->nodes[n++] = links->nodes[i];
+	links->nodes_n = n;
+	if (n == 1)
+		links->nodes[0]->links = NULL;
+	node->links = NULL;
+	pipeline->has_left_links = true;
+}
+
+static bool is_at(const struct commit_tree *tree, const struct commit_node *name,
+		  const struct stat *file)
+{
+	_ds_cleanup_close_ int fd = commit_node_open(tree, name);
+	struct stat st;
+
+	return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == file->st_dev &&
+	       st.st_ino == file->st_ino;
+}
+
+/* INV-5. To take a name away changes the file's ctime: most names need not be looked at again. */
+static void check_links(struct pipeline *pipeline, struct commit_node *file, const struct stat *st,
+			struct ds_time ctime)
+{
+	if (st->st_dev != file->dev || st->st_ino != file->ino) {
+		leave_links(pipeline, file);
+		return;
+	}
+	if (ds_time_compare(file->ctime, ctime) == 0)
+		return;
+	for (uint32_t i = 1; file->links && i < file->links->nodes_n;)
+		if (is_at(pipeline->read->tree, file->links->nodes[i], st))
+			i++;
+		else
+			leave_links(pipeline, file->links->nodes[i]);
+}
+
 /* An error of one file, with its path. */
-static int file_error(struct commit_read *read, struct commit_node *file, int code,
+static int file_error(struct pipeline *pipeline, struct commit_node *file, int code,
 		      struct ds_diag *reterr_diag)
 {
+	struct commit_read *read = pipeline->read;
 	_ds_cleanup_free_ char *path = commit_node_path(file);
-	int r = 0;
 
 	if (!path)
 		return -ENOMEM;
@@ -130,32 +177,33 @@ static int file_error(struct commit_read *read, struct commit_node *file, int co
 	if (!read->options->skip_unreadable)
 		return ds_diag_set(reterr_diag, -DS_E_SOURCE_REFUSED, path,
 				   "unreadable; --skip-unreadable leaves such files out");
-	for (uint32_t i = 0; r == 0 && file->links && i < file->links->nodes_n; i++)
-		r = commit_node_reject(file->links->nodes[i], REJECT_UNREADABLE, strerror(-code));
-	if (r == 0 && !file->links)
-		r = commit_node_reject(file, REJECT_UNREADABLE, strerror(-code));
+	if (file->links)
+		leave_links(pipeline, file);
 	read->tree->unreadable_n++;
-	return r;
+	return commit_node_reject(file, REJECT_UNREADABLE, strerror(-code));
 }
 
-static int finish_file(struct commit_read *read, struct task *task, struct ds_diag *reterr_diag)
+static int finish_file(struct pipeline *pipeline, struct task *task, struct ds_diag *reterr_diag)
 {
 	struct commit_node *file = task->file;
 	struct ds_time mtime = {.s = task->st.st_mtim.tv_sec,
 				.ns = (uint32_t)task->st.st_mtim.tv_nsec};
+	struct ds_time ctime = {.s = task->st.st_ctim.tv_sec,
+				.ns = (uint32_t)task->st.st_ctim.tv_nsec};
 	int r = task->result;
 
-	read->counters.files_n++;
+	pipeline->read->counters.files_n++;
 	if (r < 0)
-		return file_error(read, file, r, reterr_diag);
+		return file_error(pipeline, file, r, reterr_diag);
+	if (file->links)
+		check_links(pipeline, file, &task->st, ctime);
 	/* What was read is what counts, should it have changed since the scan. */
 	if (ds_time_compare(file->mtime, mtime) != 0)
 		commit_node_differs(file);
 	file->size_bytes = (uint64_t)task->st.st_size;
 	file->is_executable = (task->st.st_mode & 0111) != 0;
 	file->mtime = mtime;
-	file->ctime = (struct ds_time){.s = task->st.st_ctim.tv_sec,
-				       .ns = (uint32_t)task->st.st_ctim.tv_nsec};
+	file->ctime = ctime;
 	file->dev = task->st.st_dev;
 	file->ino = task->st.st_ino;
 	file->is_done = true;
@@ -262,7 +310,7 @@ static int drain_head(struct pipeline *pipeline, struct ds_diag *reterr_diag)
 		if (r < 0)
 			return r;
 	}
-	r = finish_file(pipeline->read, task, reterr_diag);
+	r = finish_file(pipeline, task, reterr_diag);
 	if (r == 0) {
 		free_task(pipeline, task);
 		set_head(pipeline);
@@ -288,6 +336,14 @@ static int start_task(struct pipeline *pipeline, struct commit_node *file)
 	return 0;
 }
 
+static int start_file(struct pipeline *pipeline, struct commit_node *file,
+		      struct ds_diag *reterr_diag)
+{
+	int r = pipeline->tasks_n == TASKS_MAX ? drain_head(pipeline, reterr_diag) : 0;
+
+	return r < 0 ? r : start_task(pipeline, file);
+}
+
 static int read_all(struct pipeline *pipeline, struct ds_diag *reterr_diag)
 {
 	struct commit_read *read = pipeline->read;
@@ -307,15 +363,30 @@ static int read_all(struct pipeline *pipeline, struct ds_diag *reterr_diag)
 			show(pipeline, false);
 			continue;
 		}
-		if (pipeline->tasks_n == TASKS_MAX)
-			r = drain_head(pipeline, reterr_diag);
-		if (r == 0)
-			r = start_task(pipeline, node);
+		r = start_file(pipeline, node, reterr_diag);
 	}
 	while (r == 0 && pipeline->tasks_n)
 		r = drain_head(pipeline, reterr_diag);
-	if (r == 0)
-		show(pipeline, true);
+	return r;
+}
+
+/* Names that were passed over as second ones and are files of their own, or first ones, now (INV-5). */
+static int read_left(struct pipeline *pipeline, struct ds_diag *reterr_diag)
+{
+	struct commit_node *root = &pipeline->read->tree->root;
+	int r = 0;
+
+	pipeline->has_left_links = false;
+	for (struct commit_node *node = root; r == 0 && node;
+	     node = commit_node_next(root, node, true)) {
+		if (node->type != DS_ENTRY_FILE || node->reject || node->is_done ||
+		    commit_node_content(node) != node)
+			continue;
+		pipeline->read->counters.files_n--; /* it was counted when it was passed over */
+		r = start_file(pipeline, node, reterr_diag);
+	}
+	while (r == 0 && pipeline->tasks_n)
+		r = drain_head(pipeline, reterr_diag);
 	return r;
 }
 
@@ -337,6 +408,11 @@ int commit_read_files(struct commit_read *read, struct ds_diag *reterr_diag)
 	pthread_cond_init(&pipeline.room, NULL);
 	if (r == 0)
 		r = read_all(&pipeline, reterr_diag);
+	/* It ends: each time there are fewer links. */
+	while (r == 0 && pipeline.has_left_links)
+		r = read_left(&pipeline, reterr_diag);
+	if (r == 0)
+		show(&pipeline, true);
 	pthread_mutex_lock(&pipeline.mutex);
 	pipeline.locked.is_stopped = true;
 	pthread_cond_broadcast(&pipeline.room);

@@ -10,6 +10,8 @@
  *        the caller is about to take: no deadlock.
  * INV-3  A piece with `restart` voids all pieces of its task before it: the file changed under the reader.
  * INV-4  A piece is the caller's once it is ready; whoever made it ready does not touch it, nor its task, any more.
+ * INV-5  What the first name of a linked file gives counts for another name only if that was the same file, by device and inode,
+ *        after the reading. Names of which this is not known leave the links, and are read by themselves.
  */
 #ifndef DS_REPO_COMMIT_READ_IMPL_H
 #define DS_REPO_COMMIT_READ_IMPL_H
@@ -62,6 +64,7 @@ struct pipeline {
 	struct ds_work *readers, *encoders;
 	struct ds_list tasks; /* oldest first; the caller's thread only */
 	unsigned tasks_n;
+	bool has_left_links; /* some name did; the caller's thread only */
 	uint64_t head_bytes;
 	pthread_mutex_t mutex;
 	pthread_cond_t changed; /* something for the caller */

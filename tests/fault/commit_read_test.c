@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -219,5 +220,126 @@ Test(commit_read, a_file_that_shrinks_below_what_was_scanned_ends)
 	cr_assert_eq(read_changing(&fiddle, 3, 9 << 20, empty), -DS_E_SOURCE_CHANGED);
 	cr_assert_eq(read_changing(&fiddle, 0, 9 << 20, empty), 0);
 	cr_assert_eq(fiddle.reads_n, 1);
+	box_release(&box);
+}
+
+/* What commit makes of a source in which `change` is done between scan and reading; must be what is there afterwards. */
+static void check_moved_links(struct box *box, void (*change)(struct box *box))
+{
+	struct ds_version_totals totals;
+	struct ds_digest fingerprint;
+	struct commit_tree tree;
+	struct commit_read read = {.options = &box->options,
+				   .tree = &tree,
+				   .memory_bytes = 1 << 20};
+
+	for (char name[] = "a"; name[0] <= 'd'; name[0]++)
+		box_remove(box, name);
+	box_fill(box, "a", 1, 1000);
+	box_link(box, "a", "b");
+	box_link(box, "a", "c");
+	box_fill(box, "d", 2, 300);
+	cr_assert_eq(commit_scan(&box->options, NULL, &tree, &box->diag), 0);
+	change(box);
+	cr_assert_eq(commit_read_files(&read, &box->diag), 0);
+	cr_assert_eq(read.counters.files_n, 4);
+	cr_assert_eq(commit_tree_hash(&tree), 0);
+	cr_assert_eq(ds_fingerprint_directory(&box->options, &fingerprint, &totals, NULL), 0);
+	cr_assert(ds_digest_equal(&fingerprint, &tree.root.digest));
+	cr_assert_eq(commit_tree_count(&tree), 0);
+	/* What has become one file may be two. */
+	cr_assert_geq(tree.bytes, totals.bytes);
+	commit_tree_release(&tree);
+}
+
+static void put_anew(struct box *box, const char *path, uint64_t seed)
+{
+	box_fill(box, "new", seed, 500 + seed);
+	box_rename(box, "new", path);
+}
+
+static void replace_first_link(struct box *box)
+{
+	put_anew(box, "a", 50);
+}
+
+static void replace_middle_link(struct box *box)
+{
+	put_anew(box, "b", 51);
+}
+
+static void replace_two_links(struct box *box)
+{
+	put_anew(box, "a", 52);
+	put_anew(box, "b", 53);
+}
+
+static void replace_links(struct box *box)
+{
+	replace_two_links(box);
+	put_anew(box, "c", 54);
+}
+
+static void replace_link_by_link(struct box *box)
+{
+	box_link(box, "d", "new");
+	box_rename(box, "new", "a");
+}
+
+static void replace_last_link_and_rewrite(struct box *box)
+{
+	put_anew(box, "c", 55);
+	box_fill(box, "a", 56, 1000);
+}
+
+Test(commit_read, D14_a_name_that_left_its_links_is_read_by_itself)
+{
+	void (*const changes[])(struct box *
+				box) = {replace_first_link,   replace_middle_link,
+					replace_two_links,    replace_links,
+					replace_link_by_link, replace_last_link_and_rewrite};
+	struct box box;
+
+	box_init(&box);
+	for (char name[] = "a"; name[0] <= 'd'; name[0]++)
+		box_fill(&box, name, 1, 1);
+	for (unsigned jobs_n = 1; jobs_n <= 3; jobs_n += 2)
+		for (size_t i = 0; i < DS_ARRAY_SIZE(changes); i++) {
+			box.options.jobs_n = jobs_n;
+			check_moved_links(&box, changes[i]);
+		}
+	box_release(&box);
+}
+
+static void before_record(void *ctx, const struct ds_store_req *req)
+{
+	struct fiddle *fiddle = ctx;
+
+	/* The parent's is got between scan and reading. */
+	if (fiddle->left_n > 0 && strncmp(req->key, "versions/", 9) == 0) {
+		fiddle->left_n--;
+		put_anew(fiddle->box, "a", 60);
+	}
+}
+
+Test(commit_read, D14_links_that_part_during_a_commit_part_in_the_version)
+{
+	struct fiddle fiddle = {0};
+	struct box box;
+
+	box_init(&box);
+	fiddle.box = &box;
+	box_fill(&box, "a", 1, 1000);
+	box_link(&box, "a", "b");
+	box_link(&box, "a", "c");
+	box_commit(&box);
+	box_fill(&box, "other", 2, 3000);
+	box.spy.before = before_record;
+	box.spy.ctx = &fiddle;
+	fiddle.left_n = 1;
+	box_commit(&box);
+	cr_assert_eq(fiddle.left_n, 0);
+	box.spy.before = NULL;
+	box_check(&box, NULL);
 	box_release(&box);
 }
