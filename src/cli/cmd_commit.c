@@ -48,6 +48,16 @@ static void show_warning(void *ctx, const char *path, const char *reason)
 			reason);
 }
 
+static void show_locked(void *ctx)
+{
+	struct commit_ui *ui = ctx;
+
+	if (!cli_has(ui->call, "quiet"))
+		fprintf(stderr,
+			"dsfs: %s: another process has locked the repository; waiting for it\n",
+			ui->call->args[1]);
+}
+
 static int fill_options(struct cli_call *call, struct commit_ui *ui, const char **excludes,
 			struct ds_commit_options *options)
 {
@@ -77,6 +87,7 @@ static int fill_options(struct cli_call *call, struct commit_ui *ui, const char 
 		.state_dir = cli_text(call, "state-dir"),
 		.progress = show_progress,
 		.warn = show_warning,
+		.locked = show_locked,
 		.ctx = ui,
 		.interrupted = &cli_interrupted,
 	};

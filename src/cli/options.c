@@ -203,6 +203,7 @@ int cli_store_of(struct cli_call *call, struct ds_store_options *ret_options)
 		.region = cli_text(call, "region"),
 		.profile = cli_text(call, "profile"),
 		.insecure_http = cli_has(call, "insecure-http"),
+		.interrupted = &cli_interrupted,
 	};
 	if (timeout && (ds_parse_duration_ms(timeout, &ret_options->timeout_ms) < 0 ||
 			ret_options->timeout_ms == 0))

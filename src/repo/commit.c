@@ -52,6 +52,7 @@ struct commit {
 	uint64_t progress_ns;
 	bool is_read; /* every file's place is known */
 	bool has_head;
+	bool is_told; /* diag says already what an interrupt left */
 	struct ds_ref_entry head;
 	struct ds_commit_result result;
 };
@@ -324,6 +325,11 @@ static int publish(struct commit *commit, const struct ds_record *record)
 	snprintf(wanted.name, sizeof(wanted.name), "%s", commit->branch);
 	r = ds_ref_append(commit->repo, commit->has_head ? &commit->head : NULL, &wanted,
 			  ds_keep_publish_limit(commit->keep, commit->start), &made, commit->diag);
+	if (r == -DS_E_INTERRUPTED) {
+		commit->is_told = true;
+		ds_diag_set(commit->diag, r, commit->branch,
+			    "it was being published; 'dsfs log' tells whether it was in time");
+	}
 	if (r < 0)
 		return r;
 	commit->result.number = made.number;
@@ -458,6 +464,7 @@ static int put_tag(struct commit *commit)
 	wanted.writer = commit->writer;
 	r = ds_ref_append(commit->repo, NULL, &wanted,
 			  ds_keep_publish_limit(commit->keep, commit->start), &made, commit->diag);
+	commit->is_told = true;
 	return r == 0 ? 0
 		      : ds_diag_set(commit->diag, r, commit->options->tag,
 				    r == -DS_E_CONFLICT ? "the version was made, but somebody else "
@@ -542,6 +549,23 @@ static int run(struct commit *commit)
 	return put_tag(commit);
 }
 
+static int lock_store(struct commit *commit, int *ret_fd)
+{
+	struct ds_store *store = ds_repo_store(commit->repo);
+	bool is_first = true;
+	int r;
+
+	while ((r = ds_store_lock(store, false, ret_fd)) == -EBUSY) {
+		if (is_first && commit->options->locked)
+			commit->options->locked(commit->options->ctx);
+		is_first = false;
+		if (commit_is_interrupted(&commit->watch))
+			return -DS_E_INTERRUPTED;
+		ds_sleep_ms(COMMIT_TICK_MS);
+	}
+	return r;
+}
+
 int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 	      struct ds_commit_result *ret_result, struct ds_diag *reterr_diag)
 {
@@ -560,7 +584,7 @@ int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 					     .tick = tick,
 					     .ctx = &commit};
 	ds_random_bytes(&commit.writer, sizeof(commit.writer));
-	r = ds_store_lock(ds_repo_store(repo), false, &lock_fd);
+	r = lock_store(&commit, &lock_fd);
 	if (r == 0)
 		r = run(&commit);
 	if (r < 0)
@@ -573,7 +597,7 @@ int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 	commit_state_release(&commit.state);
 	if (r == 0)
 		*ret_result = commit.result;
-	else if (r == -DS_E_INTERRUPTED && reterr_diag && !reterr_diag->code)
+	else if (r == -DS_E_INTERRUPTED && !commit.is_told)
 		ds_diag_set(reterr_diag, r, NULL,
 			    "nothing was published; repeating it uses what was uploaded");
 	return r;

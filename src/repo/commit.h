@@ -48,8 +48,11 @@ struct ds_commit_options {
 		void *ctx, const char *path,
 		const char *
 			reason); /* each rejected or excluded-by-error path; path as it is: any bytes */
+	void (*locked)(
+		void *ctx); /* once, if another process has locked the directory store and is waited for; may be NULL */
 	void *ctx;
-	const volatile int *interrupted; /* becomes non-zero: stop soon; may be NULL */
+	/* Becomes non-zero: stop soon; may be NULL. Where the store may stand still, the same as its own. */
+	const volatile int *interrupted;
 };
 
 struct ds_commit_result {

@@ -147,6 +147,7 @@ void commit_packs_abandon(struct commit_packs *packs)
 			.body = body.data,
 			.body_len_bytes = body.len_bytes,
 			.if_absent = true,
+			.is_last_will = true,
 			.deadline_ns = ds_deadline_in_ms(ABANDON_INDEX_MS),
 		};
 

@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <pthread.h>
 
+#include "repo/commit_watch.h"
 #include "repo/repo_internal.h"
 #include "util/list.h"
 #include "util/mem.h"
@@ -66,15 +67,18 @@ static int slot_start(struct ds_repo *repo, struct slot *slot, const struct ds_g
 	return 0;
 }
 
-static struct slot *wait_done(struct pool *pool)
+/* NULL: the store was interrupted; not without one. */
+static struct slot *wait_done(struct pool *pool, const struct ds_store *store)
 {
-	struct slot *slot;
+	struct slot *slot = NULL;
 
 	pthread_mutex_lock(&pool->mutex);
-	while (ds_list_is_empty(&pool->locked.done))
-		pthread_cond_wait(&pool->cond, &pool->mutex);
-	slot = ds_list_entry(pool->locked.done.next, struct slot, node);
-	ds_list_remove(&slot->node);
+	while (ds_list_is_empty(&pool->locked.done) && !(store && ds_store_is_interrupted(store)))
+		commit_cond_wait(&pool->cond, &pool->mutex);
+	if (!ds_list_is_empty(&pool->locked.done)) {
+		slot = ds_list_entry(pool->locked.done.next, struct slot, node);
+		ds_list_remove(&slot->node);
+	}
 	pthread_mutex_unlock(&pool->mutex);
 	return slot;
 }
@@ -97,7 +101,7 @@ static void pool_drain(struct ds_repo *repo, struct pool *pool, size_t flying_n)
 	}
 	pthread_mutex_unlock(&pool->mutex);
 	while (flying_n--)
-		slot_clear(wait_done(pool));
+		slot_clear(wait_done(pool, NULL));
 }
 
 int ds_repo_get_many(struct ds_repo *repo, const struct ds_get_many *many)
@@ -113,7 +117,7 @@ int ds_repo_get_many(struct ds_repo *repo, const struct ds_get_many *many)
 	if (!pool)
 		return -ENOMEM;
 	pthread_mutex_init(&pool->mutex, NULL);
-	pthread_cond_init(&pool->cond, NULL);
+	commit_cond_init(&pool->cond);
 	ds_list_init(&pool->locked.done);
 	for (size_t i = 0; i < SLOTS_N; i++) {
 		pool->slots[i].pool = pool;
@@ -132,7 +136,11 @@ int ds_repo_get_many(struct ds_repo *repo, const struct ds_get_many *many)
 			flying_n++;
 			continue;
 		}
-		slot = wait_done(pool);
+		slot = wait_done(pool, ds_repo_store(repo));
+		if (!slot) {
+			r = -DS_E_INTERRUPTED;
+			break;
+		}
 		flying_n--;
 		result = slot->req.result == -DS_E_DENIED ? -DS_E_ABSENT : slot->req.result;
 		r = many->each(many->ctx, slot->idx, result, &slot->buf, &slot->req.diag);

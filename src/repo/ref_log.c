@@ -15,6 +15,8 @@
 #include "util/mem.h"
 #include "util/str.h"
 
+#define LAST_LOOK_MS 2000u
+
 /* Bytes of an entry; -DS_E_ABSENT. `buf` holds nothing else afterwards. */
 static int entry_read(struct ds_repo *repo, enum ds_ref_kind kind, const char *name,
 		      uint64_t number, struct ds_buf *buf, struct ds_diag *reterr_diag)
@@ -191,6 +193,26 @@ static int append_check(const struct ds_ref_entry *head, const struct ds_ref_ent
 	return 0;
 }
 
+/* An entry whose PUT was interrupted may be there all the same. */
+static int last_look(struct ds_repo *repo, const struct ds_ref_entry *entry,
+		     struct ds_ref_entry *ret_there)
+{
+	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(DS_SEALED_MAX);
+	_ds_cleanup_free_ char *key = ds_ref_key(entry->kind, entry->name, entry->number);
+	struct ds_store_req req = {.op = DS_STORE_GET,
+				   .key = key,
+				   .len_bytes = DS_STORE_LEN_ALL,
+				   .into = &buf,
+				   .is_last_will = true,
+				   .deadline_ns = ds_deadline_in_ms(LAST_LOOK_MS)};
+	int r = key ? ds_store_perform(ds_repo_store(repo), &req) : -ENOMEM;
+
+	if (r < 0)
+		return r;
+	return ds_ref_entry_parse(repo, entry->kind, entry->name, entry->number, buf.data,
+				  buf.len_bytes, ret_there, NULL);
+}
+
 /* Whether this error of reading back leaves the PUT's own answer as all that is known. */
 static bool is_no_answer(int r)
 {
@@ -207,7 +229,9 @@ static int append_settle(struct ds_repo *repo, const struct ds_ref_entry *entry,
 	struct ds_diag diag = {0};
 	int r_get;
 
-	r_get = ds_ref_get(repo, entry->kind, entry->name, entry->number, &there, &diag);
+	r_get = r == -DS_E_INTERRUPTED
+			? last_look(repo, entry, &there)
+			: ds_ref_get(repo, entry->kind, entry->name, entry->number, &there, &diag);
 	if (r_get == 0 && memcmp(there.writer.bytes, entry->writer.bytes, DS_UUID_LEN) == 0) {
 		*ret_entry = there;
 		return 0;

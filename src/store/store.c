@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <pthread.h>
 #include <string.h>
+#include <time.h>
 
 #include "store/store_backend.h"
 #include "util/mem.h"
@@ -31,6 +32,7 @@ struct ds_store_clock {
 	} locked;
 };
 
+#define LOOK_MS	     100u
 #define STEP_BACK_NS (2 * (int64_t)DS_NS_PER_S)
 #define JUMP_NS	     (5 * 60 * (int64_t)DS_NS_PER_S)
 
@@ -51,6 +53,7 @@ int ds_store_init(struct ds_store *store, const struct ds_store_ops *ops, const 
 	store->url = copy;
 	store->timeout_ms = timeout_ms ? timeout_ms : DS_STORE_TIMEOUT_MS;
 	store->clock = clock;
+	store->interrupted = NULL;
 	return 0;
 }
 
@@ -129,15 +132,12 @@ static int path_of_file_url(const char *url, char **ret_path, struct ds_diag *re
 	return 0;
 }
 
-int ds_store_open(const char *url, const struct ds_store_options *options, bool create,
-		  struct ds_store **ret_store, struct ds_diag *reterr_diag)
+static int open_backend(const char *url, const struct ds_store_options *options, bool create,
+			struct ds_store **ret_store, struct ds_diag *reterr_diag)
 {
-	static const struct ds_store_options defaults;
 	_ds_cleanup_free_ char *path = NULL;
 	int r;
 
-	if (!options)
-		options = &defaults;
 	if (ds_starts_with(url, "s3://"))
 		return ds_store_s3_open(url, options, ret_store, reterr_diag);
 	if (ds_starts_with(url, "file://")) {
@@ -154,6 +154,20 @@ int ds_store_open(const char *url, const struct ds_store_options *options, bool 
 	if (!*url)
 		return ds_diag_set(reterr_diag, -DS_E_USAGE, NULL, "the store's URL is empty");
 	return ds_store_dir_open(url, url, create, options->timeout_ms, ret_store, reterr_diag);
+}
+
+int ds_store_open(const char *url, const struct ds_store_options *options, bool create,
+		  struct ds_store **ret_store, struct ds_diag *reterr_diag)
+{
+	static const struct ds_store_options defaults;
+	int r;
+
+	if (!options)
+		options = &defaults;
+	r = open_backend(url, options, create, ret_store, reterr_diag);
+	if (r == 0)
+		(*ret_store)->interrupted = options->interrupted;
+	return r;
 }
 
 /* ---- requests */
@@ -286,11 +300,28 @@ void ds_store_cancel(struct ds_store *store, struct ds_store_req *req)
 	store->ops->cancel(store, req);
 }
 
+bool ds_store_is_interrupted(const struct ds_store *store)
+{
+	return store->interrupted && *store->interrupted;
+}
+
 struct waiter {
 	pthread_mutex_t mutex;
 	pthread_cond_t over;
 	bool is_over;
 };
+
+static void waiter_init(struct waiter *waiter)
+{
+	pthread_condattr_t attr;
+
+	pthread_mutex_init(&waiter->mutex, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&waiter->over, &attr);
+	pthread_condattr_destroy(&attr);
+	waiter->is_over = false;
+}
 
 static void wake_waiter(struct ds_store_req *req)
 {
@@ -302,15 +333,40 @@ static void wake_waiter(struct ds_store_req *req)
 	pthread_mutex_unlock(&waiter->mutex);
 }
 
+static void wait_over(struct ds_store *store, struct ds_store_req *req, struct waiter *waiter)
+{
+	bool may_cancel = store->interrupted && !req->is_last_will;
+
+	pthread_mutex_lock(&waiter->mutex);
+	while (!waiter->is_over) {
+		/* A signal handler can set a flag but signal no condition. */
+		uint64_t until_ns = ds_deadline_in_ms(LOOK_MS);
+		struct timespec until = {.tv_sec = (time_t)(until_ns / DS_NS_PER_S),
+					 .tv_nsec = (long)(until_ns % DS_NS_PER_S)};
+
+		if (may_cancel && ds_store_is_interrupted(store)) {
+			/* Under the lock that done takes: it is not over. */
+			ds_store_cancel(store, req);
+			may_cancel = false;
+		}
+		if (may_cancel)
+			pthread_cond_timedwait(&waiter->over, &waiter->mutex, &until);
+		else
+			pthread_cond_wait(&waiter->over, &waiter->mutex);
+	}
+	pthread_mutex_unlock(&waiter->mutex);
+}
+
 int ds_store_perform(struct ds_store *store, struct ds_store_req *req)
 {
-	struct waiter waiter = {.mutex = PTHREAD_MUTEX_INITIALIZER,
-				.over = PTHREAD_COND_INITIALIZER};
+	struct waiter waiter;
 	void (*done)(struct ds_store_req *) = req->done;
 	void *ctx = req->ctx;
 	int r;
 
 	prepare(store, req);
+	if (!req->is_last_will && ds_store_is_interrupted(store))
+		return req->result = ds_diag_set(&req->diag, -DS_E_INTERRUPTED, req->key, NULL);
 	if (store->ops->perform) {
 		store->ops->perform(store, req);
 		note_result(store, req);
@@ -320,13 +376,13 @@ int ds_store_perform(struct ds_store *store, struct ds_store_req *req)
 	if (r < 0)
 		return req->result =
 			       ds_diag_set(&req->diag, r, req->key, "a thread cannot be started");
+	waiter_init(&waiter);
 	req->done = wake_waiter;
 	req->ctx = &waiter;
 	store->ops->submit(store, req);
-	pthread_mutex_lock(&waiter.mutex);
-	while (!waiter.is_over)
-		pthread_cond_wait(&waiter.over, &waiter.mutex);
-	pthread_mutex_unlock(&waiter.mutex);
+	wait_over(store, req, &waiter);
+	pthread_cond_destroy(&waiter.over);
+	pthread_mutex_destroy(&waiter.mutex);
 	/* A decorator need not pass on what it learned. */
 	note_result(store, req);
 	req->done = done;

@@ -83,6 +83,7 @@ struct ds_store_req {
 	const char *list_after;		  /* LIST: only keys after this one; NULL: all */
 	uint64_t deadline_ns; /* monotonic; 0: the store's default of 60 s from submit */
 	bool is_urgent;	      /* demand overtakes prefetch where something has to wait */
+	bool is_last_will;    /* performed although the store's `interrupted` is set */
 	void (*done)(struct ds_store_req *req); /* submit only */
 	void *ctx;
 
@@ -115,7 +116,7 @@ enum ds_store_addressing {
 	DS_STORE_ADDRESSING_VIRTUAL, /* https://bucket.host/key */
 };
 
-/* All but timeout_ms concern S3 only. NULL instead of the struct, 0 and NULL in it: the defaults. */
+/* All but timeout_ms and interrupted concern S3 only. NULL instead of the struct, 0 and NULL in it: the defaults. */
 struct ds_store_options {
 	/* URL; NULL: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the profile's endpoint_url, then AWS's
 	 * own by region. */
@@ -129,6 +130,9 @@ struct ds_store_options {
 	enum ds_store_addressing addressing;
 	/* A transfer that stands still for so long is abandoned and made anew; 10,000. */
 	uint64_t stall_timeout_ms;
+	/* Becomes non-zero, e.g. by a signal: from then on ds_store_perform ends within a moment with
+	 * -DS_E_INTERRUPTED. NULL: never. Lives as long as the store. */
+	const volatile int *interrupted;
 };
 
 /*
@@ -159,8 +163,11 @@ void ds_store_submit(struct ds_store *store, struct ds_store_req *req);
  * may already be on its way: the caller must know that done has not returned, e.g. under a lock of
  * its own that done takes. Only for submitted requests. */
 void ds_store_cancel(struct ds_store *store, struct ds_store_req *req);
-/* Blocks until the request is over; returns req->result. `done` is ignored. */
+/* Blocks until the request is over, or cancelled because the store was interrupted (a directory looks
+ * only before it begins); returns req->result. `done` is ignored. */
 int ds_store_perform(struct ds_store *store, struct ds_store_req *req);
+/* Whether options.interrupted is set: for callers that submit and wait by themselves. */
+bool ds_store_is_interrupted(const struct ds_store *store);
 
 /* Shorthands over ds_store_perform with the default deadline; diag may be NULL. */
 int ds_store_get(struct ds_store *store, const char *key, struct ds_buf *into,
@@ -181,7 +188,7 @@ const char *ds_store_url(const struct ds_store *store);
 /* Absolute path of the directory, for a directory store; NULL otherwise. Owned by the store. */
 const char *ds_store_local_path(const struct ds_store *store);
 /* Directory store: takes the shared (writer) or exclusive (collector) lock on its lock file until the
- * returned descriptor is closed; other backends give -1 in *ret_fd at once. Blocks. */
+ * returned descriptor is closed; -EBUSY if it cannot be had now. Other backends give -1 in *ret_fd. */
 int ds_store_lock(struct ds_store *store, bool exclusive, int *ret_fd);
 
 /* For decorators (tests) and backends: the ops table. Those marked optional may be NULL. */
@@ -204,6 +211,7 @@ struct ds_store { /* first member of a backend's own struct; set up by ds_store_
 	char *url;
 	uint64_t timeout_ms;
 	struct ds_store_clock *clock; /* what was learned of the store's time */
+	const volatile int *interrupted;
 };
 /* timeout_ms 0: the default. -ENOMEM leaves nothing to release. */
 int ds_store_init(struct ds_store *store, const struct ds_store_ops *ops, const char *url,

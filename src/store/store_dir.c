@@ -366,9 +366,9 @@ static int dir_lock(struct ds_store *store, bool exclusive, int *ret_fd)
 		fd = openat(dir->fd, "lock", O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
-	while (flock(fd, exclusive ? LOCK_EX : LOCK_SH) < 0)
+	while (flock(fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB) < 0)
 		if (errno != EINTR)
-			return -errno;
+			return errno == EWOULDBLOCK ? -EBUSY : -errno;
 	*ret_fd = fd;
 	fd = -1;
 	return 0;

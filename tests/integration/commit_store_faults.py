@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Commit before a store that fails, lies, stands still or is locked: it says so, in time, and a signal ends it."""
+import fcntl
 import os
 import signal
 import subprocess
@@ -79,12 +80,55 @@ def hangups(box, s3, proxy):
         equal(process.returncode, status, f"status after SIGHUP: {errors}")
 
 
+def interrupts(box, s3, proxy):
+    """A signal ends a commit at whatever request it waits."""
+    repo, source = s3.url("interrupts"), new_source(box)
+    box.dsfs("commit", "--init", source, repo, env=proxy.env)
+    places = ("GET .*policy/", "GET .*refs/", "GET .*versions/", "GET .*packs/", "PUT .*packs/",
+              "HEAD .*packs/", "PUT .*versions/", "HEAD .*versions/", "PUT .*refs/")
+    for i, match in enumerate(places):
+        with open(f"{source}/file", "ab") as file:
+            file.write(b"more")
+        process = held_commit(box, proxy, source, repo, match)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM if i % 2 else signal.SIGINT)
+        _, errors = process.communicate(timeout=lib.TIMEOUT_S)
+        took = time.monotonic() - started
+        equal(process.returncode, INTERRUPTED, f"status after a signal at {match}: {errors}")
+        check(took < SOON_S, f"a signal at {match} took {took:.1f} s")
+        text = b"it was being published" if "PUT .*refs" in match else b"nothing was published"
+        check(text in errors and errors.count(b"\n") == 1, f"at {match}: {errors}")
+        proxy.rules()
+    box.commit(source, repo, "--allow-empty", env=proxy.env)
+
+
+def locked(box):
+    """A directory store that another process has locked is waited for, which is said, and a signal ends it."""
+    repo, source = box.path("locked"), new_source(box)
+    box.dsfs("commit", "--init", source, repo)
+    for number in signal.SIGINT, signal.SIGTERM, None:
+        with open(f"{repo}/lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            process = box.start(["commit", "--allow-empty", source, repo], stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
+            line = process.stderr.readline()
+            check(b"another process has locked" in line, f"where the lock is held: {line}")
+            if number:
+                process.send_signal(number)
+                equal(process.wait(SOON_S), INTERRUPTED, "status after a signal at the lock")
+        equal(process.wait(lib.TIMEOUT_S), INTERRUPTED if number else 0, "status of a commit that waited")
+        process.communicate()
+    equal(len(box.json("log", repo)), 2, "versions")
+
+
 def run(box, args):
     s3 = box.store("s3")
     proxy = lib.Proxy(box, s3.env, args.seed)
     swallowed(box, s3, proxy)
     wrong_date(box, s3, proxy)
     hangups(box, s3, proxy)
+    interrupts(box, s3, proxy)
+    locked(box)
 
 
 if __name__ == "__main__":

@@ -133,12 +133,13 @@ Test(store_dir, list_leaves_out_temporary_files_and_the_lock)
 Test(store_dir, writers_share_the_lock_and_a_collector_has_it_alone)
 {
 	struct ds_store *store = open_new();
-	int a, b, probe;
+	int a, b, c, probe;
 
 	cr_assert_eq(ds_store_lock(store, false, &a), 0);
 	cr_assert_eq(ds_store_lock(store, false, &b), 0);
 	probe = open(in_root("lock"), O_RDONLY | O_CLOEXEC);
 	cr_assert_eq(flock(probe, LOCK_EX | LOCK_NB), -1);
+	cr_assert_eq(ds_store_lock(store, true, &c), -EBUSY);
 	close(a);
 	close(b);
 	cr_assert_eq(ds_store_lock(store, true, &a), 0);
