@@ -133,8 +133,9 @@ static int add_node(struct commit_apply *apply, struct commit_node *node, uint64
 static bool is_same(const struct ds_entry *old, const struct commit_node *node,
 		    const struct commit_node *content)
 {
+	/* A small file with extents is imported, or not of a sound manifest: now it has a chunk. */
 	return ds_digest_equal(&old->digest, &content->digest) &&
-	       old->size_bytes == content->size_bytes &&
+	       old->size_bytes == content->size_bytes && old->extents_n == content->extents_n &&
 	       (node->type != DS_ENTRY_FILE || old->is_executable == content->is_executable);
 }
 

@@ -84,7 +84,9 @@ static int reuse(struct commit_apply *apply, struct commit_node *node, const str
 	struct ds_digest digest;
 	int r;
 
-	if (entry && entry->size_bytes != node->size_bytes)
+	/* A small file with extents is imported, or not of a sound manifest: there is no place to take. */
+	if (entry && (entry->size_bytes != node->size_bytes ||
+		      (entry->extents_n && entry->size_bytes <= DS_CHUNK_MAX)))
 		entry = NULL;
 	if (entry && apply->options->trust_mtime && ds_time_compare(entry->mtime, node->mtime) == 0)
 		return take_row(apply, node, entry);
