@@ -166,7 +166,9 @@ static int match_node(struct commit_apply *apply, struct commit_node *node, bool
 	if (node->type != DS_ENTRY_FILE || !may_reuse || node->is_done ||
 	    commit_node_content(node) != node)
 		return 0;
-	return reuse(apply, node, r == 0 && entry.type == DS_ENTRY_FILE ? &entry : NULL);
+	r = reuse(apply, node, r == 0 && entry.type == DS_ENTRY_FILE ? &entry : NULL);
+	/* Imported: there is no chunk to refer to, and the file is read. */
+	return r == -DS_E_UNSUPPORTED ? 0 : r;
 }
 
 int commit_match(struct commit_apply *apply, bool may_reuse)
@@ -199,10 +201,10 @@ static int compare_extents(const void *a, const void *b)
 	return memcmp(x->digest.bytes, y->digest.bytes, DS_DIGEST_LEN);
 }
 
-/* Zeros have no digest and go. */
+/* Zeros have no digest and go; an imported file has no chunk that may be referred to. */
 static int load_old_extents(struct commit_apply *apply)
 {
-	size_t n, kept_n = 0;
+	size_t n = 0, kept_n = 0;
 	struct ds_extent *extents = ds_calloc(apply->old.entry.extents_n, sizeof(*extents));
 	int r = extents ? ds_builder_extents(apply->builder, apply->old.ino, extents,
 					     apply->old.entry.extents_n, &n)
@@ -210,7 +212,7 @@ static int load_old_extents(struct commit_apply *apply)
 
 	if (r < 0) {
 		ds_free(extents);
-		return r;
+		return r == -DS_E_UNSUPPORTED ? 0 : r;
 	}
 	for (size_t i = 0; i < n; i++)
 		if (!extents[i].is_zeros)

@@ -21,6 +21,8 @@ struct ds_verify_options {
 struct ds_verify_result {
 	uint64_t versions_n, packs_n, chunks_n, objects_n, bytes, findings_n;
 	uint64_t unreachable_n; /* packs that no version refers to: no finding */
+	uint64_t
+		imported_n; /* files of the versions that lie in imported objects: not checked, no finding */
 };
 
 /* 0 if the check could be made, whatever it found. */
