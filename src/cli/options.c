@@ -18,7 +18,7 @@ const struct cli_option cli_store_options[] = {
 	 false},
 	{0, "timeout", "TIME",
 	 "longest wait for one answer of the store, retries included, such as "
-	 "90s or 5m (60s)",
+	 "90s or 5m (60s); a large upload may take longer as long as it moves on",
 	 false},
 	{0, "insecure-http", NULL, "allow plain http:// to hosts other than this one", false},
 	{0},

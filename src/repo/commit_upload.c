@@ -9,8 +9,6 @@
 
 #define FLIGHTS_MAX 8u
 #define KEY_MAX	    160
-/* A slow line is not a dead one: 32 MiB at 1 Mbit/s take 4.5 minutes. */
-#define DEADLINE_MS 600000u
 
 struct upload {
 	struct ds_store_req req;
@@ -51,18 +49,6 @@ int commit_uploads_new(struct ds_store *store, uint64_t memory_bytes,
 	commit_cond_init(&uploads->changed);
 	*ret_uploads = uploads;
 	return 0;
-}
-
-struct commit_uploads *commit_uploads_free(struct commit_uploads *uploads)
-{
-	if (!uploads)
-		return NULL;
-	commit_uploads_stop(uploads, DEADLINE_MS);
-	pthread_cond_destroy(&uploads->changed);
-	pthread_mutex_destroy(&uploads->mutex);
-	ds_store_unref(uploads->store);
-	ds_free(uploads);
-	return NULL;
 }
 
 /* On a thread of the store. */
@@ -108,6 +94,21 @@ static int wait_for(struct commit_uploads *uploads, unsigned flights_n)
 	return r;
 }
 
+struct commit_uploads *commit_uploads_free(struct commit_uploads *uploads)
+{
+	if (!uploads)
+		return NULL;
+	/* Advisory ones may still be on their way; of what failed or was interrupted nothing is wanted any more. */
+	if (commit_uploads_result(uploads, NULL) == 0)
+		wait_for(uploads, 0);
+	commit_uploads_stop(uploads, 0);
+	pthread_cond_destroy(&uploads->changed);
+	pthread_mutex_destroy(&uploads->mutex);
+	ds_store_unref(uploads->store);
+	ds_free(uploads);
+	return NULL;
+}
+
 static void launch(struct commit_uploads *uploads, const char *key, struct ds_buf *take_body,
 		   bool is_advisory)
 {
@@ -132,7 +133,8 @@ static void launch(struct commit_uploads *uploads, const char *key, struct ds_bu
 		.body = upload->body.data,
 		.body_len_bytes = upload->body.len_bytes,
 		.if_absent = true,
-		.deadline_ns = ds_deadline_in_ms(DEADLINE_MS),
+		/* A slow line is not a dead one: 32 MiB at 1 Mbit/s take 4.5 minutes. */
+		.by_headway = true,
 		.done = on_put,
 		.ctx = upload,
 	};

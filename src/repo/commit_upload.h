@@ -1,5 +1,6 @@
 /*
- * Uploads of a commit: several objects on their way at once, within a memory budget.
+ * Uploads of a commit: several objects on their way at once, within a memory budget. How long they are tried: by_headway of
+ * store.h.
  *
  * INV-1  At most `flights_max` objects are on their way; each holds its bytes until the store has answered.
  * INV-2  The first error stays: nothing is started after it, and every call returns it. Advisory objects fail in silence.
@@ -18,7 +19,7 @@ struct commit_uploads;
 /* The watch is kept by reference. */
 int commit_uploads_new(struct ds_store *store, uint64_t memory_bytes,
 		       const struct commit_watch *watch, struct commit_uploads **ret_uploads);
-/* Waits for what is on its way. */
+/* Waits for what is on its way; after an error or an interrupt that is cancelled. */
 struct commit_uploads *commit_uploads_free(struct commit_uploads *uploads);
 
 /* Put if absent of a name that nobody else can have. Takes the body, whatever comes of it. */

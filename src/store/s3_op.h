@@ -41,6 +41,7 @@ struct s3_store {
 	struct ds_list urgent, normal; /* ops that can start, in order */
 	struct ds_list timed;	       /* ops that wait for due_ns */
 	uint64_t timers_ns;	       /* when timed and deadlines are looked at next */
+	uint64_t headway_ns;	       /* last headway of a PUT that goes by it */
 	struct ds_list active;
 	unsigned active_n;
 };
@@ -73,6 +74,10 @@ struct s3_op {
 	int last_error; /* of the last answer; 0: there was none */
 	size_t into_before_bytes;
 	uint64_t body_bytes; /* GET: how many must come */
+	/* PUT by headway: when it was submitted; bytes of this attempt, when they last grew, and the most
+	 * of any attempt */
+	uint64_t since_ns;
+	uint64_t flow_bytes, flow_ns, flow_bytes_max;
 
 	/* LIST */
 	size_t rows_before_n;

@@ -187,7 +187,10 @@ static void prepare(struct ds_store *store, struct ds_store_req *req)
 	req->internal = NULL;
 	req->is_time_noted = false;
 	ds_list_init(&req->node);
-	if (!req->deadline_ns)
+	assert(!req->by_headway || req->op == DS_STORE_PUT);
+	if (req->by_headway)
+		req->deadline_ns = DS_DEADLINE_NONE;
+	else if (!req->deadline_ns)
 		req->deadline_ns = ds_deadline_in_ms(store->timeout_ms);
 }
 

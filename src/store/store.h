@@ -83,7 +83,12 @@ struct ds_store_req {
 	const char *list_after;		  /* LIST: only keys after this one; NULL: all */
 	uint64_t deadline_ns; /* monotonic; 0: the store's default of 60 s from submit */
 	bool is_urgent;	      /* demand overtakes prefetch where something has to wait */
-	bool is_last_will;    /* performed although the store's `interrupted` is set */
+	/* PUT: no deadline_ns; it fails when the store's default has passed since the last headway of any
+	 * such PUT: bytes beyond those that went out before, or an answer that took one. So a large one
+	 * gets over a slow line, and a store that only refuses is not asked for ever (S3; the others set
+	 * it no limit). */
+	bool by_headway;
+	bool is_last_will; /* performed although the store's `interrupted` is set */
 	void (*done)(struct ds_store_req *req); /* submit only */
 	void *ctx;
 

@@ -20,6 +20,7 @@
 
 #define CONNECTIONS_N	 64u
 #define STALL_TIMEOUT_MS 10000u
+#define FLOW_LOOK_NS	 (250 * (uint64_t)DS_NS_PER_MS)
 #define STALL_DOUBLE_MAX \
 	3u /* a store that is only slow is waited for, at most so many times twice as long */
 
@@ -49,6 +50,7 @@ static struct s3_op *op_new(struct s3_store *s3, struct ds_store_req *req)
 		return NULL;
 	op->s3 = s3;
 	op->req = req;
+	op->since_ns = ds_mono_ns();
 	ds_list_init(&op->node);
 	ds_list_init(&op->cancel_node);
 	ds_buf_init(&op->side, (size_t)8 << 20);
@@ -90,12 +92,44 @@ static void finish(struct s3_op *op, int code)
 		ds_store_listing_truncate(req->listing, op->rows_before_n);
 	if (code == 0 && req->op == DS_STORE_PUT)
 		s3->counters.sent_bytes += req->body_len_bytes;
+	if (code == 0 && req->by_headway)
+		s3->headway_ns = ds_mono_ns();
 	pthread_mutex_lock(&s3->mutex);
 	req->internal = NULL;
 	ds_list_remove(&op->cancel_node);
 	pthread_mutex_unlock(&s3->mutex);
 	op_free(op);
 	finish_req(s3, req, code);
+}
+
+/* A new attempt is no headway until it is further than those before: a store that takes all bytes and
+ * then refuses would be asked for ever. */
+static void note_flow(struct s3_op *op)
+{
+	uint64_t now_ns = ds_mono_ns();
+
+	if (!op->req->by_headway || op->transfer.sent_bytes == op->flow_bytes)
+		return;
+	op->flow_bytes = op->transfer.sent_bytes;
+	op->flow_ns = now_ns;
+	if (op->flow_bytes > op->flow_bytes_max) {
+		op->flow_bytes_max = op->flow_bytes;
+		op->s3->headway_ns = now_ns;
+	}
+}
+
+/* When it fails if nothing changes until then. */
+static uint64_t deadline_of(const struct s3_op *op)
+{
+	const struct ds_store_req *req = op->req;
+	uint64_t from_ns = DS_MAX(op->since_ns, op->s3->headway_ns);
+
+	if (!req->by_headway)
+		return req->deadline_ns;
+	/* What flows is not cut off; only whether it is tried again is a matter of headway. */
+	if (op->phase == S3_ACTIVE)
+		from_ns = DS_MAX(from_ns, op->flow_ns);
+	return from_ns + op->s3->base.timeout_ms * DS_NS_PER_MS;
 }
 
 static void look_at_timers(struct s3_store *s3, uint64_t at_ns)
@@ -113,7 +147,7 @@ static void make_ready(struct s3_op *op, bool first)
 		ds_list_push_front(list, &op->node);
 	else
 		ds_list_push_back(list, &op->node);
-	look_at_timers(op->s3, op->req->deadline_ns);
+	look_at_timers(op->s3, deadline_of(op));
 }
 
 static void wait_until(struct s3_op *op, uint64_t due_ns)
@@ -121,7 +155,7 @@ static void wait_until(struct s3_op *op, uint64_t due_ns)
 	op->phase = S3_WAITING;
 	op->due_ns = due_ns;
 	ds_list_push_back(&op->s3->timed, &op->node);
-	look_at_timers(op->s3, DS_MIN(due_ns, op->req->deadline_ns));
+	look_at_timers(op->s3, DS_MIN(due_ns, deadline_of(op)));
 }
 
 static void retry(struct s3_op *op, struct s3_verdict verdict)
@@ -131,7 +165,7 @@ static void retry(struct s3_op *op, struct s3_verdict verdict)
 	uint64_t due_ns = ds_mono_ns() + DS_MAX(pause_ns, verdict.delay_ns);
 
 	/* No use in waiting for what will not be tried. */
-	if (due_ns >= op->req->deadline_ns) {
+	if (due_ns >= deadline_of(op)) {
 		finish(op, verdict.code);
 		return;
 	}
@@ -145,6 +179,8 @@ static void on_done(struct ds_http_transfer *transfer)
 	struct s3_store *s3 = op->s3;
 	struct s3_verdict verdict;
 
+	note_flow(op);
+	op->phase = S3_WAITING;
 	ds_list_remove(&op->node);
 	s3->active_n--;
 	if (transfer->status < 300)
@@ -195,8 +231,12 @@ static void start(struct s3_op *op)
 	op->attempts_n++;
 	s3->counters.requests_n[op->req->op]++;
 	op->phase = S3_ACTIVE;
+	op->flow_bytes = 0;
+	op->flow_ns = ds_mono_ns();
 	ds_list_push_back(&s3->active, &op->node);
 	s3->active_n++;
+	if (op->req->by_headway)
+		look_at_timers(s3, op->flow_ns + FLOW_LOOK_NS);
 }
 
 /* ---- the network thread's round */
@@ -274,6 +314,28 @@ static void end_late(struct s3_op *op)
 	end_early(op, op->last_error ? op->last_error : -DS_E_TIMEOUT);
 }
 
+/* Those that go by headway: the deadline of the others' transfers is ds_http's business. */
+static void look_at_flows(struct s3_store *s3, uint64_t now_ns)
+{
+	struct ds_list all;
+
+	ds_list_init(&all);
+	ds_list_splice(&all, &s3->active);
+	while (!ds_list_is_empty(&all)) {
+		struct s3_op *op = op_of(all.next);
+
+		ds_list_remove(&op->node);
+		ds_list_push_back(&s3->active, &op->node);
+		if (!op->req->by_headway)
+			continue;
+		note_flow(op);
+		if (now_ns >= deadline_of(op))
+			end_late(op);
+		else
+			look_at_timers(s3, DS_MIN(now_ns + FLOW_LOOK_NS, deadline_of(op)));
+	}
+}
+
 /* Ends the late ones among those that wait, and readies those whose pause is over. */
 static void run_timers(struct s3_store *s3, uint64_t now_ns)
 {
@@ -282,6 +344,7 @@ static void run_timers(struct s3_store *s3, uint64_t now_ns)
 	if (now_ns < s3->timers_ns)
 		return;
 	s3->timers_ns = DS_DEADLINE_NONE;
+	look_at_flows(s3, now_ns);
 	for (size_t i = 0; i < DS_ARRAY_SIZE(lists); i++) {
 		struct ds_list all;
 
@@ -292,7 +355,7 @@ static void run_timers(struct s3_store *s3, uint64_t now_ns)
 			uint64_t when_ns = op->due_ns;
 
 			ds_list_remove(&op->node);
-			if (now_ns >= op->req->deadline_ns)
+			if (now_ns >= deadline_of(op))
 				end_late(op);
 			else if (lists[i] != &s3->timed)
 				make_ready(op, false);

@@ -296,6 +296,53 @@ Test(store_s3, B02_connections_that_break_are_made_anew)
 	end();
 }
 
+/* What a PUT by headway ends with, and that it ends soon. */
+static int put_by_headway(void)
+{
+	static const char body[70000];
+	struct ds_store_req put = {.op = DS_STORE_PUT,
+				   .key = "k",
+				   .body = body,
+				   .body_len_bytes = sizeof(body),
+				   .if_absent = true,
+				   .by_headway = true};
+	uint64_t started_ns = ds_mono_ns();
+
+	ds_store_perform(store, &put);
+	cr_assert_lt(ds_mono_ns() - started_ns, 10 * (uint64_t)DS_NS_PER_S);
+	return put.result;
+}
+
+Test(store_s3, A02_a_put_by_headway_ends_where_the_store_takes_all_and_refuses)
+{
+	set_up_with((struct ds_store_options){.timeout_ms = 1000});
+	http_script_answer(script, 503, "", "");
+	http_script_is_fault(script);
+	http_script_forever(script);
+	cr_assert_eq(put_by_headway(), -DS_E_SERVER);
+	cr_assert_gt(http_script_requests_n(script), 1);
+	end();
+}
+
+Test(store_s3, A27_a_put_by_headway_ends_where_nothing_is_answered)
+{
+	set_up_with((struct ds_store_options){.timeout_ms = 1000});
+	http_script_add(script, HTTP_HANG, "%s", "");
+	http_script_is_fault(script);
+	cr_assert_eq(put_by_headway(), -DS_E_TIMEOUT);
+	end();
+}
+
+Test(store_s3, a_put_by_headway_is_tried_again)
+{
+	set_up_with((struct ds_store_options){.timeout_ms = 20000});
+	http_script_answer(script, 503, "", "");
+	http_script_is_fault(script);
+	http_script_answer(script, 200, "", "");
+	cr_assert_eq(put_by_headway(), 0);
+	end();
+}
+
 Test(store_s3, B02_a_refused_connection_is_told_at_the_deadline)
 {
 	struct ds_store_options options = {.timeout_ms = 600};

@@ -3,11 +3,13 @@
 import fcntl
 import os
 import signal
+import socket
 import subprocess
+import threading
 import time
 
 import lib
-from lib import check, equal, say
+from lib import MIB, check, equal
 
 STORE, DAMAGED, INTERRUPTED = 5, 6, 130
 # Far below what the store's timeout would give: under ASan, on a busy machine.
@@ -121,6 +123,65 @@ def locked(box):
     equal(len(box.json("log", repo)), 2, "versions")
 
 
+def keeps_failing(box, s3, proxy):
+    """A store that goes on refusing is asked for as long as --timeout says, not longer."""
+    source = new_source(box)
+    for key in "packs/", "versions/", "refs/":
+        proxy.rules({"match": f"PUT .*{key}", "fault": "status", "code": 503, "s3code": "SlowDown"})
+        started = time.monotonic()
+        done = box.dsfs("commit", "--init", "--timeout", "2s", source, s3.url(f"refused-{key[:-1]}"),
+                        env=proxy.env, status=STORE)
+        took = time.monotonic() - started
+        check("SlowDown" in done.errors, done.errors)
+        check(took < 2 * SOON_S, f"it took {took:.1f} s with --timeout 2s")
+        check(proxy.stats()["delivered"] > 1, "it was not tried again")
+        proxy.rules()
+
+
+class SlowLine:
+    """A line to a server that takes so many bytes in a second."""
+
+    def __init__(self, env, bytes_per_s):
+        self.host, self.port = env["AWS_ENDPOINT_URL"].removeprefix("http://").split(":")
+        self.bytes_per_s = bytes_per_s
+        self.listener = socket.socket()
+        # Small, or the kernel takes all at once.
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(64)
+        self.env = {**env, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.listener.getsockname()[1]}"}
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            client, _ = self.listener.accept()
+            server = socket.create_connection((self.host, int(self.port)))
+            for words in (client, server, self.bytes_per_s), (server, client, None):
+                threading.Thread(target=self.pass_on, args=words, daemon=True).start()
+
+    @staticmethod
+    def pass_on(source, to, bytes_per_s):
+        try:
+            while piece := source.recv(32768):
+                to.sendall(piece)
+                if bytes_per_s:
+                    time.sleep(len(piece) / bytes_per_s)
+            to.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+def slow_line(box, s3):
+    """A pack that takes longer than --timeout arrives as long as it moves."""
+    source = new_source(box, 24 * MIB)
+    line = SlowLine(s3.env, 3 * MIB)
+    started = time.monotonic()
+    box.commit(source, s3.url("slow"), "--init", "--timeout", "4s", env=line.env)
+    took = time.monotonic() - started
+    check(took > 6, f"nothing was slow: {took:.1f} s")
+    box.dsfs("verify", "--read-data", s3.url("slow"), env=s3.env)
+
+
 def run(box, args):
     s3 = box.store("s3")
     proxy = lib.Proxy(box, s3.env, args.seed)
@@ -129,6 +190,8 @@ def run(box, args):
     hangups(box, s3, proxy)
     interrupts(box, s3, proxy)
     locked(box)
+    keeps_failing(box, s3, proxy)
+    slow_line(box, s3)
 
 
 if __name__ == "__main__":
