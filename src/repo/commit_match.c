@@ -82,20 +82,26 @@ static int reuse(struct commit_apply *apply, struct commit_node *node, const str
 {
 	_ds_cleanup_free_ char *path = NULL;
 	struct ds_digest digest;
+	bool is_known = false;
 	int r;
 
 	/* A small file with extents is imported, or not of a sound manifest: there is no place to take. */
 	if (entry && (entry->size_bytes != node->size_bytes ||
 		      (entry->extents_n && entry->size_bytes <= DS_CHUNK_MAX)))
 		entry = NULL;
-	if (entry && apply->options->trust_mtime && ds_time_compare(entry->mtime, node->mtime) == 0)
+	if (apply->stat && !apply->options->rehash) {
+		path = commit_node_path(node);
+		if (!path)
+			return -ENOMEM;
+		is_known = commit_stat_has(apply->stat, path, node, &digest);
+	}
+	if (!is_known && entry && apply->options->trust_mtime &&
+	    ds_time_compare(entry->mtime, node->mtime) == 0) {
+		/* Nobody has read it: later commits, without trust, must. */
+		node->is_uncached = true;
 		return take_row(apply, node, entry);
-	if (apply->options->rehash || !apply->stat)
-		return 0;
-	path = commit_node_path(node);
-	if (!path)
-		return -ENOMEM;
-	if (!commit_stat_has(apply->stat, path, node, &digest))
+	}
+	if (!is_known)
 		return 0;
 	if (entry && ds_digest_equal(&entry->digest, &digest))
 		return take_row(apply, node, entry);

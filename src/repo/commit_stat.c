@@ -158,7 +158,8 @@ static int build(const struct commit_tree *tree, struct ds_buf *buf)
 		uint8_t raw[STAT_ENTRY_LEN];
 
 		if (node->type != DS_ENTRY_FILE || node->reject || !content->is_done ||
-		    !is_settled(tree, content->mtime) || !is_settled(tree, content->ctime))
+		    content->is_uncached || !is_settled(tree, content->mtime) ||
+		    !is_settled(tree, content->ctime))
 			continue;
 		path = commit_node_path(node);
 		r = path ? ds_digest_of(path, strlen(path), &digest) : -ENOMEM;

@@ -1,7 +1,8 @@
 /*
  * The local stat cache: which content digest a file had when it was last read, by path, device, inode, size and times.
  * Derived and deletable; what does not parse is as if it were not there. An entry is only written, and so only trusted, if the
- * file had not changed within 2 s before the scan that wrote it (the clock of files ticks coarsely; git calls such entries racy).
+ * file had not changed within 2 s before the scan that wrote it (the clock of files ticks coarsely; git calls such entries racy),
+ * and never for a digest that --trust-mtime took from the parent.
  *
  * Threads: reading any; writing one. Blocks on the local disk.
  */

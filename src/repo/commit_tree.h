@@ -37,8 +37,9 @@ struct commit_node {
 	uint8_t name_len;
 	uint8_t type; /* enum ds_entry_type */
 	bool is_executable;
-	uint8_t reject;	   /* enum commit_reject: left out of the tree */
-	bool is_done;	   /* digest and place are known */
+	uint8_t reject;	  /* enum commit_reject: left out of the tree */
+	bool is_done;	  /* digest and place are known */
+	bool is_uncached; /* ... but not for sure: not for the stat cache */
 	bool is_meta_same; /* it, and all below it, has the times and links of the manifest's entry */
 	struct ds_time mtime, ctime;
 	uint64_t size_bytes;

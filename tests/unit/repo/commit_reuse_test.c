@@ -203,6 +203,33 @@ Test(commit_reuse, trust_mtime_compares_with_the_parents_rows)
 	box_release(&box);
 }
 
+/* Trust lasts for the commit that it was asked of. */
+Test(commit_reuse, what_trust_mtime_missed_the_next_commit_reads)
+{
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "sly", 1, 100);
+	box_fill(&box, "rests", 2, 70);
+	box_set_mtime(&box, "sly", 1000, 5);
+	box_settle(&box);
+	box_commit(&box);
+	box_fill(&box, "sly", 3, 100);
+	box_set_mtime(&box, "sly", 1000, 5);
+	box_settle(&box);
+	box.options.trust_mtime = true;
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	cr_assert_eq(box.result.read_bytes, 0);
+	box.options.trust_mtime = false;
+	box_commit(&box);
+	cr_assert(!box.result.unchanged);
+	/* The trusting commit has not forgotten what is known for sure. */
+	cr_assert_eq(box.result.read_bytes, 100);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
 Test(commit_reuse, a_file_that_moved_is_found_by_its_stat_entry)
 {
 	struct box box;

@@ -11,7 +11,7 @@
 DS_SUITE(commit_stat);
 
 /* True if a file whose times are age_ns before the scan is vouched for by the next commit. */
-static bool is_kept(int64_t mtime_age_ns, int64_t ctime_age_ns)
+static bool is_kept_if(int64_t mtime_age_ns, int64_t ctime_age_ns, bool is_uncached)
 {
 	char dir[] = "/tmp/dsfs-commit-stat.XXXXXX", name[] = "file", command[100];
 	struct commit_tree tree = {.scanned = {.s = 1000, .ns = 50000000}};
@@ -19,6 +19,7 @@ static bool is_kept(int64_t mtime_age_ns, int64_t ctime_age_ns)
 				   .name_len = 4,
 				   .type = DS_ENTRY_FILE,
 				   .is_done = true,
+				   .is_uncached = is_uncached,
 				   .ino = 7,
 				   .size_bytes = 3,
 				   .parent = &tree.root};
@@ -46,6 +47,11 @@ static bool is_kept(int64_t mtime_age_ns, int64_t ctime_age_ns)
 	return has;
 }
 
+static bool is_kept(int64_t mtime_age_ns, int64_t ctime_age_ns)
+{
+	return is_kept_if(mtime_age_ns, ctime_age_ns, false);
+}
+
 /* Not by whole seconds: 2.1 s are enough also where the second has turned but twice. */
 Test(commit_stat, two_seconds_of_rest)
 {
@@ -58,4 +64,12 @@ Test(commit_stat, two_seconds_of_rest)
 	cr_assert(!is_kept(5000 * ms, 1900 * ms));
 	cr_assert(!is_kept(1900 * ms, 5000 * ms));
 	cr_assert(!is_kept(-5000 * ms, 5000 * ms));
+}
+
+Test(commit_stat, what_is_not_for_the_cache_is_not_kept)
+{
+	const int64_t ms = DS_NS_PER_MS;
+
+	cr_assert(is_kept_if(100000 * ms, 100000 * ms, false));
+	cr_assert(!is_kept_if(100000 * ms, 100000 * ms, true));
 }
