@@ -206,6 +206,7 @@ static int finish_file(struct pipeline *pipeline, struct task *task, struct ds_d
 	file->ctime = ctime;
 	file->dev = task->st.st_dev;
 	file->ino = task->st.st_ino;
+	file->is_uncached = task->is_uncached;
 	file->is_done = true;
 	return hash_content(file);
 }

@@ -2,17 +2,26 @@
  * The workers' side: reading one file, and hashing and compressing one chunk. Invariants: commit_read_impl.h.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "codec/chunk.h"
 #include "codec/chunker.h"
 #include "repo/commit_read_impl.h"
+#include "util/clock.h"
 #include "util/error.h"
 #include "util/file.h"
 #include "util/mem.h"
 
 #define READ_BYTES DS_MIB(1)
+/* Times of files tick with the kernel's timer, 1 to 10 ms; on old file systems, which keep no ns, by the second. */
+#define TICK_NS (20 * (int64_t)DS_NS_PER_MS)
+#define REST_NS (2 * (int64_t)DS_NS_PER_S)
+/* A dirty page takes stores through a mapping without a new time until it is written: vm.dirty_expire_centisecs, 30 s, and a bit. */
+#define DIRTY_NS (60 * (int64_t)DS_NS_PER_S)
+#define POLL_MS	 5u
 
 static bool is_stopped(struct pipeline *pipeline)
 {
@@ -261,6 +270,49 @@ static bool is_same(const struct stat *a, const struct stat *b)
 	       a->st_ctim.tv_sec == b->st_ctim.tv_sec && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
 }
 
+/* fcntl(2), "Leases": a read lease is for owners (and root), on local file systems, and while nobody has the file open for writing, or
+ * mapped so. */
+static bool has_no_writer(int fd)
+{
+	/* Who opens it for writing in between waits until it is given back; what tells us so is a signal that does nothing. */
+	if (fcntl(fd, F_SETSIG, SIGURG) < 0 || fcntl(fd, F_SETLEASE, F_RDLCK) < 0)
+		return false;
+	fcntl(fd, F_SETLEASE, F_UNLCK);
+	return true;
+}
+
+/* INV-6. Waits for at most about REST_NS, which files written before the commit share. */
+static int wait_rest(struct task *task, int fd)
+{
+	uint64_t until_ns = ds_mono_ns() + REST_NS + TICK_NS;
+
+	for (;;) {
+		/* In this order: what is written between them gets a time that is too young. */
+		struct ds_time ctime, now = ds_real_now();
+		int64_t age_ns, rest_ns;
+		bool is_free;
+
+		if (fstat(fd, &task->st) < 0)
+			return -errno;
+		if (!S_ISREG(task->st.st_mode))
+			return -DS_E_SOURCE_CHANGED;
+		is_free = has_no_writer(fd);
+		ctime = (struct ds_time){.s = task->st.st_ctim.tv_sec,
+					 .ns = (uint32_t)task->st.st_ctim.tv_nsec};
+		age_ns = ds_time_diff_ns(now, ctime);
+		rest_ns = !is_free ? REST_NS : ctime.ns ? TICK_NS : (int64_t)DS_NS_PER_S;
+		task->is_uncached = !is_free && age_ns < DIRTY_NS;
+		/* From a clock ahead of ours nothing follows. */
+		if (age_ns >= rest_ns || age_ns < -TICK_NS)
+			return 0;
+		if (ds_mono_ns() >= until_ns)
+			return -DS_E_SOURCE_CHANGED;
+		if (is_stopped(task->pipeline))
+			return -DS_E_INTERRUPTED;
+		ds_sleep_ms(POLL_MS);
+	}
+}
+
 static int read_once(struct task *task)
 {
 	const struct commit_read *read = task->pipeline->read;
@@ -273,10 +325,9 @@ static int read_once(struct task *task)
 		return fd == -ENOENT || fd == -ELOOP || fd == -ENOTDIR || fd == -ENXIO
 			       ? -DS_E_SOURCE_CHANGED
 			       : fd;
-	if (fstat(fd, &task->st) < 0)
-		return -errno;
-	if (!S_ISREG(task->st.st_mode))
-		return -DS_E_SOURCE_CHANGED;
+	r = wait_rest(task, fd);
+	if (r < 0)
+		return r;
 	if ((uint64_t)task->st.st_size <= DS_CHUNK_MAX)
 		r = read_small(task, fd, (uint64_t)task->st.st_size);
 	else

@@ -12,6 +12,9 @@
  * INV-4  A piece is the caller's once it is ready; whoever made it ready does not touch it, nor its task, any more.
  * INV-5  What the first name of a linked file gives counts for another name only if that was the same file, by device and inode,
  *        after the reading. Names of which this is not known leave the links, and are read by themselves.
+ * INV-6  A file is read when each write since then would show in its times, and its times are compared before and after. Times
+ *        tick, and one write() stamps them once, at its start: so the last change must be TICK_NS ago, and if somebody has the
+ *        file open for writing (or if that cannot be told) REST_NS. What stores through a mapping longer than that is not seen.
  */
 #ifndef DS_REPO_COMMIT_READ_IMPL_H
 #define DS_REPO_COMMIT_READ_IMPL_H
@@ -50,6 +53,7 @@ struct task {
 	struct pipeline *pipeline;
 	struct commit_node *file;
 	struct stat st;	      /* of what was read */
+	bool is_uncached;     /* somebody may yet change it without a new time */
 	uint64_t taken_bytes; /* the caller's */
 	/* under the pipeline's mutex */
 	struct ds_list pieces;

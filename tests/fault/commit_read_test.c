@@ -2,15 +2,18 @@
  * Files that change while they are read (D14, I08): read again, or refused; never torn.
  */
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "commit_support.h"
 #include "repo/commit_read.h"
 #include "suite.h"
+#include "util/clock.h"
 
 DS_SUITE(commit_read);
 
@@ -341,5 +344,70 @@ Test(commit_read, D14_links_that_part_during_a_commit_part_in_the_version)
 	cr_assert_eq(fiddle.left_n, 0);
 	box.spy.before = NULL;
 	box_check(&box, NULL);
+	box_release(&box);
+}
+
+/* As one long write() does: the time is stamped when it begins, bytes come until it ends. */
+struct long_write {
+	pthread_t thread;
+	uint8_t *page;
+	int fd;
+};
+
+static void *end_write(void *ctx)
+{
+	struct long_write *write = ctx;
+
+	ds_sleep_ms(300);
+	memset(write->page + 2048, 'B', 2048);
+	munmap(write->page, 4096);
+	close(write->fd);
+	return NULL;
+}
+
+static void begin_write(struct long_write *write, const struct box *box)
+{
+	char path[200];
+
+	snprintf(path, sizeof(path), "%s/file", box->source);
+	write->fd = open(path, O_RDWR | O_CLOEXEC);
+	cr_assert_geq(write->fd, 0);
+	write->page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, write->fd, 0);
+	cr_assert_neq(write->page, MAP_FAILED);
+	memset(write->page, 'B', 2048);
+	cr_assert_eq(pthread_create(&write->thread, NULL, end_write, write), 0);
+}
+
+Test(commit_read, D14_a_file_is_read_when_who_writes_it_is_done)
+{
+	struct ds_version_totals totals;
+	struct ds_digest before, fingerprint;
+	struct long_write write;
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 4096);
+	begin_write(&write, &box);
+	cr_assert_eq(ds_fingerprint_directory(&box.options, &before, &totals, NULL), 0);
+	pthread_join(write.thread, NULL);
+	cr_assert_eq(ds_fingerprint_directory(&box.options, &fingerprint, &totals, NULL), 0);
+	cr_assert(ds_digest_equal(&before, &fingerprint));
+	box_release(&box);
+}
+
+Test(commit_read, a_file_that_is_open_for_writing_and_rests_is_read)
+{
+	struct ds_version_totals totals;
+	struct ds_digest fingerprint;
+	struct box box;
+	char path[200];
+	int fd;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 4096);
+	snprintf(path, sizeof(path), "%s/file", box.source);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	cr_assert_eq(ds_fingerprint_directory(&box.options, &fingerprint, &totals, NULL), 0);
+	close(fd);
 	box_release(&box);
 }

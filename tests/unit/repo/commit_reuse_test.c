@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -227,6 +228,40 @@ Test(commit_reuse, what_trust_mtime_missed_the_next_commit_reads)
 	/* The trusting commit has not forgotten what is known for sure. */
 	cr_assert_eq(box.result.read_bytes, 100);
 	box_check(&box, NULL);
+	box_release(&box);
+}
+
+/* A page that is dirty already takes stores through a mapping without a new time. */
+Test(commit_reuse, the_stat_cache_does_not_keep_what_is_mapped_for_writing)
+{
+	char path[200];
+	uint8_t *page;
+	struct box box;
+	int fd;
+
+	box_init(&box);
+	box_fill(&box, "mapped", 1, 4096);
+	box_fill(&box, "other", 2, 50);
+	snprintf(path, sizeof(path), "%s/mapped", box.source);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	cr_assert_geq(fd, 0);
+	page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	cr_assert_neq(page, MAP_FAILED);
+	page[0] = 'A';
+	box_settle(&box);
+	box_commit(&box);
+	page[0] = 'B';
+	box_commit(&box);
+	cr_assert(!box.result.unchanged);
+	cr_assert_eq(box.result.read_bytes, 4096);
+	box_check(&box, NULL);
+	/* Nobody can write it any more without a new time. */
+	munmap(page, 4096);
+	close(fd);
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 4096);
+	box_commit(&box);
+	cr_assert_eq(box.result.read_bytes, 0);
 	box_release(&box);
 }
 
