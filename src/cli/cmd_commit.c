@@ -170,8 +170,10 @@ static int open_or_init(struct cli_call *call, struct ds_locator *locator,
 		r = ds_repo_init(locator->url, &store, "main", ret_repo, &call->diag);
 	}
 	/* Another writer made it meanwhile. */
-	if (r == -DS_E_PRESENT)
+	if (r == -DS_E_PRESENT) {
+		ds_diag_clear(&call->diag);
 		r = ds_repo_open(locator->url, &store, ret_repo, &call->diag);
+	}
 	return r;
 }
 

@@ -101,8 +101,7 @@ static int read_head(struct commit *commit)
 
 	commit->has_head = r == 0;
 	if (r == -DS_E_NO_VERSION) {
-		if (commit->diag)
-			ds_diag_clear(commit->diag);
+		ds_diag_clear(commit->diag);
 		r = 0;
 	}
 	return r;
@@ -149,12 +148,27 @@ static int find_base(struct commit *commit, bool *ret_has, struct ds_digest *ret
 	r = ds_ref_head(commit->repo, DS_REF_BRANCH, ds_repo_default_branch(commit->repo), &entry,
 			commit->diag);
 	if (r == -DS_E_NO_VERSION) {
-		if (commit->diag)
-			ds_diag_clear(commit->diag);
+		ds_diag_clear(commit->diag);
 		return 0;
 	}
 	*ret_has = r == 0 && !entry.is_deleted;
 	*ret_base = entry.version;
+	return r;
+}
+
+/* An error of the parent's manifest that nobody has noted yet: by the version, with what the builder says of it. */
+static int blame_parent(struct commit *commit, const struct attempt *attempt, int r)
+{
+	const struct ds_diag *said = attempt->builder ? ds_builder_error(attempt->builder) : NULL;
+	char key[DS_RECORD_KEY_MAX];
+
+	if (!commit->diag || commit->diag->code)
+		return r;
+	if (said && said->code == r)
+		*commit->diag = *said;
+	if (attempt->parent && (r == -DS_E_MALFORMED || r == -DS_E_CORRUPT || r == -DS_E_TOO_NEW))
+		ds_diag_set(commit->diag, r, ds_record_key(&attempt->parent->id, key),
+			    commit->diag->detail[0] ? NULL : "its manifest");
 	return r;
 }
 
@@ -168,7 +182,7 @@ static int load_parent(struct commit *commit, struct attempt *attempt, const str
 		r = commit_manifest_load_index(commit->repo, attempt->parent, &attempt->manifest,
 					       commit->diag);
 	if (r < 0)
-		return r;
+		return blame_parent(commit, attempt, r);
 	fd = open(attempt->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return ds_diag_set(commit->diag, -errno, attempt->path, NULL);
@@ -176,7 +190,7 @@ static int load_parent(struct commit *commit, struct attempt *attempt, const str
 				       commit->diag);
 	if (r == 0)
 		r = ds_builder_open(attempt->path, &attempt->builder);
-	return r;
+	return r < 0 ? blame_parent(commit, attempt, r) : 0;
 }
 
 static int begin_attempt(struct commit *commit, struct attempt *attempt)
@@ -377,7 +391,7 @@ static int run_attempt(struct commit *commit, struct attempt *attempt)
 	if (r == 0)
 		r = read_files(commit, &apply);
 	if (r < 0)
-		return r;
+		return blame_parent(commit, attempt, r);
 	if (is_unchanged(commit, attempt)) {
 		commit->result.unchanged = true;
 		commit->result.number = commit->head.number;
@@ -391,10 +405,9 @@ static int run_attempt(struct commit *commit, struct attempt *attempt)
 		fill_totals(attempt->builder, &commit->result.totals);
 		r = ds_builder_finish(attempt->builder);
 	}
-	if (r < 0 && ds_builder_error(attempt->builder)->code && commit->diag)
-		*commit->diag = *ds_builder_error(attempt->builder);
-	if (r == 0)
-		r = make_record(commit, attempt, &record);
+	if (r < 0)
+		return blame_parent(commit, attempt, r);
+	r = make_record(commit, attempt, &record);
 	if (r == 0)
 		r = commit_manifest_store(attempt->packs, attempt->path,
 					  attempt->parent ? &attempt->manifest : NULL, &record,
@@ -424,8 +437,7 @@ static int run_attempts(struct commit *commit)
 		if (r != -DS_E_CONFLICT || commit->options->parent ||
 		    ++commit->result.races_n == RACES_MAX)
 			return r;
-		if (commit->diag)
-			ds_diag_clear(commit->diag);
+		ds_diag_clear(commit->diag);
 		r = read_head(commit);
 		if (r < 0)
 			return r;
@@ -444,8 +456,7 @@ static int check_tag(struct commit *commit)
 		return r;
 	r = ds_ref_head(commit->repo, DS_REF_TAG, commit->options->tag, &entry, commit->diag);
 	if (r == -DS_E_NO_VERSION) {
-		if (commit->diag)
-			ds_diag_clear(commit->diag);
+		ds_diag_clear(commit->diag);
 		return 0;
 	}
 	return r < 0 ? r

@@ -137,6 +137,7 @@ int ds_policy_load(struct ds_repo *repo, struct ds_policy_entry **ret_policies,
 		ds_free(policies);
 		return r;
 	}
+	ds_diag_clear(reterr_diag);
 	*ret_policies = policies;
 	*ret_policies_n = n;
 	return 0;

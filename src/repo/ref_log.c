@@ -59,9 +59,8 @@ static char *hint_key(const char *name)
 	return encoded ? ds_asprintf("hints/branches/%s", encoded) : NULL;
 }
 
-/* 1 if there is no hint that makes sense. */
-static int hint_read(struct ds_repo *repo, const char *name, uint64_t *ret_number,
-		     struct ds_diag *reterr_diag)
+/* 1 if there is no hint that can be read and makes sense. */
+static int hint_read(struct ds_repo *repo, const char *name, uint64_t *ret_number)
 {
 	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(64);
 	_ds_cleanup_free_ char *key = hint_key(name);
@@ -71,11 +70,9 @@ static int hint_read(struct ds_repo *repo, const char *name, uint64_t *ret_numbe
 	if (!key)
 		return -ENOMEM;
 	*ret_number = 1;
-	r = ds_repo_get_small(repo, key, &buf, reterr_diag);
-	if (r == -DS_E_ABSENT || r == -DS_E_LIMIT)
-		return 0;
+	r = ds_repo_get_small(repo, key, &buf, NULL);
 	if (r < 0)
-		return r;
+		return r == -ENOMEM || r == -DS_E_INTERRUPTED ? r : 0;
 	if (buf.len_bytes > 0 && buf.data[buf.len_bytes - 1] == '\n')
 		ds_buf_truncate(&buf, buf.len_bytes - 1);
 	if (ds_parse_u64(ds_buf_str(&buf), DS_ENTRY_NUMBER_MAX, &number) == 0 && number > 0)
@@ -111,6 +108,7 @@ static int search_look(struct search *search, uint64_t number, struct ds_diag *r
 	r = entry_read(search->repo, search->kind, search->name, number, search->spare,
 		       reterr_diag);
 	if (r == -DS_E_ABSENT) {
+		ds_diag_clear(reterr_diag);
 		search->high = number;
 		return 0;
 	}
@@ -131,7 +129,7 @@ static int search_run(struct search *search, struct ds_diag *reterr_diag)
 
 	max = search->kind == DS_REF_TAG ? 2 : DS_ENTRY_NUMBER_MAX;
 	if (search->kind == DS_REF_BRANCH)
-		r = hint_read(search->repo, search->name, &start, reterr_diag);
+		r = hint_read(search->repo, search->name, &start);
 	if (r == 0)
 		r = search_look(search, start, reterr_diag);
 	if (r == 0 && search->low == 0 && start > 1) {
@@ -316,6 +314,7 @@ int ds_ref_append(struct ds_repo *repo, const struct ds_ref_entry *head,
 		r = append_settle(repo, &entry, r, &entry, reterr_diag);
 	if (r < 0)
 		return r;
+	ds_diag_clear(reterr_diag);
 	if (entry.kind == DS_REF_BRANCH)
 		hint_write(repo, entry.name, entry.number);
 	*ret_entry = entry;

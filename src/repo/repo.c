@@ -198,8 +198,10 @@ static int probe(struct ds_store *store, struct ds_diag *reterr_diag)
 	if (r < 0)
 		return r;
 	r = ds_store_put_if_absent(store, PROBE_KEY, body, len_bytes, reterr_diag);
-	if (r == -DS_E_PRESENT)
+	if (r == -DS_E_PRESENT) {
+		ds_diag_clear(reterr_diag);
 		return 0;
+	}
 	if (r < 0 && r != -DS_E_UNSUPPORTED)
 		return r;
 	/* Leave nothing in a store that cannot be used. */
@@ -233,8 +235,10 @@ static int marker_put(struct ds_store *store, const struct ds_buf *buf, struct d
 		return r;
 	r_get = ds_store_get(store, MARKER_KEY, &there, NULL);
 	if (r_get == 0 && there.len_bytes == buf->len_bytes &&
-	    memcmp(there.data, buf->data, buf->len_bytes) == 0)
+	    memcmp(there.data, buf->data, buf->len_bytes) == 0) {
+		ds_diag_clear(reterr_diag);
 		return 0;
+	}
 	if (r_get == 0 || r == -DS_E_PRESENT)
 		return ds_diag_set(reterr_diag, -DS_E_PRESENT, ds_store_url(store),
 				   "there is a repository already");
@@ -261,6 +265,7 @@ int ds_repo_init_store(struct ds_store *store, const char *default_branch,
 	/* 403 may be absence: whether these credentials may write shows below. */
 	if (r != -DS_E_ABSENT && r != -DS_E_DENIED)
 		return r;
+	ds_diag_clear(reterr_diag);
 	ds_buf_clear(&buf);
 	r = probe(store, reterr_diag);
 	if (r < 0)

@@ -260,8 +260,10 @@ int ds_resolve(struct ds_repo *repo, const char *selector, struct ds_resolved *r
 		selector = ds_repo_default_branch(repo);
 		r = try_branch(repo, selector, &resolved, reterr_diag);
 	} else {
-		for (size_t i = 0; i < DS_ARRAY_SIZE(kinds) && r == -DS_E_NO_VERSION; i++)
+		for (size_t i = 0; i < DS_ARRAY_SIZE(kinds) && r == -DS_E_NO_VERSION; i++) {
+			ds_diag_clear(reterr_diag);
 			r = kinds[i](repo, selector, &resolved, reterr_diag);
+		}
 	}
 	if (r == -DS_E_NO_VERSION)
 		return no_version(repo, selector, reterr_diag);

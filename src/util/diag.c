@@ -8,7 +8,8 @@
 
 void ds_diag_clear(struct ds_diag *diag)
 {
-	memset(diag, 0, sizeof(*diag));
+	if (diag)
+		memset(diag, 0, sizeof(*diag));
 }
 
 int ds_diag_set(struct ds_diag *diag, int code, const char *object, const char *detail_format, ...)

@@ -20,6 +20,7 @@ struct ds_diag {
 	char detail[320];    /* one clause in plain words; "" if none; never a secret */
 };
 
+/* NULL is allowed. Who goes on after an error clears what it noted: the next error may have nothing to note. */
 void ds_diag_clear(struct ds_diag *diag);
 
 /*

@@ -220,6 +220,9 @@ Test(commit_fault, I07_an_interrupt_at_any_request_leaves_nothing_or_all)
 		r = box_try_commit(&box);
 		cr_assert(r == 0 || r == -DS_E_INTERRUPTED);
 		interrupted_n += r < 0;
+		/* Nothing that ended well on the way is blamed for it. */
+		cr_assert_eq(box.diag.code, r);
+		cr_assert_str_empty(box.diag.object, "%s", box.diag.object);
 		spy_store_reset(&box.spy);
 		press.at = box.interrupted;
 		box.interrupted = 0;

@@ -89,8 +89,28 @@ def imported(box):
     check_version(box, source, repo)
 
 
+def the_version_is_named(box):
+    """Whatever of its manifest is wrong; not what was read before."""
+    source = box.new_dir("src")
+    write(f"{source}/a", b"a")
+    write(f"{source}/large", os.urandom(5 * MIB))
+    for step, sql in enumerate((
+            "UPDATE entry SET mtime_ns = -1 WHERE name = x'61'",
+            "UPDATE extent SET slot = slot + 1",
+            "UPDATE pack SET size = -1",
+            "UPDATE meta SET value = 'many' WHERE key = 'files'",
+            "PRAGMA user_version = 7")):
+        repo = box.path(f"repo-named-{step}")
+        box.commit(source, repo, "--init")
+        id = forged.forge(box, repo, sql)
+        with open(f"{source}/large", "r+b") as file:
+            file.write(os.urandom(8))
+        result = box.dsfs("commit", source, repo, status=None)
+        check(result.status in (6, 9) and f'"versions/{id}"' in result.errors, f"{sql}: {result}: {result.errors}")
+
+
 def run(box, args):
-    for case in (extents_of_a_small_file, imported):
+    for case in (extents_of_a_small_file, imported, the_version_is_named):
         case(box)
         say(f"{case.__name__}: right")
 

@@ -1,5 +1,6 @@
 /* Logs of entries: append, head, at, list. Attacks INV-1 and INV-2 of ref_log.c. */
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -68,6 +69,31 @@ Test(refs_log, time_never_goes_back)
 	test_now = test_time(50);
 	entry = test_append(repo, DS_REF_BRANCH, "main", 2);
 	cr_assert_eq(entry.time.s, TEST_START_S + 100);
+	close_repo();
+}
+
+Test(refs_log, a_hint_that_cannot_be_read_is_none)
+{
+	static const int faults[] = {-EINVAL, -EIO, -DS_E_DENIED, -DS_E_NETWORK, -DS_E_CORRUPT};
+	struct ds_diag diag = {0};
+	struct ds_ref_entry head;
+
+	open_repo();
+	for (unsigned n = 1; n <= 5; n++)
+		test_append(repo, DS_REF_BRANCH, "main", n);
+	for (size_t i = 0; i < DS_ARRAY_SIZE(faults); i++) {
+		test_store_reset(&store);
+		store.fail_at = 0;
+		store.fail_with = faults[i];
+		cr_assert_eq(ds_ref_head(repo, DS_REF_BRANCH, "main", &head, &diag), 0);
+		cr_assert_eq(store.failed_n, 1);
+		cr_assert_eq(head.number, 5);
+		cr_assert_eq(diag.code, 0, "left behind: %s", diag.object);
+	}
+	test_store_reset(&store);
+	store.fail_at = 0;
+	store.fail_with = -DS_E_INTERRUPTED;
+	cr_assert_eq(ds_ref_head(repo, DS_REF_BRANCH, "main", &head, &diag), -DS_E_INTERRUPTED);
 	close_repo();
 }
 

@@ -198,8 +198,10 @@ Test(repo, what_was_made_can_be_opened)
 {
 	struct ds_store *base = test_store_new(&store);
 	struct ds_repo *made, *opened;
+	struct ds_diag diag = {0};
 
-	cr_assert_eq(ds_repo_init_store(base, "trunk", &made, NULL), 0);
+	cr_assert_eq(ds_repo_init_store(base, "trunk", &made, &diag), 0);
+	cr_assert_eq(diag.code, 0, "left behind: %s", diag.object);
 	test_store_reset(&store);
 	cr_assert_eq(ds_repo_open_store(base, &opened, NULL), 0);
 	cr_assert_eq(store.calls_n, 1, "opening reads dsfs.json and nothing else");

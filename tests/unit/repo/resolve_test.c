@@ -37,6 +37,7 @@ static void expect(const char *selector, unsigned version, uint64_t number)
 	int r = ds_resolve(repo, selector, &resolved, &diag);
 
 	cr_assert_eq(r, 0, "%s: %s: %s", selector, ds_strerror(r), diag.detail);
+	cr_assert_eq(diag.code, 0, "%s: left behind: %s %s", selector, diag.object, diag.detail);
 	cr_assert(ds_digest_equal(&resolved.version, &id), "%s: another version", selector);
 	cr_assert_eq(resolved.entry.number, number, "%s: entry %u", selector,
 		     (unsigned)resolved.entry.number);
@@ -272,6 +273,11 @@ Test(resolve, A18_a_store_that_fails_is_never_no_such_version)
 	test_append(repo, DS_REF_TAG, "v1", 2);
 	put_record("abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789");
 	for (size_t i = 0; i < DS_ARRAY_SIZE(selectors); i++) {
+		struct ds_resolved right;
+		unsigned hints_n = 0;
+
+		test_store_reset(&store);
+		cr_assert_eq(ds_resolve(repo, selectors[i], &right, NULL), 0);
 		for (long n = 0;; n++) {
 			struct ds_resolved resolved;
 			int r;
@@ -284,6 +290,12 @@ Test(resolve, A18_a_store_that_fails_is_never_no_such_version)
 				cr_assert_eq(r, 0);
 				cr_assert_gt(n, 0);
 				break;
+			}
+			/* Without the hint it is found, too. */
+			if (r == 0) {
+				cr_assert_eq(++hints_n, 1);
+				cr_assert(ds_digest_equal(&resolved.version, &right.version));
+				continue;
 			}
 			cr_assert_eq(r, -DS_E_SERVER, "%s, call %ld: %s", selectors[i], n,
 				     ds_strerror(r));
