@@ -12,7 +12,7 @@
  *
  * Blocks; uses its own threads. One call at a time for an options struct. Errors besides those of store and disk:
  * -DS_E_SOURCE_REFUSED (special or unreadable files, source inside the repository or the other way round, names that cannot be kept),
- * -DS_E_SOURCE_CHANGED (a file that did not stand still), -DS_E_CONFLICT (options.parent is no longer the head), -DS_E_LATE
+ * -DS_E_SOURCE_CHANGED (a file that did not stand still, or vanished), -DS_E_CONFLICT (options.parent is no longer the head), -DS_E_LATE
  * (half a grace passed; nothing was published), -DS_E_INTERRUPTED.
  */
 #ifndef DS_REPO_COMMIT_H

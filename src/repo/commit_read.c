@@ -168,6 +168,9 @@ static int file_error(struct pipeline *pipeline, struct commit_node *file, int c
 		return -ENOMEM;
 	if (code == -DS_E_SOURCE_CHANGED)
 		return ds_diag_set(reterr_diag, code, path, "tried %u times", READ_TRIES_MAX);
+	if (code == -ENOENT)
+		return ds_diag_set(reterr_diag, -DS_E_SOURCE_CHANGED, path,
+				   "it vanished after the source was scanned");
 	if (code == -DS_E_INTERRUPTED || code == -ENOMEM)
 		return code;
 	if (code != -EACCES && code != -EPERM && code != -EIO)

@@ -322,7 +322,7 @@ static int read_once(struct task *task)
 
 	/* It was there, and was a file, when it was scanned. */
 	if (fd < 0)
-		return fd == -ENOENT || fd == -ELOOP || fd == -ENOTDIR || fd == -ENXIO
+		return fd == -ELOOP || fd == -ENOTDIR || fd == -ENXIO || fd == -ESTALE
 			       ? -DS_E_SOURCE_CHANGED
 			       : fd;
 	r = wait_rest(task, fd);
@@ -351,7 +351,8 @@ void commit_read_task(struct ds_work_item *work)
 		struct piece *piece;
 
 		r = read_once(task);
-		if (r != -DS_E_SOURCE_CHANGED || i + 1 == READ_TRIES_MAX)
+		/* Who replaces a file may take the name away first. */
+		if ((r != -DS_E_SOURCE_CHANGED && r != -ENOENT) || i + 1 == READ_TRIES_MAX)
 			break;
 		r = new_piece(task, 0, 0, 0, &piece);
 		if (r < 0)

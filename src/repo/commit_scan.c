@@ -36,6 +36,19 @@ void scan_fail(struct scan *scan, int code, const char *path, const char *detail
 	pthread_mutex_unlock(&scan->mutex);
 }
 
+int scan_reject(struct scan *scan, struct commit_node *node, const char *path, int r)
+{
+	bool is_gone = r == -ENOENT || r == -ENOTDIR || r == -ELOOP || r == -ESTALE;
+
+	if (r == -ENOMEM)
+		return r;
+	if (!is_gone || scan->options->skip_unreadable)
+		return commit_node_reject(node, REJECT_UNREADABLE, strerror(-r));
+	scan_fail(scan, -DS_E_SOURCE_CHANGED, path,
+		  "it vanished, or was replaced, while the source was scanned");
+	return -DS_E_SOURCE_CHANGED;
+}
+
 static void free_item(struct scan *scan, struct dir_item *item)
 {
 	handle_unref(scan, item->parent);
@@ -139,12 +152,13 @@ static void scan_dir(struct scan *scan, struct dir_item *item)
 	int fd = open_dir(scan, item);
 	int r = fd < 0 ? fd : scan_read_dir(scan, dir, fd, item->path);
 
-	if (r < 0 && r != -DS_E_SOURCE_REFUSED && !is_short_of(r) && dir->parent) {
+	if (r < 0 && r != -DS_E_SOURCE_REFUSED && r != -DS_E_SOURCE_CHANGED && !is_short_of(r) &&
+	    dir->parent) {
 		/* What of it was read already goes; its array stays, since links may point into it. */
 		for (uint32_t i = 0; i < dir->children_n; i++)
 			ds_free(dir->children[i].target);
 		dir->children_n = 0;
-		r = commit_node_reject(dir, REJECT_UNREADABLE, strerror(-r));
+		r = scan_reject(scan, dir, item->path, r);
 	} else if (r == 0) {
 		r = push_children(scan, dir, item->path, &fd);
 	}

@@ -100,7 +100,8 @@ static int note_link_locked(struct scan *scan, struct commit_node *node)
 	return 0;
 }
 
-static int fill_file(struct scan *scan, int dir_fd, struct commit_node *node, const struct stat *st)
+static int fill_file(struct scan *scan, int dir_fd, struct commit_node *node, const char *path,
+		     const struct stat *st)
 {
 	int r;
 
@@ -110,7 +111,7 @@ static int fill_file(struct scan *scan, int dir_fd, struct commit_node *node, co
 	/* The whole list is wanted now, not one by one when they are read. */
 	if (!scan->is_root &&
 	    faccessat(dir_fd, node->name, R_OK, AT_EACCESS | AT_SYMLINK_NOFOLLOW) < 0)
-		return commit_node_reject(node, REJECT_UNREADABLE, strerror(errno));
+		return scan_reject(scan, node, path, -errno);
 	if (st->st_nlink == 1)
 		return 0;
 	pthread_mutex_lock(&scan->mutex);
@@ -125,14 +126,14 @@ static int fill_node(struct scan *scan, int dir_fd, struct commit_node *node, co
 	int r;
 
 	if (fstatat(dir_fd, node->name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-		return commit_node_reject(node, REJECT_UNREADABLE, strerror(errno));
+		return scan_reject(scan, node, path, -errno);
 	node->mtime = (struct ds_time){.s = st.st_mtim.tv_sec, .ns = (uint32_t)st.st_mtim.tv_nsec};
 	node->ctime = (struct ds_time){.s = st.st_ctim.tv_sec, .ns = (uint32_t)st.st_ctim.tv_nsec};
 	node->dev = st.st_dev;
 	node->ino = st.st_ino;
 	switch (st.st_mode & S_IFMT) {
 	case S_IFREG:
-		return fill_file(scan, dir_fd, node, &st);
+		return fill_file(scan, dir_fd, node, path, &st);
 	case S_IFDIR:
 		node->type = DS_ENTRY_DIRECTORY;
 		if (!scan->has_avoid || st.st_dev != scan->avoid_dev ||
@@ -143,9 +144,7 @@ static int fill_node(struct scan *scan, int dir_fd, struct commit_node *node, co
 	case S_IFLNK:
 		node->type = DS_ENTRY_SYMLINK;
 		r = read_target(dir_fd, node);
-		return r == 0 || r == -ENOMEM
-			       ? r
-			       : commit_node_reject(node, REJECT_UNREADABLE, strerror(-r));
+		return r < 0 ? scan_reject(scan, node, path, r) : 0;
 	default:
 		return commit_node_reject(node, REJECT_SPECIAL, special_kind(st.st_mode));
 	}

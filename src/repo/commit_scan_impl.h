@@ -49,9 +49,11 @@ struct scan {
 	} locked;
 };
 
-/* Reads the open directory of an item: fills in dir's children. -ENOMEM, -DS_E_SOURCE_REFUSED (noted by scan_fail), or an errno: it
+/* Reads the open directory of an item: fills in dir's children. -ENOMEM, -DS_E_SOURCE_REFUSED or _CHANGED (noted by scan_fail), or an errno: it
  * cannot be read. */
 int scan_read_dir(struct scan *scan, struct commit_node *dir, int fd, const char *path);
+/* What has a name but cannot be read is left out of the tree; -DS_E_SOURCE_CHANGED, noted, if it is gone by now, and -ENOMEM as it is. */
+int scan_reject(struct scan *scan, struct commit_node *node, const char *path, int r);
 /* The first failure counts. */
 void scan_fail(struct scan *scan, int code, const char *path, const char *detail);
 

@@ -81,7 +81,8 @@ struct commit_tree {
 
 /*
  * Scans options->source. Calls options->warn for what is rejected, in tree order. `avoid`: a directory that must not lie in the source (the
- * repository), or NULL. Gives progress. -DS_E_SOURCE_REFUSED, -DS_E_INTERRUPTED, errnos.
+ * repository), or NULL. Gives progress. -DS_E_SOURCE_REFUSED, -DS_E_SOURCE_CHANGED, -DS_E_INTERRUPTED,
+ * errnos.
  */
 int commit_scan(const struct ds_commit_options *options, const char *avoid,
 		struct commit_tree *tree, struct ds_diag *reterr_diag);

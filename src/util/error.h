@@ -42,7 +42,7 @@
 	X(CLOSED, 4133, ENOENT, false, "deleted")                                           \
 	X(CONFLICT, 4134, EBUSY, false, "the branch has moved")                             \
 	X(LATE, 4135, ETIMEDOUT, true, "too much time has passed since the start")          \
-	X(SOURCE_CHANGED, 4136, EBUSY, true, "the file changed while it was read")          \
+	X(SOURCE_CHANGED, 4136, EBUSY, true, "the source changed while it was read")        \
 	X(SOURCE_REFUSED, 4137, EINVAL, false, "the source holds what cannot be committed") \
 	X(INTERRUPTED, 4138, EINTR, false, "interrupted")                                   \
 	X(USAGE, 4139, EINVAL, false, "wrong usage")

@@ -1,6 +1,7 @@
 /*
  * Files that change while they are read (D14, I08): read again, or refused; never torn.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -12,8 +13,11 @@
 
 #include "commit_support.h"
 #include "repo/commit_read.h"
+#include "repo/commit_scan_impl.h"
 #include "suite.h"
 #include "util/clock.h"
+#include "util/error.h"
+#include "util/mem.h"
 
 DS_SUITE(commit_read);
 
@@ -192,6 +196,64 @@ Test(commit_read, D14_a_file_that_is_no_file_any_more_is_refused)
 	for (size_t i = 0; i < DS_ARRAY_SIZE(changes); i++)
 		cr_assert_eq(read_changing(&fiddle, 1, 1000, changes[i]), -DS_E_SOURCE_CHANGED);
 	box_release(&box);
+}
+
+static bool diag_has(const struct ds_diag *diag, const char *part)
+{
+	char text[800];
+
+	return strstr(ds_diag_format(diag, text, sizeof(text)), part);
+}
+
+Test(commit_read, a_file_that_vanished_after_the_scan_is_called_so)
+{
+	struct fiddle fiddle = {0};
+	struct commit_tree tree;
+	struct box box;
+
+	box_init(&box);
+	box_mkdir(&box, "dir");
+	box_fill(&box, "file", 1, 1);
+	fiddle.box = &box;
+	cr_assert_eq(read_changing(&fiddle, 1, 1000, vanish), -DS_E_SOURCE_CHANGED);
+	cr_assert(diag_has(&box.diag, "vanished"));
+	box_fill(&box, "dir/in", 1, 1000);
+	for (unsigned i = 0; i < 2; i++) {
+		struct commit_read read = {.options = &box.options,
+					   .tree = &tree,
+					   .memory_bytes = 1 << 20};
+
+		/* What is gone is not unreadable. */
+		box.options.skip_unreadable = i == 1;
+		box_mkdir(&box, "gone");
+		box_fill(&box, "gone/file", 1, 1000);
+		ds_diag_clear(&box.diag);
+		cr_assert_eq(commit_scan(&box.options, NULL, &tree, &box.diag), 0);
+		box_remove(&box, "gone");
+		cr_assert_eq(commit_read_files(&read, &box.diag), -DS_E_SOURCE_CHANGED);
+		cr_assert(diag_has(&box.diag, "vanished"));
+		cr_assert(diag_has(&box.diag, "gone/file"));
+		commit_tree_release(&tree);
+	}
+	box_release(&box);
+}
+
+Test(commit_read, a_name_that_vanished_during_the_scan_is_called_so)
+{
+	struct ds_commit_options options = {0};
+	struct scan scan = {.options = &options, .mutex = PTHREAD_MUTEX_INITIALIZER};
+	struct commit_node node = {0};
+
+	cr_assert_eq(scan_reject(&scan, &node, "closed", -EACCES), 0);
+	cr_assert_eq(node.reject, REJECT_UNREADABLE);
+	cr_assert_eq(scan_reject(&scan, &node, "dir/gone", -ENOENT), -DS_E_SOURCE_CHANGED);
+	cr_assert_eq(scan.locked.result, -DS_E_SOURCE_CHANGED);
+	cr_assert(diag_has(&scan.locked.diag, "vanished"));
+	cr_assert(diag_has(&scan.locked.diag, "dir/gone"));
+	options.skip_unreadable = true;
+	cr_assert_eq(scan_reject(&scan, &node, "gone", -ENOENT), 0);
+	cr_assert_str_eq(node.target, strerror(ENOENT));
+	ds_free(node.target);
 }
 
 Test(commit_read, D14_a_file_replaced_after_it_was_read_may_be_either)
