@@ -108,6 +108,11 @@ static void print_result(struct cli_call *call, struct ds_repo *repo,
 	const char *branch = options->branch ? options->branch : ds_repo_default_branch(repo);
 	char id[DS_DIGEST_TEXT_MAX], fingerprint[DS_DIGEST_TEXT_MAX], size[32], up[32];
 
+	if (result->parent_is_damaged)
+		fprintf(stderr,
+			"dsfs: the manifest of version %s is damaged (see 'dsfs verify'): nothing "
+			"of it was taken over\n",
+			ds_digest_format(&result->parent, id));
 	ds_digest_format(&result->version, id);
 	ds_digest_format(&result->fingerprint, fingerprint);
 	if (call->json) {
@@ -134,6 +139,7 @@ static void print_result(struct cli_call *call, struct ds_repo *repo,
 						 "read_bytes", (json_int_t)result->read_bytes,
 						 "races", (json_int_t)result->races_n));
 		json_object_set(row, "rejected", rejected);
+		json_object_set_new(row, "parent_damaged", json_boolean(result->parent_is_damaged));
 		cli_print_json(row);
 		return;
 	}
@@ -264,8 +270,9 @@ const struct cli_command cli_command_commit = {
 		"If somebody else commits at the same time, the one who is later commits the same "
 		"tree again with the other's version as its parent, unless --parent forbids it. "
 		"Interrupted or killed, a commit leaves nothing half-visible, and repeating it "
-		"soon "
-		"uses what was uploaded.",
+		"soon uses what was uploaded.\n"
+		"If rows of the parent's manifest turn out not to be a tree, nothing of it is "
+		"taken over, and a warning names that version.",
 	.examples = "  dsfs commit ./data s3://bucket/imagenet -m 'relabelled cats'\n"
 		    "  dsfs commit --init ./data /srv/datasets/imagenet --tag v1\n",
 	.options = commit_options,

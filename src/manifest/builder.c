@@ -59,6 +59,7 @@ static const char *const write_texts[W_END - DS_SQL_READS_N] = {
 	[W_REJECT_PUT - DS_SQL_READS_N] = "INSERT INTO reject (path, reason) VALUES (?1, ?2)",
 	[W_REJECT_CLEAR - DS_SQL_READS_N] = "DELETE FROM reject",
 	[W_MAX_ID - DS_SQL_READS_N] = "SELECT max(id) FROM entry",
+	[W_ENTRIES_N - DS_SQL_READS_N] = "SELECT count(*) FROM entry",
 	[W_LINKS_FILL - DS_SQL_READS_N] =
 		"INSERT INTO temp.name_of SELECT link, id FROM entry WHERE type = 4",
 	[W_LINK_PUT - DS_SQL_READS_N] = "INSERT INTO temp.name_of VALUES (?1, ?2)",
@@ -387,6 +388,22 @@ int ds_builder_next(struct ds_builder *builder, uint64_t dir, const char *after_
 int ds_builder_readlink(struct ds_builder *builder, uint64_t ino, struct ds_buf *buf)
 {
 	return builder->failed ? builder->failed : ds_read_readlink(&builder->sql, ino, buf);
+}
+
+int ds_builder_entries_n(struct ds_builder *builder, uint64_t *ret_n)
+{
+	sqlite3_stmt *stmt = builder->sql.stmts[W_ENTRIES_N];
+	bool has_row;
+	int r;
+
+	if (builder->failed)
+		return builder->failed;
+	r = ds_sql_step(&builder->sql, stmt, &has_row);
+	if (r < 0)
+		return r;
+	*ret_n = (uint64_t)sqlite3_column_int64(stmt, 0);
+	sqlite3_reset(stmt);
+	return 0;
 }
 
 int ds_builder_extents(struct ds_builder *builder, uint64_t ino, struct ds_extent *ret_extents,

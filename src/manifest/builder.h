@@ -84,6 +84,8 @@ int ds_builder_add_reject(struct ds_builder *builder, const char *path, size_t p
 			  const char *reason);
 
 uint64_t ds_builder_total(struct ds_builder *builder, const char *key);
+/* All entries, the root and what cannot be reached included: counted, not stored. */
+int ds_builder_entries_n(struct ds_builder *builder, uint64_t *ret_n);
 
 /* Commits, closes the database and leaves a plain file without journal. The builder can only be
  * freed then. */

@@ -39,6 +39,7 @@ enum builder_write {
 	W_REJECT_PUT,		/* path, reason */
 	W_REJECT_CLEAR,
 	W_MAX_ID,
+	W_ENTRIES_N,
 	W_LINKS_FILL,
 	W_LINK_PUT,    /* ino, id */
 	W_LINK_REMOVE, /* ino, id */

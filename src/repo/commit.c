@@ -193,10 +193,16 @@ static int load_parent(struct commit *commit, struct attempt *attempt, const str
 	return r < 0 ? blame_parent(commit, attempt, r) : 0;
 }
 
+static int create_manifest(struct commit *commit, struct attempt *attempt)
+{
+	uint32_t page_size = commit->options->page_size;
+
+	return ds_builder_create(attempt->path, page_size ? page_size : MANIFEST_PAGE_SIZE,
+				 &attempt->builder);
+}
+
 static int begin_attempt(struct commit *commit, struct attempt *attempt)
 {
-	uint32_t page_size =
-		commit->options->page_size ? commit->options->page_size : MANIFEST_PAGE_SIZE;
 	struct ds_digest base;
 	bool has_base;
 	int r = find_base(commit, &has_base, &base);
@@ -206,8 +212,7 @@ static int begin_attempt(struct commit *commit, struct attempt *attempt)
 	attempt->path = ds_asprintf("%s/manifest-%u", commit->state.tmp, commit->result.races_n);
 	if (!attempt->path)
 		return -ENOMEM;
-	r = has_base ? load_parent(commit, attempt, &base)
-		     : ds_builder_create(attempt->path, page_size, &attempt->builder);
+	r = has_base ? load_parent(commit, attempt, &base) : create_manifest(commit, attempt);
 	if (r == 0)
 		r = commit_packs_new(commit->repo, DS_PACK_MANIFEST, DS_MIB(128), &commit->watch,
 				     &attempt->packs);
@@ -294,6 +299,47 @@ static void fill_totals(struct ds_builder *builder, struct ds_version_totals *re
 		.bytes = ds_builder_total(builder, "bytes"),
 		.rejected_n = ds_builder_total(builder, "rejected"),
 	};
+}
+
+/* Whether the manifest holds as much as the tree: -DS_E_MALFORMED if damage of the parent's stayed in it. */
+static int check_totals(const struct commit *commit, struct ds_builder *builder)
+{
+	const struct commit_tree *tree = &commit->tree;
+	struct ds_version_totals totals;
+	uint64_t entries_n;
+	int r = ds_builder_entries_n(builder, &entries_n);
+
+	if (r < 0)
+		return r;
+	fill_totals(builder, &totals);
+	if (totals.files_n == tree->files_n && totals.directories_n == tree->directories_n &&
+	    totals.symlinks_n == tree->symlinks_n && totals.bytes == tree->bytes &&
+	    entries_n == 1 + totals.files_n + totals.directories_n + totals.symlinks_n)
+		return 0;
+	return -DS_E_MALFORMED;
+}
+
+/* Makes the attempt's manifest that of the tree: from the parent's, or if that is damaged from an empty one. */
+static int change_manifest(struct commit *commit, struct attempt *attempt,
+			   struct commit_apply *apply)
+{
+	int r = commit_tree_count(&commit->tree);
+
+	if (r == 0)
+		r = commit_apply(apply);
+	if (r == 0)
+		r = check_totals(commit, attempt->builder);
+	if (r != -DS_E_MALFORMED || !attempt->parent)
+		return r;
+	commit->result.parent_is_damaged = true;
+	commit->result.parent = attempt->parent->id;
+	attempt->builder = apply->builder = ds_builder_free(attempt->builder);
+	unlink(attempt->path);
+	r = create_manifest(commit, attempt);
+	apply->builder = attempt->builder;
+	if (r == 0)
+		r = commit_match(apply, false);
+	return r < 0 ? r : commit_apply(apply);
 }
 
 /* The record: put, and looked at like the packs. */
@@ -383,6 +429,7 @@ static int run_attempt(struct commit *commit, struct attempt *attempt)
 	struct ds_record record = {0};
 	int r;
 
+	commit->result.parent_is_damaged = false;
 	r = begin_attempt(commit, attempt);
 	if (r < 0)
 		return r;
@@ -400,7 +447,7 @@ static int run_attempt(struct commit *commit, struct attempt *attempt)
 		return 0;
 	}
 	show_phase(commit, "publishing");
-	r = commit_apply(&apply);
+	r = change_manifest(commit, attempt, &apply);
 	if (r == 0) {
 		fill_totals(attempt->builder, &commit->result.totals);
 		r = ds_builder_finish(attempt->builder);

@@ -72,6 +72,9 @@ struct ds_commit_result {
 		reused_bytes; /* raw bytes found in packs that were already there, other than by the same path */
 	uint64_t read_bytes; /* of files that were read */
 	unsigned races_n;    /* times that another writer was first */
+	/* The parent's manifest is damaged: the new one was made without it, and all counts as added. */
+	bool parent_is_damaged;
+	struct ds_digest parent;
 };
 
 int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,

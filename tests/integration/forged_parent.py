@@ -89,6 +89,30 @@ def imported(box):
     check_version(box, source, repo)
 
 
+def damage_ends_with_the_version(box):
+    """A tree that is none, or totals that are not right, are not carried into the next version."""
+    for step, sql in enumerate((
+            "UPDATE entry SET parent = 999 WHERE name = x'61'",
+            "UPDATE meta SET value = 77 WHERE key = 'files'",
+            "UPDATE meta SET value = 0 WHERE key IN ('files', 'bytes')",
+            "UPDATE meta SET value = 3 WHERE key = 'symlinks'",
+            "INSERT INTO entry (id, parent, name, type, mtime_s, mtime_ns, nlink, size, digest)"
+            "    SELECT 500, 500, x'7a', 2, 0, 0, 2, 0, zeroblob(32)",
+            "DELETE FROM entry WHERE name = CAST('large' AS BLOB)")):
+        source, repo = box.new_dir("src"), box.path(f"repo-damage-{step}")
+        write(f"{source}/a", b"a")
+        write(f"{source}/b", os.urandom(2 * MIB))
+        write(f"{source}/large", os.urandom(9 * MIB))
+        box.commit(source, repo, "--init")
+        id = forged.forge(box, repo, sql)
+        write(f"{source}/c", b"c")
+        os.unlink(f"{source}/b")
+        result = box.dsfs("commit", "--json", source, repo)
+        check(result.json["parent_damaged"] and id in result.errors, f"{sql}: {result.json} {result.errors}")
+        check(result.json["uploaded_data_bytes"] < MIB, f"{sql}: uploaded again: {result.json}")
+        check_version(box, source, repo)
+
+
 def the_version_is_named(box):
     """Whatever of its manifest is wrong; not what was read before."""
     source = box.new_dir("src")
@@ -110,7 +134,7 @@ def the_version_is_named(box):
 
 
 def run(box, args):
-    for case in (extents_of_a_small_file, imported, the_version_is_named):
+    for case in (extents_of_a_small_file, imported, damage_ends_with_the_version, the_version_is_named):
         case(box)
         say(f"{case.__name__}: right")
 

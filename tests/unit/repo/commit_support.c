@@ -384,6 +384,7 @@ const struct ds_commit_result *box_commit(struct box *box)
 
 	cr_assert_eq(r, 0, "commit: %s: %s", ds_strerror(r),
 		     ds_diag_format(&box->diag, text, sizeof(text)));
+	cr_assert(!box->result.parent_is_damaged);
 	cr_assert_eq(box->diag.code, 0, "left behind: %s",
 		     ds_diag_format(&box->diag, text, sizeof(text)));
 	return &box->result;
