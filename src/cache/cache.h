@@ -3,7 +3,8 @@
  *
  * An image is a directory with `data` (the raw bytes of chunks at their offsets, sparse) and `map` (boot id, flags, and
  * for each slot: digest, offset, length, and the bits `present` and `trusted`). A chunk is served only if it is
- * trusted: filled, or checked against its digest, in this boot. Damage of whatever kind is a miss. There is no index: the
+ * trusted: filled, or checked against its digest, in this boot. Damage of whatever kind is a miss; bytes that are changed in place
+ * within a boot, behind the back of the file system, are met only where checks_anew is set. There is no index: the
  * directory is the index.
  *
  * Locks (all of them go with the process): who reads or fills holds a shared OFD lock on byte 0 of `map`; a fill an
@@ -60,6 +61,9 @@ struct ds_image_layout {
 	struct ds_digest name;
 	uint32_t slots_n;
 	uint64_t size_bytes; /* of `data`, at most */
+	/* Trust ends with the process, not with the boot: each chunk is checked once more before its first use. For what is small, and
+	 * would mislead the reader of everything else. */
+	bool checks_anew;
 };
 /* Layout names: SHA-256 of a tag and the id. */
 enum ds_image_kind { DS_IMAGE_PACK, DS_IMAGE_FILE, DS_IMAGE_MANIFEST, DS_IMAGE_INDEX };

@@ -67,7 +67,7 @@ static enum ds_image_state look(struct ds_image_disk *disk, const struct ds_imag
 		return copy_is_claim(copy, slot) ? DS_IMAGE_READY : DS_IMAGE_NOTHING;
 	if (ds_map_look(disk, slot, &state, &is_claim) < 0 || !is_claim)
 		return DS_IMAGE_NOTHING;
-	if (!(state & DS_SLOT_TRUSTED))
+	if (!(state & DS_SLOT_TRUSTED) || disk->layout.checks_anew)
 		return DS_IMAGE_UNCHECKED;
 	publish(disk, slot);
 	return DS_IMAGE_READY;
@@ -90,7 +90,7 @@ static int read_all(struct ds_image_disk *disk, void *ret_data, size_t len_bytes
 	return r < 0 ? r : n == len_bytes ? 0 : -DS_E_CORRUPT;
 }
 
-/* A chunk from another boot: reads all of it, and trusts it if it fits. */
+/* A chunk from another boot or process: reads all of it, and trusts it if it fits. */
 static int read_checking(struct ds_image_disk *disk, const struct ds_image_slot *slot, uint64_t off,
 			 size_t len_bytes, void *ret_data)
 {

@@ -154,7 +154,8 @@ static int read_page(void *ctx, void *want, uint64_t page, void *ret_page)
 int view_pages_init(struct ds_view *view)
 {
 	struct ds_image_layout layout = {.slots_n = (uint32_t)view->pages_n,
-					 .size_bytes = view->pages_n * view->page_size};
+					 .size_bytes = view->pages_n * view->page_size,
+					 .checks_anew = true};
 	int r;
 
 	view->index.nodes_n = ds_page_index_nodes_n(view->pages_n);

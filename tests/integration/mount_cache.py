@@ -119,6 +119,29 @@ def damage(box, repo, wanted, rng):
     with box.mount(repo, f"cache_dir={cache}") as mount:
         same(wanted, mount, f"after damage to {changed} files of the cache")
     say(f"{changed} files of the cache damaged: right")
+    flip_manifest(box, repo, wanted, rng, cache)
+
+
+def flip_manifest(box, repo, wanted, rng, cache):
+    """Manifests are checked again by each process: bytes flipped within one boot are a miss too."""
+    flipped = 0
+    for path, _, names in os.walk(cache):
+        if "data" not in names:
+            continue
+        with open(os.path.join(path, "data"), "r+b") as file:
+            data = bytearray(file.read())
+            if not data.startswith(b"SQLite format 3\0"):
+                continue
+            for start in range(0, len(data), 2048):
+                at = rng.randrange(start, min(start + 2048, len(data)))
+                flipped += data[at] != 0
+                data[at] ^= 1 << rng.randrange(8)
+            file.seek(0)
+            file.write(data)
+    check(flipped > 3, "no manifest was damaged")
+    with box.mount(repo, f"cache_dir={cache}") as mount:
+        same(wanted, mount, f"after {flipped} flips in the manifest")
+    say(f"{flipped} bytes of the cached manifest flipped: right")
 
 
 def removed(box, repo, wanted):

@@ -176,6 +176,39 @@ Test(image, F10_another_boot_trusts_only_what_it_has_checked)
 	support_pack_release(&pack);
 }
 
+/* As the next process of the same boot finds it. */
+Test(image, F06_what_is_checked_anew_is_a_miss_when_it_was_changed_within_the_boot)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack;
+	struct ds_image *image;
+	int dir_fd, fd;
+
+	support_pack_init(&pack, 7, 50, 5000, false);
+	pack.layout.checks_anew = true;
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), 50);
+	cr_assert_eq(support_count(image, &pack, false), 50);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
+	fd = openat(dir_fd, "data", O_RDWR | O_CLOEXEC);
+	cr_assert_eq(pwrite(fd, "damage", 6, (off_t)pack.slots[20].raw_off), 6);
+	close(fd);
+	close(dir_fd);
+	cache = support_open(support_path("c"), DS_MIB(64), 1);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_count(image, &pack, false), 0);
+	cr_assert_eq(support_count(image, &pack, true), 49);
+	cr_assert_eq(support_count(image, &pack, false), 49);
+	/* In this process the slot stays one that is checked each time. */
+	cr_assert_eq(support_fill(image, &pack, 20), 0);
+	cr_assert_eq(support_count(image, &pack, true), 50);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
 Test(image, T20_bytes_that_a_crash_lost_are_a_miss_in_the_next_boot)
 {
 	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
