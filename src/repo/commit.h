@@ -5,10 +5,10 @@
  * index, hint. A crash at any point leaves only unreachable objects. A writer that lost the race commits the same tree
  * again with the winner as its parent. All times are the store's.
  *
- * Of a source that changes meanwhile each file is as it was at one moment, though not all at the same. Read again, up to three times, is what
- * changed while it was read; what somebody has open for writing is read when it has rested for 2 s (where leases, fcntl(2), do not tell who
- * has: any file that is younger than 2 s). Not seen are a write() that takes longer, and stores through a mapping into pages that
- * are dirty already.
+ * Of a source that changes meanwhile each file is as it was at one moment, though not all at the same. Read again, up to three times, is
+ * what changed while it was read; what somebody has open for writing is read when it has rested, or only grown, for 2 s (where leases,
+ * fcntl(2), do not tell who has: any file that is younger than 2 s). Not seen are a write() that takes longer, and stores through a
+ * mapping into pages that are dirty already.
  *
  * Blocks; uses its own threads. One call at a time for an options struct. Errors besides those of store and disk:
  * -DS_E_SOURCE_REFUSED (special or unreadable files, source inside the repository or the other way round, names that cannot be kept),

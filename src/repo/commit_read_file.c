@@ -285,6 +285,9 @@ static bool has_no_writer(int fd)
 static int wait_rest(struct task *task, int fd)
 {
 	uint64_t until_ns = ds_mono_ns() + REST_NS + TICK_NS;
+	struct ds_time last_ctime = {0};
+	off_t last_size = -1;
+	bool only_grows = true;
 
 	for (;;) {
 		/* In this order: what is written between them gets a time that is too young. */
@@ -305,8 +308,13 @@ static int wait_rest(struct task *task, int fd)
 		/* From a clock ahead of ours nothing follows. */
 		if (age_ns >= rest_ns || age_ns < -TICK_NS)
 			return 0;
+		only_grows &=
+			task->st.st_size > last_size || ds_time_compare(ctime, last_ctime) == 0;
+		last_size = task->st.st_size;
+		last_ctime = ctime;
+		/* A log: what lies before its end stands. */
 		if (ds_mono_ns() >= until_ns)
-			return -DS_E_SOURCE_CHANGED;
+			return only_grows ? 0 : -DS_E_SOURCE_CHANGED;
 		if (is_stopped(task->pipeline))
 			return -DS_E_INTERRUPTED;
 		ds_sleep_ms(POLL_MS);

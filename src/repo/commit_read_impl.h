@@ -14,7 +14,8 @@
  *        after the reading. Names of which this is not known leave the links, and are read by themselves.
  * INV-6  A file is read when each write since then would show in its times, and its times are compared before and after. Times
  *        tick, and one write() stamps them once, at its start: so the last change must be TICK_NS ago, and if somebody has the
- *        file open for writing (or if that cannot be told) REST_NS. What stores through a mapping longer than that is not seen.
+ *        file open for writing (or if that cannot be told) REST_NS, or in all that time it was only seen to grow. What stores through
+ *        a mapping longer than that is not seen.
  */
 #ifndef DS_REPO_COMMIT_READ_IMPL_H
 #define DS_REPO_COMMIT_READ_IMPL_H

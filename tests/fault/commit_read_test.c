@@ -473,3 +473,55 @@ Test(commit_read, a_file_that_is_open_for_writing_and_rests_is_read)
 	close(fd);
 	box_release(&box);
 }
+
+struct log {
+	pthread_t thread;
+	_Atomic bool is_over;
+	bool is_in_place;
+	char path[200];
+};
+
+static void *keep_writing(void *ctx)
+{
+	struct log *log = ctx;
+	int fd = open(log->path, O_WRONLY | O_CLOEXEC);
+
+	for (uint64_t i = 0; !log->is_over; i++) {
+		off_t end = lseek(fd, 0, SEEK_END);
+
+		if (pwrite(fd, &i, sizeof(i), log->is_in_place ? 0 : end) < 0)
+			break;
+		ds_sleep_ms(30);
+	}
+	close(fd);
+	return NULL;
+}
+
+/* Of the fingerprint of a source with a file that somebody keeps open and writes all the time. */
+static int read_written(struct box *box, bool is_in_place)
+{
+	struct log log = {.is_in_place = is_in_place};
+	struct ds_version_totals totals;
+	struct ds_digest fingerprint;
+	int r;
+
+	snprintf(log.path, sizeof(log.path), "%s/file", box->source);
+	cr_assert_eq(pthread_create(&log.thread, NULL, keep_writing, &log), 0);
+	/* The writer is there. */
+	ds_sleep_ms(50);
+	r = ds_fingerprint_directory(&box->options, &fingerprint, &totals, NULL);
+	log.is_over = true;
+	pthread_join(log.thread, NULL);
+	return r;
+}
+
+Test(commit_read, D14_a_log_is_read_while_it_grows)
+{
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 1000);
+	cr_assert_eq(read_written(&box, false), 0);
+	cr_assert_eq(read_written(&box, true), -DS_E_SOURCE_CHANGED);
+	box_release(&box);
+}
