@@ -251,7 +251,7 @@ def make_repository(target, scratch):
     manifest = Manifest(os.path.join(scratch, "manifest"))
     where, expected = {}, {"versions": {}, "selectors": []}
     repo.put("dsfs.json", marker(later={"unknown": [1, None, "\u00e9"]}))
-    repo.put("probe.json", b'{"put_if_absent":true}\n')
+    repo.put("probe.json", b'{"format":1,"put_if_absent":true}\n')
 
     # Version 1. Its data pack was replaced twice, its manifest pack once.
     tree = first_tree()
