@@ -323,7 +323,7 @@ static int check_totals(const struct commit *commit, struct ds_builder *builder)
 static int change_manifest(struct commit *commit, struct attempt *attempt,
 			   struct commit_apply *apply)
 {
-	int r = commit_tree_count(&commit->tree);
+	int r = commit_tree_count(&commit->tree, commit->options->source, commit->diag);
 
 	if (r == 0)
 		r = commit_apply(apply);
@@ -679,7 +679,8 @@ int ds_fingerprint_directory(const struct ds_commit_options *options,
 	if (r == 0)
 		r = commit_tree_hash(&tree);
 	if (r == 0)
-		r = commit_tree_count(&tree); /* files may have changed since the scan */
+		r = commit_tree_count(&tree, options->source,
+				      reterr_diag); /* files may have changed since the scan */
 	if (r == 0) {
 		*ret_fingerprint = tree.root.digest;
 		*ret_totals = (struct ds_version_totals){

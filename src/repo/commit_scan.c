@@ -387,6 +387,6 @@ int commit_scan(const struct ds_commit_options *options, const char *avoid,
 		settle_links(links);
 	r = count_rejects(options, tree);
 	if (r == 0)
-		r = commit_tree_count(tree);
+		r = commit_tree_count(tree, options->source, reterr_diag);
 	return r < 0 ? r : refuse(options, tree, reterr_diag);
 }

@@ -116,7 +116,7 @@ void commit_node_differs(struct commit_node *node)
 	differs(node);
 }
 
-int commit_tree_count(struct commit_tree *tree)
+int commit_tree_count(struct commit_tree *tree, const char *source, struct ds_diag *reterr_diag)
 {
 	tree->files_n = tree->directories_n = tree->symlinks_n = tree->bytes = 0;
 	for (struct commit_node *node = &tree->root; node;
@@ -130,8 +130,10 @@ int commit_tree_count(struct commit_tree *tree)
 		else
 			tree->files_n++;
 		if (node->type == DS_ENTRY_FILE && commit_node_content(node) == node &&
-		    __builtin_add_overflow(tree->bytes, node->size_bytes, &tree->bytes))
-			return -EOVERFLOW;
+		    (__builtin_add_overflow(tree->bytes, node->size_bytes, &tree->bytes) ||
+		     tree->bytes > INT64_MAX))
+			return ds_diag_set(reterr_diag, -DS_E_SOURCE_REFUSED, source,
+					   "its files are over 8 EiB in all");
 	}
 	return 0;
 }

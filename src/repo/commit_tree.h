@@ -103,8 +103,8 @@ int commit_node_open(const struct commit_tree *tree, const struct commit_node *n
 int commit_node_reject(struct commit_node *node, enum commit_reject why, const char *reason);
 /* Its times or links (of all its names) are not those of the manifest. */
 void commit_node_differs(struct commit_node *node);
-/* Counts files_n, directories_n, symlinks_n, bytes anew. -EOVERFLOW. */
-int commit_tree_count(struct commit_tree *tree);
+/* Counts files_n, directories_n, symlinks_n, bytes anew. -DS_E_SOURCE_REFUSED: more bytes than a version can count. `source` names it. */
+int commit_tree_count(struct commit_tree *tree, const char *source, struct ds_diag *reterr_diag);
 /* Digests of all directories, bottom up; all other nodes are done. */
 int commit_tree_hash(struct commit_tree *tree);
 

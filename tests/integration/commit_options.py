@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import pty
+import shutil
+import tempfile
 import time
 
 import lib
@@ -200,6 +202,22 @@ def progress(box):
     check(b"\n" not in seen, "progress stays on one line")
 
 
+def too_much(box):
+    """More bytes than the totals of a version can count; holes, on a file system that takes them."""
+    source = tempfile.mkdtemp(prefix="dsfs-", dir="/dev/shm")
+    box.at_end(lambda: shutil.rmtree(source))
+    try:
+        for i in range(3):
+            with open(f"{source}/{i}", "wb") as file:
+                os.truncate(file.fileno(), 4 << 60)
+    except OSError as error:
+        say(f"no files of 4 EiB here: {error}")
+        return
+    for words in ["commit", "--init", source, box.path("repo-too-much")], ["fingerprint", source]:
+        result = box.dsfs(*words, status=8)
+        check(source in result.errors and "over 8 EiB in all" in result.errors, result.errors)
+
+
 def memory(box):
     """A small budget is kept to, and does not deadlock."""
     source = box.path("large")
@@ -223,6 +241,7 @@ def run(box, args):
     odd_names(box)
     progress(box)
     memory(box)
+    too_much(box)
     say(f"{len(box.json('log', repo))} versions")
 
 
