@@ -211,7 +211,7 @@ void fs_request_end_all(struct ds_fs *fs)
 			pthread_mutex_lock(&fs->mutex);
 			continue;
 		}
-		clock_gettime(CLOCK_REALTIME, &soon);
+		clock_gettime(CLOCK_MONOTONIC, &soon);
 		soon.tv_nsec += 1000000;
 		if (soon.tv_nsec >= 1000000000) {
 			soon.tv_nsec -= 1000000000;

@@ -172,12 +172,16 @@ int ds_fs_run(const struct ds_fs_options *options, struct ds_view *view,
 		.record = record,
 		.fetcher = fetcher,
 	};
+	pthread_condattr_t attr;
 	int r;
 
 	/* Credentials in memory: no core dump, no ptrace by others of the user. */
 	prctl(PR_SET_DUMPABLE, 0);
 	pthread_mutex_init(&fs.mutex, NULL);
-	pthread_cond_init(&fs.idle, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&fs.idle, &attr);
+	pthread_condattr_destroy(&attr);
 	ds_list_init(&fs.locked.requests);
 	ds_list_init(&fs.locked.snapshots);
 	r = run(&fs, reterr_diag);

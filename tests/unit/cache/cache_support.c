@@ -87,7 +87,7 @@ void support_pack_init(struct support_pack *pack, uint64_t seed, uint32_t slots_
 	struct ds_digest id = {{0}};
 	uint64_t off = 0;
 
-	pack->seed = seed;
+	*pack = (struct support_pack){.seed = seed};
 	pack->slots = calloc(slots_n, sizeof(pack->slots[0]));
 	for (uint32_t i = 0; i < slots_n; i++) {
 		struct ds_image_slot *slot = &pack->slots[i];
