@@ -624,6 +624,23 @@ static int lock_store(struct commit *commit, int *ret_fd)
 	return r;
 }
 
+/* What is known of an error, when diag does not say: it may hold an object that was missed without harm. */
+static void tell(struct commit *commit, int r)
+{
+	struct ds_diag *diag = commit->diag;
+
+	if (!diag)
+		return;
+	if (r == -DS_E_INTERRUPTED && !commit->is_told)
+		ds_diag_set(diag, r, NULL,
+			    "nothing was published; repeating it uses what was uploaded");
+	if (diag->code != r)
+		ds_diag_clear(diag);
+	/* A directory store names its own path. */
+	if ((r == -ENOSPC || r == -EDQUOT) && !diag->object[0] && commit->state.tmp)
+		ds_diag_set(diag, r, commit->state.tmp, "the local temporary directory");
+}
+
 int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 	      struct ds_commit_result *ret_result, struct ds_diag *reterr_diag)
 {
@@ -645,8 +662,10 @@ int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 	r = lock_store(&commit, &lock_fd);
 	if (r == 0)
 		r = run(&commit);
-	if (r < 0)
+	if (r < 0) {
 		commit_packs_abandon(commit.packs);
+		tell(&commit, r);
+	}
 	commit_find_free(commit.find);
 	commit_packs_free(commit.packs);
 	commit_stat_free(commit.stat);
@@ -655,9 +674,6 @@ int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 	commit_state_release(&commit.state);
 	if (r == 0)
 		*ret_result = commit.result;
-	else if (r == -DS_E_INTERRUPTED && !commit.is_told)
-		ds_diag_set(reterr_diag, r, NULL,
-			    "nothing was published; repeating it uses what was uploaded");
 	return r;
 }
 

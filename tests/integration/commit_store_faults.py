@@ -182,6 +182,32 @@ def slow_line(box, s3):
     box.dsfs("verify", "--read-data", s3.url("slow"), env=s3.env)
 
 
+def full_disk(box):
+    """A local directory that is full is named, and not the repository."""
+    source, state = new_source(box), box.new_dir("state")
+    for i in range(1000):
+        with open(f"{source}/{i:060}", "wb") as file:
+            file.write(b"%d" % i)
+    seen = 0
+    for size in "64k", "300k", "400k", "500k", "600k":
+        repo = box.path(f"full-{size}")
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", state], check=False,
+                          capture_output=True).returncode:
+            lib.say("no tmpfs can be mounted here: nothing is known of full disks")
+            return
+        try:
+            box.dsfs("init", repo)
+            for _ in range(2):
+                done = box.dsfs("commit", "--allow-empty", "--state-dir", state, source, repo, status=None)
+                if done.status:
+                    seen += 1
+                    check("No space left" in done.errors and f"{state}/tmp/" in done.errors
+                          and repo not in done.errors, f"{size}: {done.errors}")
+        finally:
+            subprocess.run(["umount", state], check=True)
+    check(seen > 2, f"only {seen} commits found the disk full")
+
+
 def run(box, args):
     s3 = box.store("s3")
     proxy = lib.Proxy(box, s3.env, args.seed)
@@ -190,6 +216,7 @@ def run(box, args):
     hangups(box, s3, proxy)
     interrupts(box, s3, proxy)
     locked(box)
+    full_disk(box)
     keeps_failing(box, s3, proxy)
     slow_line(box, s3)
 
