@@ -58,6 +58,19 @@ static void show_locked(void *ctx)
 			ui->call->args[1]);
 }
 
+static void show_anew(void *ctx)
+{
+	struct commit_ui *ui = ctx;
+
+	if (ui->rejected)
+		json_array_clear(ui->rejected);
+	if (!cli_has(ui->call, "quiet"))
+		fprintf(stderr,
+			"dsfs: %s: half of the repository's grace has passed; starting anew, "
+			"with what was uploaded lately\n",
+			ui->call->args[1]);
+}
+
 static int fill_options(struct cli_call *call, struct commit_ui *ui, const char **excludes,
 			struct ds_commit_options *options)
 {
@@ -88,6 +101,7 @@ static int fill_options(struct cli_call *call, struct commit_ui *ui, const char 
 		.progress = show_progress,
 		.warn = show_warning,
 		.locked = show_locked,
+		.anew = show_anew,
 		.ctx = ui,
 		.interrupted = &cli_interrupted,
 	};
@@ -271,7 +285,9 @@ const struct cli_command cli_command_commit = {
 		"If somebody else commits at the same time, the one who is later commits the same "
 		"tree again with the other's version as its parent, unless --parent forbids it. "
 		"Interrupted or killed, a commit leaves nothing half-visible, and repeating it "
-		"soon uses what was uploaded.\n"
+		"soon uses what was uploaded. One that has taken half of the repository's grace "
+		"starts anew, three times at most, since a collector might take what it refers "
+		"to.\n"
 		"If rows of the parent's manifest turn out not to be a tree, nothing of it is "
 		"taken over, and a warning names that version.",
 	.examples = "  dsfs commit ./data s3://bucket/imagenet -m 'relabelled cats'\n"

@@ -5,6 +5,9 @@
  *          -> change the manifest -> upload it -> record -> look that all is there -> ref entry
  *                                                  lost the race: the winner is the parent, from [ on
  *          -> tag, advisory index, stat cache
+ *
+ * A start after which half a grace has passed before the ref entry publishes nothing; the next start begins with nothing of it
+ * but what lies in the store.
  */
 #include "repo/commit.h"
 
@@ -31,6 +34,7 @@
 #define MANIFEST_PAGE_SIZE 8192u
 #define MEMORY_DEFAULT	   DS_MIB(512)
 #define RACES_MAX	   1000u
+#define STARTS_MAX	   4u		       /* each may take half a grace */
 #define TEXT_MAX	   (DS_RECORD_MAX / 8) /* of message and author: JSON may need 6 bytes for one */
 #define PROGRESS_NS	   (200 * (uint64_t)DS_NS_PER_MS)
 
@@ -52,6 +56,7 @@ struct commit {
 	uint64_t progress_ns;
 	bool is_read; /* every file's place is known */
 	bool has_head;
+	bool is_published;
 	bool is_told; /* diag says already what an interrupt left */
 	struct ds_ref_entry head;
 	struct ds_commit_result result;
@@ -273,7 +278,6 @@ static int read_files(struct commit *commit, struct commit_apply *apply)
 		return r;
 	commit->is_read = true;
 	commit->result.fingerprint = commit->tree.root.digest;
-	commit->result.uploaded_data_bytes = commit_packs_uploaded_bytes(commit->packs);
 	commit->result.read_bytes = read.counters.read_bytes;
 	commit->result.reused_bytes = read.counters.reused_bytes + apply->reused_bytes;
 	return 0;
@@ -394,6 +398,7 @@ static int publish(struct commit *commit, const struct ds_record *record)
 		return r;
 	commit->result.number = made.number;
 	commit->result.version = record->id;
+	commit->is_published = true;
 	return 0;
 }
 
@@ -607,23 +612,6 @@ static int run(struct commit *commit)
 	return put_tag(commit);
 }
 
-static int lock_store(struct commit *commit, int *ret_fd)
-{
-	struct ds_store *store = ds_repo_store(commit->repo);
-	bool is_first = true;
-	int r;
-
-	while ((r = ds_store_lock(store, false, ret_fd)) == -EBUSY) {
-		if (is_first && commit->options->locked)
-			commit->options->locked(commit->options->ctx);
-		is_first = false;
-		if (commit_is_interrupted(&commit->watch))
-			return -DS_E_INTERRUPTED;
-		ds_sleep_ms(COMMIT_TICK_MS);
-	}
-	return r;
-}
-
 /* What is known of an error, when diag does not say: it may hold an object that was missed without harm. */
 static void tell(struct commit *commit, int r)
 {
@@ -641,8 +629,10 @@ static void tell(struct commit *commit, int r)
 		ds_diag_set(diag, r, commit->state.tmp, "the local temporary directory");
 }
 
-int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
-	      struct ds_commit_result *ret_result, struct ds_diag *reterr_diag)
+/* One start, with everything that hangs on its time. `result`: of the starts before. */
+static int run_start(struct ds_repo *repo, const struct ds_commit_options *options,
+		     struct ds_commit_result *result, bool *ret_is_published,
+		     struct ds_diag *reterr_diag)
 {
 	struct commit commit = {
 		.repo = repo,
@@ -652,28 +642,75 @@ int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 		.state = {.lock_fd = -1},
 		.tree = {.root_fd = -1},
 	};
-	_ds_cleanup_close_ int lock_fd = -1;
+	uint64_t data_bytes = 0;
 	int r;
 
 	commit.watch = (struct commit_watch){.interrupted = options->interrupted,
 					     .tick = tick,
 					     .ctx = &commit};
+	commit.result.races_n = result->races_n;
+	commit.result.uploaded_manifest_bytes = result->uploaded_manifest_bytes;
 	ds_random_bytes(&commit.writer, sizeof(commit.writer));
-	r = lock_store(&commit, &lock_fd);
-	if (r == 0)
-		r = run(&commit);
+	r = run(&commit);
 	if (r < 0) {
+		/* Leaves an index of what was put, by which the next start finds what is young of it. */
 		commit_packs_abandon(commit.packs);
 		tell(&commit, r);
 	}
+	if (commit.packs)
+		data_bytes = commit_packs_uploaded_bytes(commit.packs);
+	commit.result.uploaded_data_bytes = result->uploaded_data_bytes + data_bytes;
 	commit_find_free(commit.find);
 	commit_packs_free(commit.packs);
 	commit_stat_free(commit.stat);
 	commit_tree_release(&commit.tree);
 	ds_keep_free(commit.keep);
 	commit_state_release(&commit.state);
+	*result = commit.result;
+	*ret_is_published = commit.is_published;
+	return r;
+}
+
+static int lock_store(struct ds_repo *repo, const struct ds_commit_options *options, int *ret_fd)
+{
+	bool is_first = true;
+	int r;
+
+	while ((r = ds_store_lock(ds_repo_store(repo), false, ret_fd)) == -EBUSY) {
+		if (is_first && options->locked)
+			options->locked(options->ctx);
+		is_first = false;
+		if (options->interrupted && *options->interrupted)
+			return -DS_E_INTERRUPTED;
+		ds_sleep_ms(COMMIT_TICK_MS);
+	}
+	return r;
+}
+
+int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
+	      struct ds_commit_result *ret_result, struct ds_diag *reterr_diag)
+{
+	struct ds_commit_result result = {0};
+	_ds_cleanup_close_ int lock_fd = -1;
+	bool is_published = false;
+	int r = lock_store(repo, options, &lock_fd);
+
+	if (r == -DS_E_INTERRUPTED)
+		ds_diag_set(reterr_diag, r, NULL, "nothing was published");
+	if (r < 0)
+		return r;
+	for (unsigned starts_n = 1;; starts_n++) {
+		r = run_start(repo, options, &result, &is_published, reterr_diag);
+		if (r != -DS_E_LATE || is_published || starts_n == STARTS_MAX)
+			break;
+		/* Nothing of the last start may be relied on: not its head, its policy, its hits, nor its packs. */
+		if (reterr_diag)
+			ds_diag_clear(reterr_diag);
+		if (options->anew)
+			options->anew(options->ctx);
+	}
 	if (r == 0)
-		*ret_result = commit.result;
+		*ret_result = result;
 	return r;
 }
 

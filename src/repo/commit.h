@@ -13,7 +13,7 @@
  * Blocks; uses its own threads. One call at a time for an options struct. Errors besides those of store and disk:
  * -DS_E_SOURCE_REFUSED (special or unreadable files, source inside the repository or the other way round, names that cannot be kept),
  * -DS_E_SOURCE_CHANGED (a file that did not stand still, or vanished), -DS_E_CONFLICT (options.parent is no longer the head), -DS_E_LATE
- * (half a grace passed; nothing was published), -DS_E_INTERRUPTED.
+ * (half a grace passed before the ref entry, in each of 4 starts; nothing was published), -DS_E_INTERRUPTED.
  */
 #ifndef DS_REPO_COMMIT_H
 #define DS_REPO_COMMIT_H
@@ -53,6 +53,8 @@ struct ds_commit_options {
 		void *ctx, const char *path,
 		const char *
 			reason); /* each rejected or excluded-by-error path; path as it is: any bytes */
+	void (*anew)(
+		void *ctx); /* half a grace has passed: it starts anew, and warns of what it warned of again; may be NULL */
 	void (*locked)(
 		void *ctx); /* once, if another process has locked the directory store and is waited for; may be NULL */
 	void *ctx;

@@ -228,38 +228,142 @@ struct jump {
 	struct ds_time *now;
 	int64_t by_s;
 	const char *key;
+	unsigned times_n;
 };
 
 static void time_jumps(void *ctx, const struct ds_store_req *req)
 {
 	struct jump *jump = ctx;
 
-	if (req->op == DS_STORE_PUT && ds_starts_with(req->key, jump->key)) {
+	if (req->op != DS_STORE_PUT || !ds_starts_with(req->key, jump->key))
+		return;
+	if (jump->times_n) {
+		jump->times_n--;
 		jump->now->s += jump->by_s;
-		jump->by_s = 0;
 	}
 }
 
-Test(commit_rules, D08_a_commit_that_took_half_a_grace_publishes_nothing)
+static void count_anew(void *ctx)
 {
-	struct jump jump = {.key = "packs/"};
+	(*(unsigned *)ctx)++;
+}
+
+/* A second commit, of 2 MB, before whose first `times_n` such PUTs so much time passes. */
+static int commit_with_jumps(struct box *box, struct jump *jump, struct ds_time *now,
+			     unsigned *ret_anew_n)
+{
+	box_init_clock(box, now);
+	jump->now = now;
+	box_fill(box, "a", 1, 1000);
+	box_commit(box);
+	box_fill(box, "a", 2, 2000000);
+	box->spy.before = time_jumps;
+	box->spy.ctx = jump;
+	box->options.anew = count_anew;
+	box->options.ctx = ret_anew_n;
+	*ret_anew_n = 0;
+	return box_try_commit(box);
+}
+
+Test(commit_rules, D08_a_commit_that_always_takes_half_a_grace_publishes_nothing)
+{
+	struct jump jump = {.key = "versions/", .by_s = 4 * DAY, .times_n = 100};
+	unsigned anew_n;
 	struct ds_time now;
 	struct box box;
 
+	cr_assert_eq(commit_with_jumps(&box, &jump, &now, &anew_n), -DS_E_LATE);
+	cr_assert_eq(anew_n, 3);
+	cr_assert_eq(jump.times_n, 96);
+	cr_assert_eq(box_verify(&box, true), 1);
+	box_release(&box);
+}
+
+Test(commit_rules, D08_a_commit_that_took_half_a_grace_starts_anew)
+{
+	struct jump jump = {.key = "versions/", .by_s = 4 * DAY, .times_n = 1};
+	unsigned anew_n;
+	struct ds_time now;
+	struct box box;
+
+	cr_assert_eq(commit_with_jumps(&box, &jump, &now, &anew_n), 0);
+	cr_assert_eq(anew_n, 1);
+	cr_assert_eq(box.result.number, 2);
+	/* Its own packs had become as old as those that a collector may take: they were put again. */
+	cr_assert_gt(box.result.uploaded_data_bytes, 4000000);
+	box.spy.before = NULL;
+	box_check(&box, NULL);
+	cr_assert_eq(box_verify(&box, true), 2);
+	box_release(&box);
+}
+
+Test(commit_rules, D08_a_new_start_uses_what_the_one_before_has_put_lately)
+{
+	struct jump jump = {.key = "packs/", .by_s = 4 * DAY, .times_n = 1};
+	unsigned anew_n;
+	struct ds_time now;
+	struct box box;
+
+	cr_assert_eq(commit_with_jumps(&box, &jump, &now, &anew_n), 0);
+	cr_assert_eq(anew_n, 1);
+	cr_assert_eq(box.result.number, 2);
+	cr_assert_lt(box.result.uploaded_data_bytes, 2100000);
+	cr_assert_geq(box.result.reused_bytes, 2000000);
+	box.spy.before = NULL;
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+struct meanwhile {
+	struct jump jump;
+	struct box *other;
+};
+
+static void other_commits(void *ctx, const struct ds_store_req *req)
+{
+	struct meanwhile *meanwhile = ctx;
+	bool is_first = meanwhile->jump.times_n;
+
+	time_jumps(&meanwhile->jump, req);
+	if (is_first && !meanwhile->jump.times_n)
+		box_commit(meanwhile->other);
+}
+
+Test(commit_rules, D08_a_new_start_looks_at_the_branch_again)
+{
+	struct meanwhile meanwhile = {.jump = {.key = "versions/", .by_s = 4 * DAY, .times_n = 1}};
+	struct box box, other;
+	struct ds_time now;
+
 	box_init_clock(&box, &now);
-	jump.now = &now;
+	box_init_beside(&other, &box);
 	box_fill(&box, "a", 1, 1000);
 	box_commit(&box);
+	box_fill(&other, "b", 3, 1000);
 	box_fill(&box, "a", 2, 1000);
-	box.spy.before = time_jumps;
-	box.spy.ctx = &jump;
-	jump.by_s = 4 * DAY;
-	cr_assert_eq(box_try_commit(&box), -DS_E_LATE);
-	cr_assert_eq(jump.by_s, 0);
-	cr_assert_eq(box_verify(&box, true), 1);
-	/* Three days are right. */
-	jump.by_s = 3 * DAY;
+	meanwhile.jump.now = &now;
+	meanwhile.other = &other;
+	box.spy.before = other_commits;
+	box.spy.ctx = &meanwhile;
 	box_commit(&box);
+	cr_assert_eq(other.result.number, 2);
+	cr_assert_eq(box.result.number, 3);
+	cr_assert_eq(box.result.races_n, 0);
+	box.spy.before = NULL;
+	box_check(&box, NULL);
+	box_release(&other);
+	box_release(&box);
+}
+
+Test(commit_rules, D08_less_than_half_a_grace_is_in_time)
+{
+	struct jump jump = {.key = "packs/", .by_s = 3 * DAY, .times_n = 1};
+	unsigned anew_n;
+	struct ds_time now;
+	struct box box;
+
+	cr_assert_eq(commit_with_jumps(&box, &jump, &now, &anew_n), 0);
+	cr_assert_eq(anew_n, 0);
 	cr_assert_eq(box.result.number, 2);
 	box.spy.before = NULL;
 	box_check(&box, NULL);
