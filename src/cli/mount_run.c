@@ -3,16 +3,22 @@
  * there only), mount, tell the parent, serve until the end.
  *
  * The parent waits on a pipe for one byte: the child's exit status so far. 0 means that the mount answers. A pipe that
- * closes without a byte means that the child died.
+ * closes without a byte means that the child died. A parent that is gone before it took the byte was interrupted: the
+ * child ends, and with it the mount.
  */
 #include "cli/mount_run.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -44,8 +50,9 @@ struct mount_job {
 	struct ds_record *record;
 	struct ds_view *view;
 	int ready_fd; /* -1 in the foreground */
+	int watch_fd; /* the same pipe, for the thread that watches the parent */
 	int state_fd;
-	bool is_ready;
+	atomic_bool is_ready;
 };
 
 static bool is_below(const char *path, const char *dir)
@@ -238,7 +245,7 @@ static void on_ready(void *ctx)
 			close(null);
 	}
 	if (write(job->ready_fd, &status, 1) < 0)
-		ds_log_warning("the parent did not wait for the mount");
+		kill(getpid(), SIGTERM);
 	close(job->ready_fd);
 	job->ready_fd = -1;
 }
@@ -299,6 +306,35 @@ static int start_log(struct mount_job *job)
 	return r < 0 ? ds_diag_set(&job->call->diag, r, o->log, "cannot open the log") : 0;
 }
 
+/* Ends the process in order when the parent goes away before it took a word that the mount is ready. */
+static void *watch_parent(void *arg)
+{
+	struct mount_job *job = arg;
+	struct pollfd wait = {.fd = job->watch_fd};
+	int unread = 0;
+
+	while (poll(&wait, 1, -1) < 0 && errno == EINTR)
+		;
+	if (ioctl(job->watch_fd, FIONREAD, &unread) < 0 || unread > 0 || !job->is_ready)
+		kill(getpid(), SIGTERM);
+	close(job->watch_fd);
+	return NULL;
+}
+
+static int start_watch(struct mount_job *job)
+{
+	pthread_t thread;
+	int r;
+
+	job->watch_fd = fcntl(job->ready_fd, F_DUPFD_CLOEXEC, 0);
+	if (job->watch_fd < 0)
+		return -errno;
+	r = pthread_create(&thread, NULL, watch_parent, job);
+	if (r == 0)
+		pthread_detach(thread);
+	return -r;
+}
+
 /* The child: never returns. */
 static void background(struct mount_job *job, int fd) __attribute__((noreturn));
 
@@ -311,7 +347,9 @@ static void background(struct mount_job *job, int fd)
 	job->ready_fd = fd;
 	if (chdir("/") < 0)
 		ds_log_warning("cannot change to the root directory");
-	r = serve(job);
+	r = start_watch(job);
+	if (r == 0)
+		r = serve(job);
 	if (!job->is_ready) {
 		status = (unsigned char)cli_fail(job->call, r, NULL);
 		if (write(fd, &status, 1) < 0)
