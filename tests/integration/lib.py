@@ -113,14 +113,22 @@ class S3:
         self.box = box
         self.dir = box.path("radosgw")
         script = os.path.join(LIB, "radosgw.sh")
-        done = subprocess.run([script, "start", self.dir, "--owner", str(os.getpid())],
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+        try:
+            done = subprocess.run([script, "start", self.dir, "--owner", str(os.getpid())],
+                                  stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                  timeout=300)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"radosgw does not start:\n{self.setup_logs()}") from None
         if done.returncode == 77:
             raise Skip(done.stderr.strip())
         check(done.returncode == 0, f"radosgw does not start: {done.stderr}")
         box.at_end(lambda: subprocess.run([script, "stop", self.dir], timeout=60, check=False))
         self.env = exports(done.stdout)
         self.bucket = self.env.pop("BUCKET")
+
+    def setup_logs(self):
+        logs = sorted(glob.glob(self.dir + "/setup.log*"))
+        return "".join(f"{log}:\n{open(log, errors='replace').read()[-2000:]}\n" for log in logs)
 
     def url(self, name):
         return f"s3://{self.bucket}/{name}"

@@ -95,8 +95,13 @@ wait_for() {
 	done
 }
 
+# No step may take for ever: a start that hangs is tried again.
+bounded() {
+	timeout -k 1 20 "$@"
+}
+
 ceph_says() {
-	timeout -k 1 20 ceph -c "$conf" --connect-timeout 10 "$@"
+	bounded ceph -c "$conf" --connect-timeout 10 "$@"
 }
 
 osd_is_up() {
@@ -109,20 +114,27 @@ gateway_answers() {
 
 gateway_start() {
 	launch radosgw -c "$conf" -n client.rgw.test -f
-	wait_for radosgw 60 gateway_answers
+	wait_for radosgw 30 gateway_answers
 }
 
 create_bucket() {
 	# Debian 12's curl signs S3 rightly only with this header given.
-	curl --noproxy '*' -sS --fail --max-time 60 -X PUT -o /dev/null \
+	curl --noproxy '*' -sS --fail --max-time 20 -X PUT -o /dev/null \
 		--aws-sigv4 "aws:amz:$region:s3" --user "$access_key:$secret_key" \
 		-H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' "http://127.0.0.1:$port/$1"
 }
 
+# Free ports below those that the kernel gives to outgoing connections (ip_local_port_range, from
+# 32768 unless set otherwise): none of these takes a port between its choice and its use.
 free_ports() {
 	python3 -c '
-import socket, sys
-socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
+import random, socket, sys
+socks = []
+while len(socks) < int(sys.argv[1]):
+    try:
+        socks.append(socket.create_server(("127.0.0.1", random.randrange(10000, 32000))))
+    except OSError:
+        pass
 print(*(s.getsockname()[1] for s in socks))' "$1"
 }
 
@@ -191,17 +203,17 @@ bring_up() {
 	local uuid
 	mkdir -p "$dir"/{mon,osd,rgw,run,log}
 	write_conf
-	ceph-authtool --create-keyring "$dir/keyring" --gen-key -n mon. --cap mon 'allow *' &&
-		monmaptool --create --fsid "$(sed -n 's/^.*fsid = //p' "$conf")" \
+	bounded ceph-authtool --create-keyring "$dir/keyring" --gen-key -n mon. --cap mon 'allow *' &&
+		bounded monmaptool --create --fsid "$(sed -n 's/^.*fsid = //p' "$conf")" \
 			--addv test "[v2:127.0.0.1:$mon_port]" "$dir/monmap" &&
-		ceph-mon -c "$conf" -i test --mkfs --monmap "$dir/monmap" -k "$dir/keyring" || return 1
+		bounded ceph-mon -c "$conf" -i test --mkfs --monmap "$dir/monmap" -k "$dir/keyring" || return 1
 	launch ceph-mon -c "$conf" -i test -f
 	uuid=$(cat /proc/sys/kernel/random/uuid)
-	wait_for ceph-mon 60 ceph_says osd new "$uuid" &&
-		ceph-osd -c "$conf" -i 0 --mkfs --osd-uuid "$uuid" || return 1
+	wait_for ceph-mon 20 ceph_says osd new "$uuid" &&
+		bounded ceph-osd -c "$conf" -i 0 --mkfs --osd-uuid "$uuid" || return 1
 	launch ceph-osd -c "$conf" -i 0 -f
-	wait_for ceph-osd 60 osd_is_up && gateway_start &&
-		timeout -k 1 60 radosgw-admin -c "$conf" -n client.rgw.test user create --uid=test \
+	wait_for ceph-osd 20 osd_is_up && gateway_start &&
+		bounded radosgw-admin -c "$conf" -n client.rgw.test user create --uid=test \
 			--display-name=test --access-key="$access_key" --secret-key="$secret_key" &&
 		create_bucket "$first_bucket"
 }
