@@ -229,8 +229,13 @@ static void print_man_overview(void)
 #undef CLI_X
 	printf(".SH ENVIRONMENT\n.TP\n.B AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
 	       "AWS_SESSION_TOKEN\ncredentials; otherwise ~/.aws/credentials\n"
-	       ".TP\n.B AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_PROFILE\n"
-	       "as for other S3 tools\n"
+	       ".TP\n.B AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, AWS_REGION, "
+	       "AWS_DEFAULT_REGION, AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE, "
+	       "AWS_CONFIG_FILE\nas for other S3 tools\n"
+	       ".TP\n.B AWS_CA_BUNDLE\na file of the certificates that are trusted for "
+	       "https, instead of the system's\n"
+	       ".TP\n.B https_proxy, http_proxy, no_proxy\n"
+	       "as for curl; what goes to this machine itself never takes a proxy\n"
 	       ".TP\n.B DSFS_CACHE_DIR\nthe cache directory, an absolute path\n"
 	       ".TP\n.B XDG_CACHE_HOME\nwhere the cache of users other than root lies\n"
 	       ".SH SEE ALSO\n");
