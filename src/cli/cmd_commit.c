@@ -252,9 +252,12 @@ static int run_commit(struct cli_call *call)
 static const struct cli_option commit_options[] = {
 	{'m', "message", "MSG", "what changed and why", false},
 	{0, "author", "NAME", "who made it", false},
-	{0, "branch", "NAME", "branch to commit to; default: the repository's; made if it is new",
+	{0, "branch", "NAME",
+	 "branch to commit to; default: the repository's; made if it is new, and then "
+	 "must not have a tag's name",
 	 false},
-	{0, "tag", "NAME", "also give the new version this tag", false},
+	{0, "tag", "NAME",
+	 "also give the new version this tag, which must not have a branch's name", false},
 	{0, "init", NULL, "make the repository if there is none", false},
 	{0, "parent", "VERSION", "fail (exit status 7) if this is not the newest version any more",
 	 false},

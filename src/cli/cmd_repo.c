@@ -239,7 +239,7 @@ static int make_tag(struct cli_call *call, struct ds_repo *repo, const char *sel
 	struct ds_time now;
 	int r;
 
-	r = ds_ref_name_check(name, &call->diag);
+	r = ds_ref_check_new(repo, DS_REF_TAG, name, &call->diag);
 	if (r == 0)
 		r = ds_resolve(repo, selector, ret_resolved, &call->diag);
 	if (r == 0)
@@ -258,8 +258,8 @@ static int make_tag(struct cli_call *call, struct ds_repo *repo, const char *sel
 		r = ds_ref_append(repo, NULL, &wanted, ds_keep_publish_limit(keep, now), &made,
 				  &call->diag);
 		if (r == -DS_E_CONFLICT)
-			r = ds_diag_set(&call->diag, -DS_E_CONFLICT, name,
-					"there is, or was, a tag of this name; a tag never moves");
+			r = ds_diag_set(&call->diag, -DS_E_TAKEN, name,
+					"somebody else took this tag meanwhile");
 	}
 	ds_keep_free(keep);
 	return r;
@@ -293,6 +293,8 @@ const struct cli_command cli_command_tag = {
 	.name = "tag",
 	.arguments = "REPO[@VERSION] NAME",
 	.summary = "give a version a name that never moves",
+	.details = "The name must be free: no branch and no tag has it or had it, since REPO@NAME "
+		   "can mean only one of them.",
 	.examples = "  dsfs tag s3://bucket/imagenet@42 v2.1\n",
 	.takes_store = true,
 	.takes_json = true,

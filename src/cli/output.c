@@ -54,6 +54,7 @@ enum cli_exit cli_exit_of(int code)
 		return CLI_EXIT_DAMAGED;
 	case DS_E_CONFLICT:
 	case DS_E_PRESENT:
+	case DS_E_TAKEN:
 	case EEXIST:
 	case ENOTEMPTY:
 		return CLI_EXIT_CONFLICT;

@@ -496,24 +496,23 @@ static int run_attempts(struct commit *commit)
 	}
 }
 
-static int check_tag(struct commit *commit)
+/* Before anything is uploaded. */
+static int check_names(struct commit *commit)
 {
-	struct ds_ref_entry entry;
-	int r;
+	const char *tag = commit->options->tag;
+	int r = 0;
 
-	if (!commit->options->tag)
-		return 0;
-	r = ds_ref_name_check(commit->options->tag, commit->diag);
-	if (r < 0)
-		return r;
-	r = ds_ref_head(commit->repo, DS_REF_TAG, commit->options->tag, &entry, commit->diag);
-	if (r == -DS_E_NO_VERSION) {
-		ds_diag_clear(commit->diag);
-		return 0;
-	}
-	return r < 0 ? r
-		     : ds_diag_set(commit->diag, -DS_E_CONFLICT, commit->options->tag,
-				   "there is, or was, a tag of this name; a tag never moves");
+	if (tag && strcmp(tag, commit->branch) == 0)
+		return ds_diag_set(
+			commit->diag, -DS_E_TAKEN, tag,
+			"it is the branch's, and '@%s' can mean only one of them; choose "
+			"another name",
+			tag);
+	if (tag)
+		r = ds_ref_check_new(commit->repo, DS_REF_TAG, tag, commit->diag);
+	if (r == 0 && !commit->has_head)
+		r = ds_ref_check_new(commit->repo, DS_REF_BRANCH, commit->branch, commit->diag);
+	return r;
 }
 
 static int put_tag(struct commit *commit)
@@ -528,11 +527,13 @@ static int put_tag(struct commit *commit)
 	r = ds_ref_append(commit->repo, NULL, &wanted,
 			  ds_keep_publish_limit(commit->keep, commit->start), &made, commit->diag);
 	commit->is_told = true;
+	if (r == -DS_E_CONFLICT)
+		return ds_diag_set(commit->diag, -DS_E_TAKEN, commit->options->tag,
+				   "the version was made, but somebody else took this tag "
+				   "meanwhile");
 	return r == 0 ? 0
 		      : ds_diag_set(commit->diag, r, commit->options->tag,
-				    r == -DS_E_CONFLICT ? "the version was made, but somebody else "
-							  "took this tag meanwhile"
-							: "the version was made, but not the tag");
+				    "the version was made, but not the tag");
 }
 
 static int load_policy(struct commit *commit)
@@ -577,9 +578,9 @@ static int run(struct commit *commit)
 	if (r == 0)
 		r = ds_store_now(ds_repo_store(commit->repo), &commit->start, commit->diag);
 	if (r == 0)
-		r = check_tag(commit);
-	if (r == 0)
 		r = read_head(commit);
+	if (r == 0)
+		r = check_names(commit);
 	if (r == 0)
 		r = load_policy(commit);
 	if (r == 0)

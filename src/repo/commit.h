@@ -12,8 +12,9 @@
  *
  * Blocks; uses its own threads. One call at a time for an options struct. Errors besides those of store and disk:
  * -DS_E_SOURCE_REFUSED (special or unreadable files, source inside the repository or the other way round, names that cannot be kept),
- * -DS_E_SOURCE_CHANGED (a file that did not stand still, or vanished), -DS_E_CONFLICT (options.parent is no longer the head), -DS_E_LATE
- * (half a grace passed before the ref entry, in each of 4 starts; nothing was published), -DS_E_INTERRUPTED.
+ * -DS_E_SOURCE_CHANGED (a file that did not stand still, or vanished), -DS_E_CONFLICT (options.parent is no longer the head), -DS_E_TAKEN
+ * (the name of the tag or of the new branch), -DS_E_LATE (half a grace passed before the ref entry, in each of 4 starts; nothing was
+ * published), -DS_E_INTERRUPTED.
  */
 #ifndef DS_REPO_COMMIT_H
 #define DS_REPO_COMMIT_H
@@ -30,8 +31,8 @@ struct ds_commit_progress { /* snapshot; totals are what is known so far */
 
 struct ds_commit_options {
 	const char *source;  /* directory */
-	const char *branch;  /* NULL: the default branch */
-	const char *tag;     /* NULL: none; must be free */
+	const char *branch;  /* NULL: the default branch; a new one must have no tag's name */
+	const char *tag;     /* NULL: none; must be free, also of branches */
 	const char *message; /* NULL: "" */
 	const char *author;  /* NULL: user@host is NOT used (nothing of the host): "" */
 	const char *parent;  /* selector; NULL: whatever the head is */

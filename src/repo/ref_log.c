@@ -321,6 +321,44 @@ int ds_ref_append(struct ds_repo *repo, const struct ds_ref_entry *head,
 	return 0;
 }
 
+static int taken(const char *name, enum ds_ref_kind by, enum ds_ref_kind wanted,
+		 struct ds_diag *reterr_diag)
+{
+	if (by == wanted)
+		return ds_diag_set(reterr_diag, -DS_E_TAKEN, name,
+				   "there is, or was, a tag of this name; a tag never moves");
+	return ds_diag_set(reterr_diag, -DS_E_TAKEN, name,
+			   "there is, or was, a %s of this name, and '@%s' can mean only one of "
+			   "them; choose another name",
+			   by == DS_REF_TAG ? "tag" : "branch", name);
+}
+
+int ds_ref_check_new(struct ds_repo *repo, enum ds_ref_kind kind, const char *name,
+		     struct ds_diag *reterr_diag)
+{
+	static const enum ds_ref_kind kinds[] = {DS_REF_TAG, DS_REF_BRANCH};
+	struct ds_ref_entry entry;
+	int r;
+
+	r = ds_ref_name_check(name, reterr_diag);
+	if (r < 0)
+		return r;
+	/* The default branch's name is taken even before its first entry. */
+	if (kind == DS_REF_TAG && strcmp(name, ds_repo_default_branch(repo)) == 0)
+		return taken(name, DS_REF_BRANCH, kind, reterr_diag);
+	for (size_t i = 0; i < DS_ARRAY_SIZE(kinds); i++) {
+		if (kind == DS_REF_BRANCH && kinds[i] == kind)
+			continue; /* the caller knows its head */
+		r = ds_ref_get(repo, kinds[i], name, 1, &entry, reterr_diag);
+		if (r == 0)
+			return taken(name, kinds[i], kind, reterr_diag);
+		if (r != -DS_E_NO_VERSION)
+			return r;
+		ds_diag_clear(reterr_diag);
+	}
+	return 0;
+}
+
 int ds_ref_at(struct ds_repo *repo, const char *branch, struct ds_time time,
 	      struct ds_ref_entry *ret_entry, struct ds_diag *reterr_diag)
 {

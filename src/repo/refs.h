@@ -52,6 +52,12 @@ int ds_ref_head(struct ds_repo *repo, enum ds_ref_kind kind, const char *name,
 int ds_ref_append(struct ds_repo *repo, const struct ds_ref_entry *head,
 		  const struct ds_ref_entry *wanted, struct ds_time not_after,
 		  struct ds_ref_entry *ret_entry, struct ds_diag *reterr_diag);
+/*
+ * Whether a new tag or a new branch may have this name: -DS_E_TAKEN if a tag has or had it, or for a tag a branch, since selectors try tags before
+ * branches. For people: another writer may take it at the same moment, and readers know what to do with both.
+ */
+int ds_ref_check_new(struct ds_repo *repo, enum ds_ref_kind kind, const char *name,
+		     struct ds_diag *reterr_diag);
 /* Newest entry at or before a time, by bisection; -DS_E_NO_VERSION if all are later. */
 int ds_ref_at(struct ds_repo *repo, const char *branch, struct ds_time time,
 	      struct ds_ref_entry *ret_entry, struct ds_diag *reterr_diag);

@@ -45,7 +45,8 @@
 	X(SOURCE_CHANGED, 4136, EBUSY, true, "the source changed while it was read")        \
 	X(SOURCE_REFUSED, 4137, EINVAL, false, "the source holds what cannot be committed") \
 	X(INTERRUPTED, 4138, EINTR, false, "interrupted")                                   \
-	X(USAGE, 4139, EINVAL, false, "wrong usage")
+	X(USAGE, 4139, EINVAL, false, "wrong usage")                                        \
+	X(TAKEN, 4140, EEXIST, false, "the name is taken")
 
 enum ds_error {
 #define DS_X(name, number, err, retry, text) DS_E_##name = number,

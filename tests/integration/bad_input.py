@@ -146,6 +146,10 @@ def places(ask, box, repo, mountpoint):
     equal(os.listdir(full), ["there"], "what is in the directory that was refused")
     ask(CONFLICT, "v1", "tag", repo, "v1")
     ask(CONFLICT, "v1", "commit", mountpoint, repo, "--allow-empty", "--tag", "v1", may_json=False)
+    ask(CONFLICT, ["main", "choose another name"], "tag", repo, "main")
+    ask(CONFLICT, ["main", "choose another name"], "commit", mountpoint, repo, "--allow-empty", "--tag", "main",
+        may_json=False)
+    ask(CONFLICT, ["v1", "choose another name"], "commit", mountpoint, repo, "--branch", "v1", may_json=False)
     ask(CONFLICT, "1", "commit", mountpoint, repo, "--parent", "1")
     ask(CONFLICT, repo, "init", repo)
     with box.mount(repo) as mount:

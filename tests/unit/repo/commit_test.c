@@ -421,7 +421,7 @@ Test(commit, tags_and_branches)
 	/* A taken tag is seen before anything is uploaded. */
 	box_fill(&box, "file", 2, 10);
 	spy_store_reset(&box.spy);
-	cr_assert_eq(box_try_commit(&box), -DS_E_CONFLICT);
+	cr_assert_eq(box_try_commit(&box), -DS_E_TAKEN);
 	cr_assert_eq(box.spy.puts_n, 0);
 	/* A new branch starts from the default one's head. */
 	box.options.tag = NULL;
@@ -436,6 +436,56 @@ Test(commit, tags_and_branches)
 	cr_assert(box.result.unchanged);
 	cr_assert_eq(ds_resolve(box.repo, "v2", &resolved, NULL), 0);
 	cr_assert(ds_digest_equal(&resolved.version, &box.result.version));
+	box_release(&box);
+}
+
+/* The commit is refused for a name before anything is uploaded. */
+static void refuse_names(struct box *box, const char *branch, const char *tag, const char *taken)
+{
+	box->options.branch = branch;
+	box->options.tag = tag;
+	spy_store_reset(&box->spy);
+	cr_assert_eq(box_try_commit(box), -DS_E_TAKEN, "branch %s, tag %s", branch, tag);
+	cr_assert_eq(box->spy.puts_n, 0);
+	cr_assert_str_eq(box->diag.object, taken);
+	cr_assert(strstr(box->diag.detail, "choose another name"), "%s", box->diag.detail);
+}
+
+Test(commit, a_name_is_a_tag_or_a_branch_not_both)
+{
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 10);
+	/* The default branch's, though it has no entry yet; and the one that is being made. */
+	refuse_names(&box, NULL, "main", "\"main\"");
+	refuse_names(&box, "side", "main", "\"main\"");
+	refuse_names(&box, "side", "side", "\"side\"");
+	box.options.branch = "side";
+	box.options.tag = "v1";
+	box_commit(&box);
+	box_fill(&box, "file", 2, 10);
+	refuse_names(&box, NULL, "side", "\"side\"");
+	refuse_names(&box, "v1", NULL, "\"v1\"");
+	box.options.branch = "side";
+	box.options.tag = "v2";
+	box_commit(&box);
+	box_check(&box, "side");
+	box_release(&box);
+}
+
+Test(commit, a_branch_that_has_a_tags_name_already_goes_on)
+{
+	struct ds_ref_entry wanted = {.kind = DS_REF_TAG, .name = "main"}, made;
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 10);
+	wanted.version = box_commit(&box)->version;
+	cr_assert_eq(ds_ref_append(box.repo, NULL, &wanted, (struct ds_time){0}, &made, NULL), 0);
+	box_fill(&box, "file", 2, 10);
+	cr_assert_eq(box_commit(&box)->number, 2);
+	box_check(&box, "main:2");
 	box_release(&box);
 }
 
