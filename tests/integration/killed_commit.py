@@ -13,7 +13,9 @@ import tree
 from lib import check, equal, say
 
 
-def spawn(box, source, repo, state, env):
+def spawn(box, source, repo, state, env, number):
+    if number == signal.SIGKILL:
+        env = {**env, **box.no_leak_check()}
     return box.start(["commit", source, repo, "-q", "--state-dir", state], env=env,
                      stdout=lib.subprocess.PIPE, stderr=lib.subprocess.PIPE)
 
@@ -23,7 +25,8 @@ def one_cycle(box, rng, cycle, growing, store, repo, state, env, typical, known)
     growing.change(rng.randint(5, 40))
     growing.add_file(rng.randbytes(rng.choice([1000, 3 << 20, 12 << 20])))
     before = len(stored.keys(repo)) if isinstance(store, lib.Dir) else None
-    process = spawn(box, growing.root, repo, state, env)
+    number = rng.choice([signal.SIGKILL] * 3 + [signal.SIGINT, signal.SIGTERM])
+    process = spawn(box, growing.root, repo, state, env, number)
     if before and rng.random() < 0.6:
         # When the n-th object of the commit appears: packs, manifest, record, entry, index, hint.
         more = rng.randint(1, 6)
@@ -31,7 +34,6 @@ def one_cycle(box, rng, cycle, growing, store, repo, state, env, typical, known)
             pass
     else:
         time.sleep(rng.uniform(0, 1.2 * typical))
-    number = rng.choice([signal.SIGKILL] * 3 + [signal.SIGINT, signal.SIGTERM])
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     if number == signal.SIGKILL:
