@@ -255,6 +255,7 @@ def output(ask, box, repo):
             result = box.dsfs(*words, stdout=full, status=None)
         check(result.status not in (0, None) and result.status < 128, f"{result} with /dev/full")
         equal(result.errors.count("\n"), 1, f"{result}: lines on stderr: {result.errors}")
+        ask.asked += 2
         argv = [lib.DSFS, *words]
         closed = box.dsfs("-c", 'exec "$@" >&-', "sh", *argv, program="/bin/sh", status=None)
         check(closed.status not in (0, None) and closed.status < 128,
