@@ -52,10 +52,7 @@ static void show_locked(void *ctx)
 {
 	struct commit_ui *ui = ctx;
 
-	if (!cli_has(ui->call, "quiet"))
-		fprintf(stderr,
-			"dsfs: %s: another process has locked the repository; waiting for it\n",
-			ui->call->args[1]);
+	cli_tell_locked(ui->call, ui->call->args[1]);
 }
 
 static void show_anew(void *ctx)

@@ -11,6 +11,7 @@
 #include "repo/keep.h"
 #include "repo/record.h"
 #include "repo/refs.h"
+#include "util/file.h"
 #include "util/mem.h"
 #include "util/random.h"
 #include "util/str.h"
@@ -265,8 +266,16 @@ static int make_tag(struct cli_call *call, struct ds_repo *repo, const char *sel
 	return r;
 }
 
+static void show_locked(void *ctx)
+{
+	struct cli_call *call = ctx;
+
+	cli_tell_locked(call, call->args[0]);
+}
+
 static int run_tag(struct cli_call *call)
 {
+	_ds_cleanup_close_ int lock_fd = -1;
 	struct ds_locator locator = {0};
 	struct ds_resolved resolved;
 	struct ds_repo *repo = NULL;
@@ -274,6 +283,10 @@ static int run_tag(struct cli_call *call)
 	int r;
 
 	r = cli_open_repo(call, call->args[0], &locator, &repo);
+	if (r == 0) {
+		cli_catch_signals();
+		r = ds_repo_lock(repo, &cli_interrupted, show_locked, call, &lock_fd);
+	}
 	if (r == 0)
 		r = make_tag(call, repo, locator.selector, call->args[1], &resolved);
 	if (r == 0) {

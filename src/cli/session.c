@@ -1,6 +1,7 @@
 #include "cli/session.h"
 
 #include <errno.h>
+#include <stdio.h>
 
 #include "util/mem.h"
 
@@ -48,4 +49,12 @@ int cli_open_library(struct cli_call *call, const char *text, struct ds_locator 
 		r = dsfs_repository_open(ret_locator->url, &options, ret_repository, &call->error);
 	}
 	return r;
+}
+
+void cli_tell_locked(const struct cli_call *call, const char *typed)
+{
+	if (!cli_has(call, "quiet"))
+		fprintf(stderr,
+			"dsfs: %s: another process has locked the repository; waiting for it\n",
+			typed);
 }

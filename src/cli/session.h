@@ -16,4 +16,7 @@ int cli_open_repo(struct cli_call *call, const char *text, struct ds_locator *re
 int cli_open_library(struct cli_call *call, const char *text, struct ds_locator *ret_locator,
 		     struct dsfs_repository **ret_repository);
 
+/* Says that the repository `typed` is waited for (ds_repo_lock). */
+void cli_tell_locked(const struct cli_call *call, const char *typed);
+
 #endif

@@ -672,29 +672,13 @@ static int run_start(struct ds_repo *repo, const struct ds_commit_options *optio
 	return r;
 }
 
-static int lock_store(struct ds_repo *repo, const struct ds_commit_options *options, int *ret_fd)
-{
-	bool is_first = true;
-	int r;
-
-	while ((r = ds_store_lock(ds_repo_store(repo), false, ret_fd)) == -EBUSY) {
-		if (is_first && options->locked)
-			options->locked(options->ctx);
-		is_first = false;
-		if (options->interrupted && *options->interrupted)
-			return -DS_E_INTERRUPTED;
-		ds_sleep_ms(COMMIT_TICK_MS);
-	}
-	return r;
-}
-
 int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 	      struct ds_commit_result *ret_result, struct ds_diag *reterr_diag)
 {
 	struct ds_commit_result result = {0};
 	_ds_cleanup_close_ int lock_fd = -1;
 	bool is_published = false;
-	int r = lock_store(repo, options, &lock_fd);
+	int r = ds_repo_lock(repo, options->interrupted, options->locked, options->ctx, &lock_fd);
 
 	if (r == -DS_E_INTERRUPTED)
 		ds_diag_set(reterr_diag, r, NULL, "nothing was published");

@@ -9,8 +9,10 @@
 #include "util/random.h"
 #include "util/str.h"
 
-#define MARKER_KEY "dsfs.json"
-#define PROBE_KEY  "probe.json"
+#define MARKER_KEY   "dsfs.json"
+#define PROBE_KEY    "probe.json"
+
+#define LOCK_LOOK_MS 100u
 
 /* The first release that reads format 1. */
 #define FORMAT_NEEDS "0.1.0"
@@ -294,6 +296,23 @@ int ds_repo_init(const char *url, const struct ds_store_options *options,
 		return r;
 	r = ds_repo_init_store(store, default_branch, ret_repo, reterr_diag);
 	ds_store_unref(store);
+	return r;
+}
+
+int ds_repo_lock(struct ds_repo *repo, const volatile int *interrupted, void (*waits)(void *ctx),
+		 void *ctx, int *ret_fd)
+{
+	bool is_told = false;
+	int r;
+
+	while ((r = ds_store_lock(repo->store, false, ret_fd)) == -EBUSY) {
+		if (!is_told && waits)
+			waits(ctx);
+		is_told = true;
+		if (interrupted && *interrupted)
+			return -DS_E_INTERRUPTED;
+		ds_sleep_ms(LOCK_LOOK_MS);
+	}
 	return r;
 }
 

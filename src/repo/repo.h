@@ -42,6 +42,14 @@ const struct ds_uuid *ds_repo_id(const struct ds_repo *repo);
 const char *ds_repo_default_branch(const struct ds_repo *repo);
 
 /*
+ * The lock that whoever writes refs holds in a directory store, against a collector, from before it looks at them
+ * until it closes *ret_fd (-1: the store needs none). While another process has it for itself this waits, having
+ * called `waits` once, until `interrupted` becomes non-zero: -DS_E_INTERRUPTED. Both may be NULL.
+ */
+int ds_repo_lock(struct ds_repo *repo, const volatile int *interrupted, void (*waits)(void *ctx),
+		 void *ctx, int *ret_fd);
+
+/*
  * GET of an object of refs/, policy/ and hints/, where 403 counts as absent once dsfs.json was read with the same
  * credentials. Appends to `into`. -DS_E_ABSENT.
  */
