@@ -42,6 +42,10 @@ struct dsfs_options {
 	uint64_t timeout_ms;   /* 0: 60,000 */
 	const char *cache_dir; /* NULL: none, memory only */
 	uint64_t cache_bytes;  /* 0: half of what is free */
+	/* Called once, from another thread, when the store has failed for 2 s and is still being tried: why, and for how
+	 * long at most. May not block. NULL: nobody is told. */
+	void (*waits)(void *ctx, const char *why, uint64_t left_ms);
+	void *waits_ctx;
 };
 
 struct dsfs_repository;

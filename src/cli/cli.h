@@ -100,6 +100,9 @@ int cli_size(struct cli_call *call, const char *name, uint64_t otherwise, uint64
 /* Store options from the call. */
 int cli_store_of(struct cli_call *call, struct ds_store_options *ret_options);
 
+/* For ds_store_options.waits; ctx is not used. */
+void cli_tell_waits(void *ctx, const char *why, uint64_t left_ms);
+
 /* Prints the error to stderr as one line (with --json also an object on stdout) and gives the exit status. */
 int cli_fail(struct cli_call *call, int code, const char *what);
 /* The one place where codes become exit statuses. */

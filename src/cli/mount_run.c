@@ -165,6 +165,15 @@ static void raise_files_limit(void)
 		ds_log_debug("the limit of open files stays");
 }
 
+/* Only who waits for the mount is told; later the log has what fails. */
+static void tell_waits(void *ctx, const char *why, uint64_t left_ms)
+{
+	struct mount_job *job = ctx;
+
+	if (!job->is_ready)
+		cli_tell_waits(NULL, why, left_ms);
+}
+
 static int open_everything(struct mount_job *job)
 {
 	struct cli_mount_options *o = job->request->options;
@@ -174,6 +183,8 @@ static int open_everything(struct mount_job *job)
 		.profile = o->profile,
 		.insecure_http = o->insecure_http,
 		.timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_MS_DEFAULT,
+		.waits = job->request->quiet ? NULL : tell_waits,
+		.waits_ctx = job,
 	};
 	struct ds_cache_options cache = {.dir = job->cache_dir, .capacity_bytes = o->cache_bytes};
 	struct ds_diag *diag = &job->call->diag;

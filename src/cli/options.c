@@ -194,6 +194,13 @@ int cli_size(struct cli_call *call, const char *name, uint64_t otherwise, uint64
 	return 0;
 }
 
+void cli_tell_waits(void *ctx, const char *why, uint64_t left_ms)
+{
+	(void)ctx;
+	fprintf(stderr, "dsfs: %s; trying for %llu s more\n", why,
+		(unsigned long long)(left_ms + 500) / 1000);
+}
+
 int cli_store_of(struct cli_call *call, struct ds_store_options *ret_options)
 {
 	const char *timeout = cli_text(call, "timeout");
@@ -204,6 +211,7 @@ int cli_store_of(struct cli_call *call, struct ds_store_options *ret_options)
 		.profile = cli_text(call, "profile"),
 		.insecure_http = cli_has(call, "insecure-http"),
 		.interrupted = &cli_interrupted,
+		.waits = cli_has(call, "quiet") ? NULL : cli_tell_waits,
 	};
 	if (timeout && (ds_parse_duration_ms(timeout, &ret_options->timeout_ms) < 0 ||
 			ret_options->timeout_ms == 0))

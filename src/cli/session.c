@@ -41,6 +41,8 @@ int cli_open_library(struct cli_call *call, const char *text, struct ds_locator 
 		.insecure_http = store.insecure_http,
 		.timeout_ms = store.timeout_ms,
 		.cache_dir = cache_dir,
+		.waits = store.waits,
+		.waits_ctx = store.waits_ctx,
 	};
 	r = dsfs_repository_open(ret_locator->url, &options, ret_repository, &call->error);
 	if (r < 0 && cache_dir && (r == -EACCES || r == -EROFS || r == -EPERM || r == -ENOENT)) {

@@ -50,6 +50,8 @@ int dsfs_repository_open(const char *url, const struct dsfs_options *options,
 		.profile = o->profile,
 		.insecure_http = o->insecure_http,
 		.timeout_ms = o->timeout_ms,
+		.waits = o->waits,
+		.waits_ctx = o->waits_ctx,
 	};
 	struct ds_cache_options cache_options = {
 		.dir = o->cache_dir,

@@ -263,7 +263,7 @@ int ds_http_start(struct ds_http *http, struct ds_http_transfer *transfer)
 		return -ENOMEM;
 	transfer->http = http;
 	transfer->easy = easy;
-	transfer->window_ns = ds_mono_ns();
+	transfer->headway_ns = ds_mono_ns();
 	ds_buf_init(&transfer->headers_buf, DS_HTTP_HEADERS_MAX);
 	ds_list_push_back(&http->active, &transfer->node);
 	if (set_options(http, easy, transfer) != 0 ||
@@ -271,7 +271,7 @@ int ds_http_start(struct ds_http *http, struct ds_http_transfer *transfer)
 		detach(http, transfer);
 		return -ENOMEM;
 	}
-	http->watch_ns = DS_MIN(http->watch_ns, transfer->window_ns + WATCH_INTERVAL_NS);
+	http->watch_ns = DS_MIN(http->watch_ns, transfer->headway_ns + WATCH_INTERVAL_NS);
 	return 0;
 }
 
@@ -325,10 +325,13 @@ static void judge(struct ds_http_transfer *transfer, CURLcode code)
 
 static void finish(struct ds_http *http, struct ds_http_transfer *transfer, CURLcode code)
 {
-	long connects_n = 0;
+	long connects_n = 0, connect_errno = 0;
 
 	curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects_n);
 	transfer->is_reused = connects_n == 0;
+	if (code == CURLE_COULDNT_CONNECT &&
+	    curl_easy_getinfo(transfer->easy, CURLINFO_OS_ERRNO, &connect_errno) == CURLE_OK)
+		transfer->connect_errno = (int)connect_errno;
 	detach(http, transfer);
 	if (transfer->refused < 0)
 		transfer->result = transfer->refused;
@@ -373,11 +376,11 @@ static bool watch(struct ds_http *http, uint64_t now_ns)
 		ds_list_push_back(&http->active, &transfer->node);
 		if (transfer->window_bytes >= HEADWAY_BYTES) {
 			transfer->window_bytes = 0;
-			transfer->window_ns = now_ns;
+			transfer->headway_ns = now_ns;
 		}
 		if (now_ns >= transfer->deadline_ns)
 			give_up(http, transfer, false);
-		else if (now_ns - transfer->window_ns >= transfer->stall_ns)
+		else if (now_ns - transfer->headway_ns >= transfer->stall_ns)
 			give_up(http, transfer, true);
 		else
 			continue;

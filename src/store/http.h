@@ -52,6 +52,8 @@ struct ds_http_transfer {
 	struct ds_buf headers_buf; /* of the final answer, lines with CR LF */
 	uint64_t received_bytes;   /* of the body */
 	char error[256];	   /* plain words; "" if none */
+	uint64_t headway_ns;	   /* when it was last seen to move, at first its start */
+	int connect_errno;	   /* why no connection could be made; 0: not known, or not that */
 	bool is_reused;		   /* it went over a connection from the pool */
 	bool is_stall;		   /* given up for want of headway */
 	bool is_final; /* trying again cannot help (a certificate that does not verify) */
@@ -63,7 +65,7 @@ struct ds_http_transfer {
 	char curl_error[256];
 	size_t header_bytes; /* of all answers, interim ones too */
 	uint64_t sent_bytes;
-	uint64_t window_ns, window_bytes; /* where headway was last seen */
+	uint64_t window_bytes; /* since headway_ns */
 	bool is_body, must_cut;
 	int refused; /* code of on_response */
 };

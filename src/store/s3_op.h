@@ -44,6 +44,9 @@ struct s3_store {
 	uint64_t headway_ns;	       /* last headway of a PUT that goes by it */
 	struct ds_list active;
 	unsigned active_n;
+	void (*waits)(void *ctx, const char *why,
+		      uint64_t left_ms); /* NULL: not, or not any more */
+	void *waits_ctx;
 };
 
 enum s3_phase { S3_INBOX, S3_WAITING, S3_ACTIVE };
@@ -78,6 +81,7 @@ struct s3_op {
 	 * of any attempt */
 	uint64_t since_ns;
 	uint64_t flow_bytes, flow_ns, flow_bytes_max;
+	uint64_t vain_ns; /* since when every attempt has failed; 0: none has */
 
 	/* LIST */
 	size_t rows_before_n;

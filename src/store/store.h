@@ -138,6 +138,11 @@ struct ds_store_options {
 	/* Becomes non-zero, e.g. by a signal: from then on ds_store_perform ends within a moment with
 	 * -DS_E_INTERRUPTED. NULL: never. Lives as long as the store. */
 	const volatile int *interrupted;
+	/* Called once, from a thread of the store, when something has been tried for 2 s in vain and still is: why
+	 * ("cannot reach http://...: Connection refused"), and how long it will be tried at most. May
+	 * not block. NULL: nobody is told. */
+	void (*waits)(void *ctx, const char *why, uint64_t left_ms);
+	void *waits_ctx;
 };
 
 /*

@@ -12,6 +12,7 @@
  */
 #include <assert.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "store/s3_op.h"
@@ -21,6 +22,7 @@
 #define CONNECTIONS_N	 64u
 #define STALL_TIMEOUT_MS 10000u
 #define FLOW_LOOK_NS	 (250 * (uint64_t)DS_NS_PER_MS)
+#define VAIN_TOLD_NS	 (2 * (uint64_t)DS_NS_PER_S)
 #define STALL_DOUBLE_MAX \
 	3u /* a store that is only slow is waited for, at most so many times twice as long */
 
@@ -158,17 +160,40 @@ static void wait_until(struct s3_op *op, uint64_t due_ns)
 	look_at_timers(op->s3, DS_MIN(due_ns, deadline_of(op)));
 }
 
+static void tell_waits(struct s3_op *op, int code, uint64_t left_ns)
+{
+	struct s3_store *s3 = op->s3;
+	const struct ds_diag *diag = &op->req->diag;
+	const char *origin = s3->endpoint.origin, *detail = diag->detail;
+	char why[512];
+
+	if (op->transfer.connect_errno)
+		detail = ds_strerror(-op->transfer.connect_errno);
+	if (code == -DS_E_NETWORK && !diag->http_status)
+		snprintf(why, sizeof(why), "cannot reach %s: %s", origin, detail);
+	else
+		snprintf(why, sizeof(why), "%s: %s%s%s", origin, ds_strerror(code),
+			 detail[0] ? ": " : "", detail);
+	s3->waits(s3->waits_ctx, why, left_ns / DS_NS_PER_MS);
+	s3->waits = NULL;
+}
+
 static void retry(struct s3_op *op, struct s3_verdict verdict)
 {
 	struct s3_store *s3 = op->s3;
 	uint64_t pause_ns = ds_s3_pacer_backoff_ns(&s3->pacer, op->attempts_n);
-	uint64_t due_ns = ds_mono_ns() + DS_MAX(pause_ns, verdict.delay_ns);
+	uint64_t now_ns = ds_mono_ns();
+	uint64_t due_ns = now_ns + DS_MAX(pause_ns, verdict.delay_ns);
 
 	/* No use in waiting for what will not be tried. */
 	if (due_ns >= deadline_of(op)) {
 		finish(op, verdict.code);
 		return;
 	}
+	if (!op->vain_ns)
+		op->vain_ns = op->transfer.headway_ns;
+	if (s3->waits && due_ns - op->vain_ns >= VAIN_TOLD_NS)
+		tell_waits(op, verdict.code, deadline_of(op) - now_ns);
 	op->needs_token = true;
 	wait_until(op, due_ns);
 }
@@ -203,6 +228,7 @@ static void on_done(struct ds_http_transfer *transfer)
 	case S3_NEXT_PAGE:
 		op->attempts_n = 0;
 		op->protocol_n = 0;
+		op->vain_ns = 0;
 		make_ready(op, false);
 		break;
 	}
@@ -530,6 +556,8 @@ int ds_store_s3_open(const char *url, const struct ds_store_options *options,
 	ds_list_init(&s3->active);
 	s3->timers_ns = DS_DEADLINE_NONE;
 	s3->stall_ns = stall_ms * DS_NS_PER_MS;
+	s3->waits = options->waits;
+	s3->waits_ctx = options->waits_ctx;
 	ds_s3_pacer_init(&s3->pacer, connections_n, ds_random_u64(), ds_mono_ns());
 	r = configure(s3, url, options, reterr_diag);
 	/* What goes to this machine itself does not go through a proxy. */

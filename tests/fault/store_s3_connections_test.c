@@ -363,6 +363,72 @@ Test(store_s3, B02_a_refused_connection_is_told_at_the_deadline)
 	ds_store_unref(other);
 }
 
+/* What the store said that it waits for. */
+struct said {
+	unsigned n;
+	char why[512];
+	uint64_t left_ms, at_ns;
+	volatile int is_said;
+};
+
+static void note_waits(void *ctx, const char *why, uint64_t left_ms)
+{
+	struct said *said = ctx;
+
+	said->n++;
+	snprintf(said->why, sizeof(said->why), "%s", why);
+	said->left_ms = left_ms;
+	said->at_ns = ds_mono_ns();
+	said->is_said = 1;
+}
+
+Test(store_s3, B02_what_is_waited_for_is_said_once_after_2_s)
+{
+	struct said said = {0};
+	struct ds_store_options options = {.timeout_ms = 20000,
+					   .waits = note_waits,
+					   .waits_ctx = &said,
+					   .interrupted = &said.is_said};
+	struct ds_store_req again = {.op = DS_STORE_HEAD, .key = "k"};
+	uint64_t started_ns;
+	char wanted[128];
+
+	set_up_with(options);
+	http_script_answer(script, 503, "", "");
+	http_script_is_fault(script);
+	http_script_forever(script);
+	started_ns = ds_mono_ns();
+	expect(get_range(0, 4), -DS_E_INTERRUPTED);
+	cr_assert_eq(said.n, 1);
+	cr_assert_leq(said.at_ns - started_ns, 2200 * (uint64_t)DS_NS_PER_MS);
+	cr_assert(said.left_ms > 17000 && said.left_ms <= 20000);
+	snprintf(wanted, sizeof(wanted), "%s: the store failed", http_script_url(script));
+	cr_assert_eq(strncmp(said.why, wanted, strlen(wanted)), 0, "%s", said.why);
+	said.is_said = 0;
+	again.deadline_ns = ds_deadline_in_ms(3000);
+	cr_assert_eq(ds_store_perform(store, &again), -DS_E_THROTTLED);
+	cr_assert_eq(said.n, 1);
+	end();
+}
+
+Test(store_s3, B02_what_mends_soon_is_not_said)
+{
+	struct said said = {0};
+	struct ds_store_options options = {.timeout_ms = 20000,
+					   .waits = note_waits,
+					   .waits_ctx = &said};
+
+	set_up_with(options);
+	for (unsigned n = 0; n < 2; n++) {
+		http_script_answer(script, 503, "", "");
+		http_script_is_fault(script);
+	}
+	good_range("0-3/10", "0123");
+	expect(get_range(0, 4), 0);
+	cr_assert_eq(said.n, 0);
+	end();
+}
+
 Test(store_s3, B04_a_kept_connection_that_died_is_no_fault)
 {
 	set_up();

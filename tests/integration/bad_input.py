@@ -5,8 +5,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
 import stat
+import subprocess
+import time
 
 import lib
 import stored
@@ -283,13 +286,48 @@ def s3(ask, box, tree, mountpoint):
                 {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}):
         for command in (["log", repo], ["commit", tree, repo], ["mount", repo, mountpoint]):
             ask(ACCESS, "", *command, env={**env, **bad})
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    for command in (["log", repo, "--timeout", "2s"], ["mount", repo, mountpoint, "-o", "timeout=2s"]):
-        ask(STORE, ["127.0.0.1", str(port)], *command,
-            env={**env, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"})
+    unreachable(ask, box, tree, repo, mountpoint, env)
     ask(USAGE, "192.0.2.1", "log", repo, env={**env, "AWS_ENDPOINT_URL": "http://192.0.2.1:9"})
     ask(USAGE, "192.0.2.1", "mount", repo, mountpoint, "-o", "endpoint=http://192.0.2.1:9", env=env)
+
+
+def unreachable(ask, box, tree, repo, mountpoint, env):
+    """Nobody listens: after 2 s it is said once what is waited for, and --timeout ends it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    env = {**env, "AWS_ENDPOINT_URL": endpoint}
+    waiting = re.compile(f"dsfs: cannot reach {endpoint}: Connection refused; trying for [678] s more")
+    commands = (["init", repo], ["commit", tree, repo], ["commit", "--init", tree, repo], ["log", repo],
+                ["ls", repo], ["refs", repo], ["cat", repo, "file"], ["tag", repo, "v2"], ["verify", repo],
+                ["export", repo, box.path("never")], ["diff", f"{repo}@1", f"{repo}@2"],
+                ["fingerprint", repo], ["doctor", repo], ["mount", repo, mountpoint],
+                ["mount", "-f", repo, mountpoint])
+
+    def start(timeout):
+        processes = []
+        for command in commands:
+            words = ["-o", f"timeout={timeout}s"] if command[0] == "mount" else ["--timeout", f"{timeout}s"]
+            processes.append(box.start([*command, *words], env=env, stdout=subprocess.PIPE,
+                                       stderr=subprocess.PIPE))
+        return processes
+
+    # The pause that is told ends within 2 + 5 s.
+    for timeout, lines_n in (1, 1), (8, 2):
+        started = time.monotonic()
+        for command, process in zip(commands, start(timeout)):
+            text, errors = process.communicate(timeout=lib.TIMEOUT_S)
+            lines = (errors + text if command[0] == "doctor" else errors).decode().splitlines()
+            ask.asked += 1
+            if command[0] == "doctor":
+                lines = [line for line in lines if "127.0.0.1" in line]
+            else:
+                equal(process.returncode, STORE, f"{command}: status")
+            equal(len(lines), lines_n, f"{command}: lines on stderr: {lines}")
+            check("127.0.0.1" in lines[-1] and "cannot be reached" in lines[-1], f"{command}: {lines}")
+            if lines_n == 2:
+                check(waiting.fullmatch(lines[0]), f"{command}: {lines}")
+        took = time.monotonic() - started
+        check(took < timeout + 5, f"--timeout {timeout}s took {took:.1f} s")
 
 
 def run(box, args):
