@@ -37,7 +37,9 @@ struct dsfs_error {
 
 struct dsfs_options {
 	const char *endpoint, *region,
-		*profile;      /* NULL: environment and ~/.aws, as for other S3 tools */
+		*profile; /* NULL: environment and ~/.aws, as for other S3 tools */
+	const char *
+		addressing; /* of buckets: "path", "virtual"; NULL: the profile's, else by the endpoint */
 	bool insecure_http;    /* allow http:// to other hosts */
 	uint64_t timeout_ms;   /* 0: 60,000 */
 	const char *cache_dir; /* NULL: none, memory only */

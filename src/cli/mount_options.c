@@ -21,6 +21,11 @@ const struct cli_option cli_mount_option_table[] = {
 	 false},
 	{0, "endpoint", "URL", "S3 endpoint", false},
 	{0, "region", "NAME", "S3 region", false},
+	{0, "addressing", "path|virtual",
+	 "put the bucket's name into the path or before the host's name (the profile's, else "
+	 "virtual "
+	 "for AWS and path for others)",
+	 false},
 	{0, "profile", "NAME", "profile of ~/.aws/credentials", false},
 	{0, "allow_other", NULL,
 	 "let other users in; not for root needs user_allow_other in "
@@ -148,6 +153,8 @@ static int apply(struct cli_mount_options *options, const char *name, const char
 		return set_text(&options->region, value);
 	if (strcmp(name, "profile") == 0)
 		return set_text(&options->profile, value);
+	if (strcmp(name, "addressing") == 0)
+		return ds_store_addressing_parse(value, &options->addressing);
 	if (strcmp(name, "uid") == 0)
 		return set_id(value, &options->uid, &options->has_uid);
 	if (strcmp(name, "gid") == 0)

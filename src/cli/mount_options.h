@@ -11,6 +11,7 @@ struct cli_mount_options {
 	char *cache_dir;
 	uint64_t cache_bytes; /* 0: default */
 	char *endpoint, *region, *profile;
+	enum ds_store_addressing addressing;
 	bool allow_other, insecure_http;
 	bool has_uid, has_gid;
 	uint32_t uid, gid;

@@ -181,6 +181,7 @@ static int open_everything(struct mount_job *job)
 		.endpoint = o->endpoint,
 		.region = o->region,
 		.profile = o->profile,
+		.addressing = o->addressing,
 		.insecure_http = o->insecure_http,
 		.timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_MS_DEFAULT,
 		.waits = job->request->quiet ? NULL : tell_waits,

@@ -12,6 +12,10 @@ const struct cli_option cli_store_options[] = {
 	 false},
 	{0, "region", "NAME", "S3 region; otherwise $AWS_REGION, the profile's, or us-east-1",
 	 false},
+	{0, "addressing", "path|virtual",
+	 "put the bucket's name into the path or before the host's name; otherwise the profile's "
+	 "(s3, addressing_style), or virtual for AWS and path for others",
+	 false},
 	{0, "profile", "NAME",
 	 "profile in ~/.aws/credentials and ~/.aws/config; otherwise "
 	 "$AWS_PROFILE or 'default'",
@@ -203,7 +207,7 @@ void cli_tell_waits(void *ctx, const char *why, uint64_t left_ms)
 
 int cli_store_of(struct cli_call *call, struct ds_store_options *ret_options)
 {
-	const char *timeout = cli_text(call, "timeout");
+	const char *timeout = cli_text(call, "timeout"), *addressing = cli_text(call, "addressing");
 
 	*ret_options = (struct ds_store_options){
 		.endpoint = cli_text(call, "endpoint"),
@@ -213,6 +217,9 @@ int cli_store_of(struct cli_call *call, struct ds_store_options *ret_options)
 		.interrupted = &cli_interrupted,
 		.waits = cli_has(call, "quiet") ? NULL : cli_tell_waits,
 	};
+	if (addressing && ds_store_addressing_parse(addressing, &ret_options->addressing) < 0)
+		return ds_diag_set(&call->diag, -DS_E_USAGE, addressing,
+				   "--addressing takes path or virtual");
 	if (timeout && (ds_parse_duration_ms(timeout, &ret_options->timeout_ms) < 0 ||
 			ret_options->timeout_ms == 0))
 		return ds_diag_set(&call->diag, -DS_E_USAGE, timeout,

@@ -38,6 +38,7 @@ int cli_open_library(struct cli_call *call, const char *text, struct ds_locator 
 		.endpoint = store.endpoint,
 		.region = store.region,
 		.profile = store.profile,
+		.addressing = cli_text(call, "addressing"),
 		.insecure_http = store.insecure_http,
 		.timeout_ms = store.timeout_ms,
 		.cache_dir = cache_dir,

@@ -61,6 +61,12 @@ int dsfs_repository_open(const char *url, const struct dsfs_options *options,
 	struct ds_diag diag = {0};
 	int r = -ENOMEM;
 
+	if (o->addressing &&
+	    ds_store_addressing_parse(o->addressing, &store_options.addressing) < 0) {
+		r = ds_diag_set(&diag, -DS_E_USAGE, o->addressing, "addressing is path or virtual");
+		ds_free(repository);
+		return fail(reterr, r, &diag);
+	}
 	if (!repository)
 		return fail(reterr, r, &diag);
 	repository->timeout_ms = o->timeout_ms ? o->timeout_ms : 60000;

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pwd.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -15,6 +16,8 @@
 #define FILE_MAX_BYTES ((size_t)1 << 20)
 
 /* ---- the files' format */
+
+#define NESTED_KEY_MAX 64
 
 static char *trim(char *text)
 {
@@ -67,15 +70,15 @@ void ds_s3_ini_parse(char *text,
 				      const char *value),
 		     void *ctx)
 {
-	const char *section = NULL;
-	size_t key_indent =
-		SIZE_MAX; /* of the last key; what is indented more is nested below it */
-	char *next;
+	const char *section = NULL, *parent = NULL; /* the last key, if its value is empty */
+	size_t key_indent = SIZE_MAX; /* of the last key; what is indented more belongs to it */
+	char nested[NESTED_KEY_MAX], *next;
 
 	if (ds_starts_with(text, "\xef\xbb\xbf"))
 		text += 3;
 	for (char *line = text; line; line = next) {
 		size_t indent = strspn(line, " \t");
+		bool is_nested;
 		char *equals, *key, *value;
 
 		next = strchr(line, '\n');
@@ -89,7 +92,8 @@ void ds_s3_ini_parse(char *text,
 			key_indent = SIZE_MAX;
 			continue;
 		}
-		if (!section || indent > key_indent)
+		is_nested = indent > key_indent;
+		if (!section || (is_nested && !parent))
 			continue;
 		equals = strchr(line, '=');
 		if (!equals)
@@ -99,8 +103,16 @@ void ds_s3_ini_parse(char *text,
 		value = equals + 1;
 		cut_comment(value);
 		lower(key);
+		value = trim(value);
+		if (is_nested) {
+			if (snprintf(nested, sizeof(nested), "%s.%s", parent, key) <
+			    (int)sizeof(nested))
+				on_value(ctx, section, nested, value);
+			continue;
+		}
 		key_indent = indent;
-		on_value(ctx, section, key, trim(value));
+		parent = *value ? NULL : key;
+		on_value(ctx, section, key, value);
 	}
 }
 
@@ -110,7 +122,7 @@ struct found {
 	const char *profile;
 	bool is_config; /* sections are called "profile x" there */
 	struct ds_s3_credentials credentials;
-	char *region, *endpoint;
+	char *region, *endpoint, *addressing;
 	bool has_profile, is_out_of_memory;
 };
 
@@ -127,6 +139,7 @@ static void found_release(struct found *found)
 	credentials_release(&found->credentials);
 	ds_free(found->region);
 	ds_free(found->endpoint);
+	ds_free(found->addressing);
 }
 
 static void on_value(void *ctx, const char *section, const char *key, const char *value)
@@ -141,6 +154,7 @@ static void on_value(void *ctx, const char *section, const char *key, const char
 		{"aws_session_token", &found->credentials.session_token},
 		{"region", &found->region},
 		{"endpoint_url", &found->endpoint},
+		{"s3.addressing_style", &found->addressing},
 	};
 
 	/* In the config file "[profile x]", only "[default]" may go without the word. */
@@ -256,6 +270,8 @@ static int load_files(struct ds_s3_config *config, struct ds_diag *reterr_diag)
 		move_text(&config->region, &shared.region);
 		move_text(&config->endpoint, &other.endpoint);
 		move_text(&config->endpoint, &shared.endpoint);
+		move_text(&config->addressing, &other.addressing);
+		move_text(&config->addressing, &shared.addressing);
 		judged = take_keys(config, &shared, config->credentials_path, reterr_diag);
 		if (judged == 1)
 			judged = take_keys(config, &other, config->config_path, reterr_diag);
@@ -369,6 +385,7 @@ void ds_s3_config_release(struct ds_s3_config *config)
 	credentials_release(&config->credentials);
 	ds_free(config->region);
 	ds_free(config->endpoint);
+	ds_free(config->addressing);
 	ds_free(config->profile);
 	ds_free(config->credentials_path);
 	ds_free(config->config_path);
@@ -405,5 +422,6 @@ bool ds_s3_config_reload(struct ds_s3_config *config)
 	credentials_release(&fresh.credentials);
 	ds_free(fresh.region);
 	ds_free(fresh.endpoint);
+	ds_free(fresh.addressing);
 	return is_new;
 }

@@ -15,8 +15,9 @@
 
 struct ds_s3_config {
 	struct ds_s3_credentials credentials;
-	char *region;	/* NULL: nothing said */
-	char *endpoint; /* NULL: nothing said */
+	char *region;	  /* NULL: nothing said */
+	char *endpoint;	  /* NULL: nothing said */
+	char *addressing; /* the profile's s3.addressing_style; NULL: nothing said */
 	/* where the keys came from */
 	bool is_from_environment;
 	char *profile, *credentials_path, *config_path;
@@ -35,8 +36,8 @@ bool ds_s3_config_reload(struct ds_s3_config *config);
 /*
  * The parser, public for tests and fuzzing: calls on_value for each `key = value` with the section's
  * name as it stands in brackets ("profile x"), key in lower case, value trimmed. `text` is changed
- * and ends with NUL. Nested settings (indented below an empty value) are passed over, and so is
- * what makes no sense.
+ * and ends with NUL. A setting that is nested (indented below an empty value) has the key "s3.name".
+ * What makes no sense is passed over.
  */
 void ds_s3_ini_parse(char *text,
 		     void (*on_value)(void *ctx, const char *section, const char *key,

@@ -1,6 +1,7 @@
 #include "store/s3_url.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -211,6 +212,17 @@ static bool is_loopback(const struct parts *parts)
 	if (parts->is_literal)
 		return ds_starts_with(parts->host, "127.") || strcmp(parts->host, "[::1]") == 0;
 	return strcmp(parts->host, "localhost") == 0 || ds_ends_with(parts->host, ".localhost");
+}
+
+int ds_store_addressing_parse(const char *text, enum ds_store_addressing *ret_addressing)
+{
+	if (strcmp(text, "path") == 0)
+		*ret_addressing = DS_STORE_ADDRESSING_PATH;
+	else if (strcmp(text, "virtual") == 0)
+		*ret_addressing = DS_STORE_ADDRESSING_VIRTUAL;
+	else
+		return -EINVAL;
+	return 0;
 }
 
 static bool is_virtual(const struct parts *parts, const char *bucket,

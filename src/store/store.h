@@ -116,10 +116,13 @@ struct ds_store_stats {		/* counters since the store was opened */
 struct ds_store;
 
 enum ds_store_addressing {
-	DS_STORE_ADDRESSING_AUTO,    /* virtual for AWS unless the bucket has dots; else path */
+	/* the profile's (s3, addressing_style); else virtual for AWS unless the bucket has dots, and path */
+	DS_STORE_ADDRESSING_AUTO,
 	DS_STORE_ADDRESSING_PATH,    /* https://host/bucket/key */
 	DS_STORE_ADDRESSING_VIRTUAL, /* https://bucket.host/key */
 };
+/* "path", "virtual"; -EINVAL. */
+int ds_store_addressing_parse(const char *text, enum ds_store_addressing *ret_addressing);
 
 /* All but timeout_ms and interrupted concern S3 only. NULL instead of the struct, 0 and NULL in it: the defaults. */
 struct ds_store_options {

@@ -512,14 +512,29 @@ static const struct ds_store_ops s3_ops = {
 
 /* ---- opening */
 
+static int choose_addressing(const struct s3_store *s3, enum ds_store_addressing *addressing,
+			     struct ds_diag *reterr_diag)
+{
+	const char *style = s3->config.addressing;
+
+	if (*addressing != DS_STORE_ADDRESSING_AUTO || !style || strcmp(style, "auto") == 0 ||
+	    ds_store_addressing_parse(style, addressing) == 0)
+		return 0;
+	return ds_diag_set(reterr_diag, -DS_E_USAGE, style,
+			   "the profile's addressing_style is neither path, virtual nor auto");
+}
+
 static int configure(struct s3_store *s3, const char *url, const struct ds_store_options *options,
 		     struct ds_diag *reterr_diag)
 {
+	enum ds_store_addressing addressing = options->addressing;
 	const char *region;
 	int r = ds_s3_url_parse(url, &s3->url, reterr_diag);
 
 	if (r == 0)
 		r = ds_s3_config_load(options->profile, &s3->config, reterr_diag);
+	if (r == 0)
+		r = choose_addressing(s3, &addressing, reterr_diag);
 	if (r < 0)
 		return r;
 	region = options->region     ? options->region
@@ -531,9 +546,16 @@ static int configure(struct s3_store *s3, const char *url, const struct ds_store
 	s3->region = ds_strdup(region);
 	if (!s3->region)
 		return -ENOMEM;
-	return ds_s3_endpoint_parse(options->endpoint ? options->endpoint : s3->config.endpoint,
-				    region, s3->url.bucket, options->addressing,
-				    options->insecure_http, &s3->endpoint, reterr_diag);
+	r = ds_s3_endpoint_parse(options->endpoint ? options->endpoint : s3->config.endpoint,
+				 region, s3->url.bucket, addressing, options->insecure_http,
+				 &s3->endpoint, reterr_diag);
+	/* The profile's choice is for all endpoints, this one for this endpoint. */
+	if (r == 0 && options->addressing == DS_STORE_ADDRESSING_VIRTUAL &&
+	    strcmp(s3->endpoint.base_path, "/") != 0)
+		r = ds_diag_set(reterr_diag, -DS_E_USAGE, s3->endpoint.origin,
+				"no bucket's name goes before an IP address: give the endpoint "
+				"by name, or addressing=path");
+	return r;
 }
 
 int ds_store_s3_open(const char *url, const struct ds_store_options *options,

@@ -139,6 +139,38 @@ Test(s3_credentials, profiles_come_from_both_files)
 	ds_s3_config_release(&config);
 }
 
+Test(s3_credentials, settings_for_s3_are_nested)
+{
+	static const char *const texts[] = {
+		"[default]\nregion = r\ns3 =\n  addressing_style = virtual\n",
+		"[default]\ns3=\n\tmax_queue_size = 5\n\tAddressing_Style=virtual # here\nregion = "
+		"r\n",
+		"[other]\ns3 =\n addressing_style = path\n[default]\n s3 =\n  addressing_style = "
+		"virtual\n"
+		" region = r\n[profile x]\ns3 =\n addressing_style = path\n",
+		/* Of another service, below a value, and at the top: none of these. */
+		"[default]\ns3 =\n addressing_style = virtual\nregion = r\n addressing_style = a\n"
+		"other =\n addressing_style = path\n addressing_style = path\naddressing_style = "
+		"b\n",
+	};
+	struct ds_s3_config config;
+
+	write_text("credentials", "[default]\naws_access_key_id = A\naws_secret_access_key = B\n");
+	for (size_t i = 0; i < DS_ARRAY_SIZE(texts); i++) {
+		write_text("config", texts[i]);
+		cr_assert_eq(ds_s3_config_load(NULL, &config, NULL), 0);
+		cr_assert_str_eq(config.addressing, "virtual", "text %d", (int)i);
+		cr_assert_str_eq(config.region, "r", "text %d", (int)i);
+		ds_s3_config_release(&config);
+	}
+	/* Also where the keys come from the environment. */
+	setenv("AWS_ACCESS_KEY_ID", "A", 1);
+	setenv("AWS_SECRET_ACCESS_KEY", "B", 1);
+	cr_assert_eq(ds_s3_config_load(NULL, &config, NULL), 0);
+	cr_assert_str_eq(config.addressing, "virtual");
+	ds_s3_config_release(&config);
+}
+
 Test(s3_credentials, the_region_of_the_profile_also_counts_for_keys_from_the_environment)
 {
 	struct ds_s3_config config;
@@ -246,7 +278,8 @@ Test(s3_credentials, J01_every_failing_allocation_is_an_error)
 
 	write_text("credentials", "[default]\naws_access_key_id = A\naws_secret_access_key = B\n"
 				  "aws_session_token = C\n");
-	write_text("config", "[default]\nregion = eu-west-1\nendpoint_url = https://x\n");
+	write_text("config", "[default]\nregion = eu-west-1\nendpoint_url = https://x\n"
+			     "s3 =\n  addressing_style = path\n");
 	for (int64_t n = 0;; n++) {
 		struct ds_s3_config config = {0};
 		uint64_t failed_n;
