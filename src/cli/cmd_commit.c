@@ -1,6 +1,7 @@
 /*
  * commit, fingerprint.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -313,8 +314,9 @@ static int fingerprint_version(struct cli_call *call, struct dsfs_error *error, 
 	if (r == 0) {
 		strcpy(ret_text, dsfs_version_info(version)->fingerprint);
 		if (!ret_text[0])
-			r = ds_diag_set(&call->diag, -DS_E_MALFORMED, call->args[0],
-					"this version has no fingerprint");
+			r = ds_diag_set(&call->diag, -ENODATA, call->args[0],
+					"this version has no fingerprint: not all of it was read "
+					"when it was imported");
 	}
 	dsfs_version_close(version);
 	dsfs_repository_close(repository);

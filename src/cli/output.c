@@ -62,6 +62,7 @@ enum cli_exit cli_exit_of(int code)
 	case DS_E_SOURCE_REFUSED:
 		return CLI_EXIT_SOURCE;
 	case DS_E_TOO_NEW:
+	case DS_E_IMPORTED:
 		return CLI_EXIT_TOO_NEW;
 	case EBUSY:
 		return CLI_EXIT_BUSY;

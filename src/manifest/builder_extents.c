@@ -22,14 +22,9 @@ static int next_row(struct ds_builder *builder, uint64_t file, uint64_t off,
 		r = ds_row_extent(&builder->sql, stmt, file, ret_extent);
 	/* A part of an imported object, which another build wrote: it refers to no pack, and is
 	 * only ever replaced. */
-	if (r == -DS_E_UNSUPPORTED) {
-		memset(ret_extent, 0, sizeof(*ret_extent));
-		ret_extent->off = (uint64_t)sqlite3_column_int64(stmt, 0);
+	if (r == -DS_E_IMPORTED) {
 		ret_extent->is_zeros = true;
-		r = ret_extent->off < DS_FILE_SIZE_MAX
-			    ? 0
-			    : ds_sql_malformed(&builder->sql, "file %llu: an extent's offset",
-					       (unsigned long long)file);
+		r = 0;
 	}
 	sqlite3_reset(stmt);
 	if (r == 0)

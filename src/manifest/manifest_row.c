@@ -241,7 +241,7 @@ int ds_row_entry(struct ds_sql *sql, sqlite3_stmt *stmt, int col, struct ds_entr
 	return ds_sql_malformed(sql, "entry %lld: %s", sqlite3_column_int64(stmt, col), reason);
 }
 
-static const char *check_extent(sqlite3_stmt *stmt, struct ds_extent *extent)
+static const char *check_piece(sqlite3_stmt *stmt, struct ds_extent *extent)
 {
 	if (!take_u64(stmt, 0, 0, DS_FILE_SIZE_MAX - 1, &extent->off))
 		return "offset";
@@ -249,6 +249,11 @@ static const char *check_extent(sqlite3_stmt *stmt, struct ds_extent *extent)
 		return "slot";
 	if (!take_u64(stmt, 2, 1, DS_FILE_SIZE_MAX - extent->off, &extent->len_bytes))
 		return "length";
+	return NULL;
+}
+
+static const char *check_chunk_of(sqlite3_stmt *stmt, struct ds_extent *extent)
+{
 	extent->is_zeros = are_null(stmt, 3, 7);
 	if (extent->is_zeros)
 		return NULL;
@@ -267,13 +272,13 @@ int ds_row_extent(struct ds_sql *sql, sqlite3_stmt *stmt, uint64_t file,
 	const char *reason;
 
 	memset(ret_extent, 0, sizeof(*ret_extent));
-	if (!are_null(stmt, 8, 9)) {
+	reason = check_piece(stmt, ret_extent);
+	if (!reason && !are_null(stmt, 8, 9)) {
 		ds_diag_clear(&sql->diag);
-		return ds_diag_set(&sql->diag, -DS_E_UNSUPPORTED, NULL,
-				   "file %llu lies in an imported object",
-				   (unsigned long long)file);
+		return ds_diag_set(&sql->diag, -DS_E_IMPORTED, NULL, NULL);
 	}
-	reason = check_extent(stmt, ret_extent);
+	if (!reason)
+		reason = check_chunk_of(stmt, ret_extent);
 	if (!reason)
 		return 0;
 	if (sqlite3_errcode(sqlite3_db_handle(stmt)) == SQLITE_NOMEM)

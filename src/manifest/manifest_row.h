@@ -45,6 +45,7 @@ unsigned ds_size_class(uint64_t size_bytes);
  * then (and extra.link); the rest comes from the row that it names. */
 int ds_row_entry(struct ds_sql *sql, sqlite3_stmt *stmt, int col, struct ds_entry *ret_entry,
 		 struct ds_row_extra *ret_extra);
+/* -DS_E_IMPORTED: a part of an imported object, of which only place and length are set. */
 int ds_row_extent(struct ds_sql *sql, sqlite3_stmt *stmt, uint64_t file,
 		  struct ds_extent *ret_extent);
 int ds_row_pack(struct ds_sql *sql, sqlite3_stmt *stmt, struct ds_pack_row *ret_pack);

@@ -155,13 +155,13 @@ static void end_file(struct verify *verify, struct extents *extents)
 	if (!entry->id)
 		return;
 	verify->extent_files_seen_n++;
-	if (extents->is_imported)
-		return;
 	if (extents->n != entry->extents_n || extents->end != entry->size_bytes) {
 		verify_finding(verify, "file %llu: extents with a gap or an overlap",
 			       (unsigned long long)entry->id);
 		return;
 	}
+	if (extents->is_imported)
+		return;
 	ds_content_hasher_finish(extents->hasher, &digest);
 	if (!ds_digest_equal(&digest, &entry->digest))
 		verify_finding(verify, "file %llu: digest", (unsigned long long)entry->id);
@@ -190,14 +190,13 @@ static int begin_file(struct verify *verify, struct extents *extents, uint64_t f
 static int check_extent(struct verify *verify, struct extents *extents, sqlite3_stmt *stmt)
 {
 	struct ds_extent extent;
+	bool is_imported = false;
 	int r;
 
 	r = ds_row_extent(verify->sql, stmt, extents->entry.id, &extent);
-	if (r == -DS_E_UNSUPPORTED) {
-		extents->is_imported = true;
-		return 0;
-	}
-	if (r < 0)
+	if (r == -DS_E_IMPORTED)
+		extents->is_imported = is_imported = true;
+	else if (r < 0)
 		return verify_note(verify, r);
 	if (extent.off != extents->end || extent.slot != extents->n ||
 	    extent.len_bytes > extents->entry.size_bytes - extents->end) {
@@ -206,6 +205,8 @@ static int check_extent(struct verify *verify, struct extents *extents, sqlite3_
 	}
 	extents->end += extent.len_bytes;
 	extents->n++;
+	if (is_imported)
+		return 0;
 	ds_content_hasher_extent(extents->hasher, extent.len_bytes,
 				 extent.is_zeros ? NULL : &extent.digest);
 	if (!extent.is_zeros)

@@ -174,7 +174,7 @@ static int match_node(struct commit_apply *apply, struct commit_node *node, bool
 		return 0;
 	r = reuse(apply, node, r == 0 && entry.type == DS_ENTRY_FILE ? &entry : NULL);
 	/* Imported: there is no chunk to refer to, and the file is read. */
-	return r == -DS_E_UNSUPPORTED ? 0 : r;
+	return r == -DS_E_IMPORTED ? 0 : r;
 }
 
 int commit_match(struct commit_apply *apply, bool may_reuse)
@@ -218,7 +218,7 @@ static int load_old_extents(struct commit_apply *apply)
 
 	if (r < 0) {
 		ds_free(extents);
-		return r == -DS_E_UNSUPPORTED ? 0 : r;
+		return r == -DS_E_IMPORTED ? 0 : r;
 	}
 	for (size_t i = 0; i < n; i++)
 		if (!extents[i].is_zeros)

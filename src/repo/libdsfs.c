@@ -311,6 +311,16 @@ int dsfs_list(struct dsfs_version *version, uint64_t directory_inode, uint64_t a
 	return r < 0 ? r : call.result;
 }
 
+/* An error that names nothing is the file's. */
+static int fail_file(struct dsfs_error *reterr, int code, struct ds_demand *demand,
+		     struct dsfs_version *version, uint64_t inode)
+{
+	struct ds_entry entry;
+	bool has_name = code < 0 && ds_view_get(version->view, NULL, inode, &entry) == 0;
+
+	return fail_demand(reterr, code, demand, has_name ? entry.name : NULL);
+}
+
 int dsfs_read(struct dsfs_version *version, uint64_t inode, uint64_t offset, void *data,
 	      size_t len_bytes, size_t *ret_n, struct dsfs_error *reterr)
 {
@@ -319,7 +329,7 @@ int dsfs_read(struct dsfs_version *version, uint64_t inode, uint64_t offset, voi
 
 	ds_demand_init(&demand, version->view);
 	r = ds_view_read(version->view, &demand, inode, offset, len_bytes, data, ret_n);
-	return fail_demand(reterr, r, &demand, NULL);
+	return fail_file(reterr, r, &demand, version, inode);
 }
 
 int dsfs_seek(struct dsfs_version *version, uint64_t inode, uint64_t offset, bool hole,
@@ -330,7 +340,7 @@ int dsfs_seek(struct dsfs_version *version, uint64_t inode, uint64_t offset, boo
 
 	ds_demand_init(&demand, version->view);
 	r = ds_view_seek(version->view, &demand, inode, offset, hole, ret_offset);
-	return fail_demand(reterr, r, &demand, NULL);
+	return fail_file(reterr, r, &demand, version, inode);
 }
 
 int dsfs_readlink(struct dsfs_version *version, uint64_t inode, char *target, size_t size,

@@ -46,7 +46,9 @@
 	X(SOURCE_REFUSED, 4137, EINVAL, false, "the source holds what cannot be committed") \
 	X(INTERRUPTED, 4138, EINTR, false, "interrupted")                                   \
 	X(USAGE, 4139, EINVAL, false, "wrong usage")                                        \
-	X(TAKEN, 4140, EEXIST, false, "the name is taken")
+	X(TAKEN, 4140, EEXIST, false, "the name is taken")                                  \
+	X(IMPORTED, 4141, EIO, false,                                                       \
+	  "it lies in an imported object, which this release does not read")
 
 enum ds_error {
 #define DS_X(name, number, err, retry, text) DS_E_##name = number,

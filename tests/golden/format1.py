@@ -201,8 +201,20 @@ def moved_note(old, targets):
 
 
 class Node:
-    def __init__(self, kind, mtime, content=b"", link=None):
+    """sources: of an imported file, slot of the extent -> (number of the source, offset in it, was it read)."""
+
+    def __init__(self, kind, mtime, content=b"", link=None, sources=None):
         self.kind, self.mtime, self.content, self.link = kind, mtime, content, link
+        self.sources = sources or {}
+
+    def extents(self):
+        """[(offset, bytes or None for zeros, length)] of a file that has any in the manifest."""
+        if len(self.content) > 4 * MIB:
+            return extents_of(self.content)
+        return [(0, self.content, len(self.content))] if self.sources else []
+
+    def is_unverified(self):
+        return any(not was_read for _, _, was_read in self.sources.values())
 
 
 def children(tree, path):
@@ -243,6 +255,8 @@ def digest_of(tree, path, memo):
         memo[path] = sha(h)
     elif node.kind == "symlink":
         memo[path] = sha(node.content)
+    elif node.is_unverified():
+        memo[path] = noise("unverified " + path.decode(), 32)
     else:
         memo[path] = content_digest(node.content)
     return memo[path]
@@ -302,8 +316,8 @@ class Manifest:
             row["size"] = len(node.content)
         if node.kind == "symlink":
             row["target"] = node.content
-        elif node.kind != "dir" and len(node.content) > 4 * MIB:
-            row["extents"] = len(extents_of(node.content))
+        elif node.kind != "dir" and node.extents():
+            row["extents"] = len(node.extents())
         elif node.kind != "dir" and node.content:
             pack, ordinal = where[sha(node.content)]
             off, stored_len, raw_off, _ = pack.place(ordinal)
@@ -313,11 +327,14 @@ class Manifest:
 
     def extent_rows(self, tree, path, where):
         node = tree[path]
-        if node.link is not None or node.kind not in ("file", "exec") or len(node.content) <= 4 * MIB:
+        if node.link is not None or node.kind not in ("file", "exec"):
             return
-        for slot, (off, chunk, n) in enumerate(extents_of(node.content)):
+        for slot, (off, chunk, n) in enumerate(node.extents()):
             row = {"file": self.ids[path], "off": off, "slot": slot, "len": n}
-            if chunk is not None:
+            if slot in node.sources:
+                row["source"], row["source_off"], was_read = node.sources[slot]
+                row["digest"] = sha(chunk) if was_read else None
+            elif chunk is not None:
                 pack, ordinal = where[sha(chunk)]
                 stored_off, stored_len, _, _ = pack.place(ordinal)
                 row.update(digest=sha(chunk), pack=self.pack_number(pack), ordinal=ordinal)

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the golden repository: tests/golden/repo, newer, newer_record and expected.json.
+"""Writes the golden repositories: tests/golden/repo, newer, newer_record, imported,
+expected.json and expected_imported.json.
 
 usage: make.py DIRECTORY
 
@@ -200,9 +201,9 @@ def first_tree():
 def chunks_of(node):
     if node.link is not None or node.kind not in ("file", "exec") or not node.content:
         return []
-    if len(node.content) <= 4 * MIB:
+    if not node.extents():
         return [node.content]
-    return [chunk for _, chunk, _ in extents_of(node.content) if chunk is not None]
+    return [chunk for i, (_, chunk, _) in enumerate(node.extents()) if chunk is not None and i not in node.sources]
 
 
 def pack_new(tree, where, pack):
@@ -406,11 +407,53 @@ def make_newer(target):
     repo.entry("refs/branches", "main", "2026-01-02T10:00:01.000Z", sha(data).hex())
 
 
+def make_imported(target, scratch):
+    """Files that lie in imported objects: read when they were imported, in part, or not at all."""
+    repo = Repository(os.path.join(target, "imported"))
+    manifest = Manifest(os.path.join(scratch, "imported"))
+    repo.put("dsfs.json", marker())
+    time, where = (1700000000, 0), {}
+    large = periodic(cutting_period(2000), 2000, 5 * MIB) + bytes(MIB) + b"end"
+    read = {i: (1, off, True) for i, (off, chunk, _) in enumerate(extents_of(large)) if chunk is not None}
+    tree = {
+        b"": Node("dir", time),
+        b"dir": Node("dir", time),
+        b"dir/hard": Node("file", time, link=b"small"),
+        b"dir/unread": Node("file", time, b"?" * 5000, sources={0: (2, 0, False)}),
+        b"large": Node("file", time, large, sources=read),
+        b"mixed": Node("file", time, large, sources={0: (1, 0, True)}),
+        b"own": Node("exec", time, b"in a pack\n"),
+        b"small": Node("file", time, b"in an object\n", sources={0: (3, 100, True)}),
+    }
+    data = Pack(0, "data imported")
+    pack_new(tree, where, data)
+    sources = [
+        {"number": 1, "url": "s3://bucket", "object": b"raw/large.bin", "object_version": "3HL4kqtJ", "etag": '"0123-1"'},
+        {"number": 2, "url": "s3://elsewhere", "object": b"not read \xff", "object_version": None, "etag": '"4567"'},
+        {"number": 3, "url": "file:///srv/raw", "object": b"many.tar", "object_version": None, "etag": None},
+    ]
+    totals = manifest.write(tree, where, [], {"source": sources})
+    packs, root, prefetch, pages = manifest.publish("manifest imported")
+    for pack in [data] + packs:
+        repo.put_pack(pack)
+    # What was not read has no fingerprint.
+    v1 = repo.record("imported", "2026-01-02T10:00:00.000Z", [], tree, totals, root, prefetch, pages, fingerprint=None)
+    repo.entry("refs/branches", "main", "2026-01-02T10:00:01.000Z", v1)
+    entries = listing(tree, manifest.ids)
+    for item in entries:
+        item["imported"] = bool(inode(tree, urllib.parse.unquote_to_bytes(item["path"])).sources)
+    return {v1: {"message": "version imported", "totals": totals, "entries": entries}}
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__.split("\n\n")[1])
     with tempfile.TemporaryDirectory() as scratch:
         make_repository(sys.argv[1], scratch)
+        imported = make_imported(sys.argv[1], scratch)
+    with open(os.path.join(sys.argv[1], "expected_imported.json"), "w") as f:
+        json.dump({"versions": imported}, f, indent=1)
+        f.write("\n")
     make_newer(sys.argv[1])
 
 

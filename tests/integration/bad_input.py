@@ -15,7 +15,7 @@ import lib
 import stored
 from lib import check, equal, say
 
-USAGE, NOT_FOUND, ACCESS, STORE, DAMAGED, CONFLICT, SOURCE, TOO_NEW, BUSY = 2, 3, 4, 5, 6, 7, 8, 9, 10
+FAILURE, USAGE, NOT_FOUND, ACCESS, STORE, DAMAGED, CONFLICT, SOURCE, TOO_NEW, BUSY = range(1, 11)
 SECRET = "Zq8notAsecretThatAnybodyUses"
 
 
@@ -229,9 +229,23 @@ def too_new(ask, box, tree, mountpoint):
     for command in (["log", repo], ["refs", repo], ["ls", repo], ["commit", tree, repo], ["verify", repo],
                     ["tag", repo, "name"], ["mount", repo, mountpoint], ["diff", repo, repo]):
         ask(TOO_NEW, "9.9.9", *command)
-    golden = os.path.join(lib.TREE, "tests", "golden", "newer")
-    if os.path.isdir(golden):
-        ask(TOO_NEW, "dsfs", "ls", golden)
+    golden = os.path.join(lib.TREE, "tests", "golden")
+    ask(TOO_NEW, "dsfs", "ls", f"{golden}/newer")
+    imported = f"{golden}/imported"
+    for name in "small", "large", "dir/unread":
+        ask(TOO_NEW, [os.path.basename(name), "imported object"], "cat", imported, name)
+    ask(TOO_NEW, "imported object", "export", imported, box.path("never-imported"), may_json=False)
+    ask(FAILURE, "no fingerprint", "fingerprint", imported)
+    equal(box.dsfs("cat", imported, "own").out, b"in a pack\n", "a file beside imported ones")
+    with box.mount(imported) as mount:
+        with open(f"{mount.path}/own", "rb") as file:
+            equal(file.read(), b"in a pack\n", "a file beside imported ones, through a mount")
+        try:
+            with open(f"{mount.path}/small", "rb") as file:
+                raise lib.Failed(f"an imported file was read: {file.read()}")
+        except OSError as error:
+            equal(error.errno, errno.EIO, "reading an imported file")
+        check("imported object" in mount.log_text(), f"the log: {mount.log_text()}")
 
 
 def damaged(ask, box, tree, mountpoint):

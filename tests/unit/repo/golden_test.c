@@ -33,21 +33,27 @@ struct opened {
 	char dir[64];
 };
 
-static void open_golden(struct opened *o, bool with_cache)
+static void open_golden_of(struct opened *o, const char *name, const char *expected,
+			   bool with_cache)
 {
 	struct ds_cache_options options = {.dir = o->dir, .capacity_bytes = DS_MIB(64)};
 
 	snprintf(o->dir, sizeof(o->dir), "/tmp/dsfs-golden-XXXXXX");
 	cr_assert_not_null(mkdtemp(o->dir));
-	o->expected = json_load_file(TEST_GOLDEN "/expected.json", 0, NULL);
+	o->expected = json_load_file(expected, 0, NULL);
 	cr_assert_not_null(o->expected);
-	o->store = golden_load("repo");
+	o->store = golden_load(name);
 	cr_assert_eq(ds_repo_open_store(o->store, &o->repo, NULL), 0);
 	if (with_cache)
 		cr_assert_eq(ds_cache_open(&options, &o->cache, NULL), 0);
 	else
 		cr_assert_eq(ds_cache_open_none(&o->cache), 0);
 	cr_assert_eq(ds_fetcher_new(o->store, o->cache, NULL, &o->fetcher), 0);
+}
+
+static void open_golden(struct opened *o, bool with_cache)
+{
+	open_golden_of(o, "repo", TEST_GOLDEN "/expected.json", with_cache);
 }
 
 static void close_golden(struct opened *o)
@@ -148,6 +154,17 @@ static void expect_holes(struct ds_view *view, const struct ds_entry *entry, con
 	cr_assert_eq(found, entry->size_bytes, "%s: the end is a hole", what);
 }
 
+/* What lies in an imported object is not read, and said to be there. */
+static void expect_imported(struct ds_view *view, const struct ds_entry *entry, const char *what)
+{
+	uint8_t byte;
+	size_t n;
+
+	cr_assert_gt(entry->extents_n, 0, "%s", what);
+	cr_assert_eq(ds_view_read(view, NULL, entry->ino, 0, 1, &byte, &n), -DS_E_IMPORTED, "%s",
+		     what);
+}
+
 static void expect_entry(struct ds_view *view, const json_t *item)
 {
 	static const char *const types[] = {"file", "dir", "symlink"};
@@ -181,6 +198,8 @@ static void expect_entry(struct ds_view *view, const json_t *item)
 		cr_assert_eq(buf.len_bytes, n);
 		cr_assert_eq(memcmp(buf.data, target, n), 0);
 		ds_buf_release(&buf);
+	} else if (json_is_true(json_object_get(item, "imported"))) {
+		expect_imported(view, &entry, path);
 	} else if (entry.type == DS_ENTRY_FILE) {
 		expect_content(view, &entry, text_of(item, "sha256"), path);
 		if (json_object_get(item, "holes"))
@@ -257,7 +276,9 @@ static int expect_reject(void *ctx, const char *path, size_t path_len, const cha
 	return 0;
 }
 
-static void expect_version(struct opened *o, const char *id_text, const json_t *version)
+/* is_unread: parts of it were never read, so that nobody knows its fingerprint. */
+static void expect_version(struct opened *o, const char *id_text, const json_t *version,
+			   bool is_unread)
 {
 	const json_t *entries = json_object_get(version, "entries");
 	const json_t *totals = json_object_get(version, "totals");
@@ -274,8 +295,9 @@ static void expect_version(struct opened *o, const char *id_text, const json_t *
 	cr_assert_eq(record->totals.symlinks_n, number_of(totals, "symlinks"));
 	cr_assert_eq(record->totals.bytes, number_of(totals, "bytes"));
 	cr_assert_eq(record->totals.rejected_n, number_of(totals, "rejected"));
-	cr_assert(record->has_fingerprint);
-	expect_digest(&record->fingerprint, root, "fingerprint");
+	cr_assert_eq(record->has_fingerprint, !is_unread);
+	if (!is_unread)
+		expect_digest(&record->fingerprint, root, "fingerprint");
 	cr_assert_eq(ds_view_open(o->repo, o->cache, o->fetcher, record, true, 60000, &view, NULL),
 		     0);
 	expect_listing(view, entries);
@@ -303,7 +325,7 @@ static void expect_versions(bool with_cache)
 	open_golden(&o, with_cache);
 	cr_assert_eq(json_object_size(json_object_get(o.expected, "versions")), 3);
 	json_object_foreach (json_object_get(o.expected, "versions"), id, version)
-		expect_version(&o, id, version);
+		expect_version(&o, id, version, false);
 	close_golden(&o);
 }
 
@@ -315,6 +337,38 @@ Test(golden, every_version_is_read_through_a_cache)
 Test(golden, every_version_is_read_without_a_disk)
 {
 	expect_versions(false);
+}
+
+Test(golden, what_is_imported_is_listed_and_not_read)
+{
+	struct ds_entry entry;
+	struct opened o = {0};
+	struct ds_digest id;
+	struct ds_record *record;
+	struct ds_view *view;
+	const char *id_text;
+	json_t *version;
+	char bytes[4];
+	size_t n;
+
+	open_golden_of(&o, "imported", TEST_GOLDEN "/expected_imported.json", true);
+	json_object_foreach (json_object_get(o.expected, "versions"), id_text, version)
+		expect_version(&o, id_text, version, true);
+	/* Of a file in two places, the part in a pack, and zeros. */
+	cr_assert_eq(ds_resolve(o.repo, "main", &(struct ds_resolved){0}, NULL), 0);
+	id_text = json_object_iter_key(json_object_iter(json_object_get(o.expected, "versions")));
+	cr_assert_eq(ds_digest_parse(id_text, &id), 0);
+	cr_assert_eq(ds_record_get(o.repo, &id, &record, NULL), 0);
+	cr_assert_eq(ds_view_open(o.repo, o.cache, o.fetcher, record, true, 60000, &view, NULL), 0);
+	cr_assert_eq(ds_view_walk(view, NULL, "mixed", &entry), 0);
+	cr_assert_eq(ds_view_read(view, NULL, entry.ino, entry.size_bytes - 4, 4, bytes, &n), 0);
+	cr_assert_eq(memcmp(bytes, "\0end", 4), 0);
+	cr_assert_eq(ds_view_walk(view, NULL, "large", &entry), 0);
+	cr_assert_eq(ds_view_read(view, NULL, entry.ino, entry.size_bytes - 4, 1, bytes, &n), 0);
+	cr_assert_eq(bytes[0], 0);
+	ds_view_close(view);
+	ds_record_free(record);
+	close_golden(&o);
 }
 
 Test(golden, every_selector_finds_what_it_should)

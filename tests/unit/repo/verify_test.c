@@ -108,6 +108,23 @@ Test(verify, the_golden_repository_is_clean)
 	ds_store_unref(store);
 }
 
+Test(verify, imported_files_are_counted_and_no_finding)
+{
+	struct ds_store *store = golden_load("imported");
+	struct ds_verify_options options = {.read_data = true};
+	struct findings findings = verify(store, NULL, true, NULL);
+	struct ds_verify_result result;
+	struct ds_repo *repo;
+
+	cr_assert_eq(findings.n, 0, "%s", findings.other);
+	cr_assert_eq(ds_repo_open_store(store, &repo, NULL), 0);
+	cr_assert_eq(ds_verify(repo, &options, &result, NULL), 0);
+	cr_assert_eq(result.imported_n, 5);
+	cr_assert_eq(result.versions_n, 1);
+	ds_repo_unref(repo);
+	ds_store_unref(store);
+}
+
 Test(verify, counts_are_right)
 {
 	struct ds_store *store = golden_load("repo");
