@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "cli/commands.h"
 #include "cli/mount_run.h"
@@ -14,29 +15,70 @@
 
 #define END_TIMEOUT_MS 10000u
 
+/* What others have mounted is theirs to know. */
+static void keep_own(struct cli_mounts *mounts)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < mounts->mounts_n; i++) {
+		struct cli_mount swap = mounts->mounts[n];
+
+		if (mounts->mounts[i].uid != geteuid())
+			continue;
+		mounts->mounts[n++] = mounts->mounts[i];
+		mounts->mounts[i] = swap;
+	}
+	cli_mounts_truncate(mounts, n);
+}
+
+static json_t *row_of(const struct cli_mount *m)
+{
+	bool alive = m->state == CLI_MOUNT_ANSWERS || m->state == CLI_MOUNT_STUCK;
+
+	return json_pack("{s:s, s:s, s:s*, s:o, s:I, s:s, s:o}", "source", m->source, "mountpoint",
+			 m->mountpoint, "version", m->version, "pid",
+			 m->pid ? json_integer(m->pid) : json_null(), "user", (json_int_t)m->uid,
+			 "state", cli_mount_state_text(m->state), "alive",
+			 m->state == CLI_MOUNT_UNKNOWN ? json_null() : json_boolean(alive));
+}
+
+static void print_row(const struct cli_mount *m)
+{
+	char source[512], place[4096];
+
+	printf("%s on %s", cli_safe(m->source, strlen(m->source), source, sizeof(source)),
+	       cli_safe(m->mountpoint, strlen(m->mountpoint), place, sizeof(place)));
+	if (m->version)
+		printf(" version %.16s", m->version);
+	if (m->uid != geteuid())
+		printf(" (of user %u; its version and process are not known)", (unsigned)m->uid);
+	else if (!m->pid && m->state != CLI_MOUNT_DEAD)
+		printf(" (its version and process are not known)");
+	if (m->state == CLI_MOUNT_DEAD)
+		printf(" (dead: its process is gone)");
+	else if (m->state == CLI_MOUNT_STUCK)
+		printf(" (stuck: no answer within %u s)", CLI_MOUNT_ASK_MS / 1000);
+	else if (m->state == CLI_MOUNT_UNKNOWN)
+		printf(" (it could not be asked)");
+	printf("\n");
+}
+
 static int list_mounts(struct cli_call *call)
 {
 	struct cli_mounts mounts = {0};
 	json_t *rows = call->json ? json_array() : NULL;
 	int r = cli_mounts_read(&mounts);
 
+	if (r == 0) {
+		if (geteuid() != 0)
+			keep_own(&mounts);
+		cli_mounts_ask(mounts.mounts, mounts.mounts_n);
+	}
 	for (size_t i = 0; r == 0 && i < mounts.mounts_n; i++) {
-		const struct cli_mount *m = &mounts.mounts[i];
-		char source[512], place[4096];
-
 		if (rows)
-			json_array_append_new(rows,
-					      json_pack("{s:s, s:s, s:s*, s:o, s:b}", "source",
-							m->source, "mountpoint", m->mountpoint,
-							"version", m->version, "pid",
-							m->pid ? json_integer(m->pid) : json_null(),
-							"alive", m->pid != 0));
+			json_array_append_new(rows, row_of(&mounts.mounts[i]));
 		else
-			printf("%s on %s%s%.16s%s\n",
-			       cli_safe(m->source, strlen(m->source), source, sizeof(source)),
-			       cli_safe(m->mountpoint, strlen(m->mountpoint), place, sizeof(place)),
-			       m->version ? " version " : "", m->version ? m->version : "",
-			       m->pid ? "" : " (process unknown or dead)");
+			print_row(&mounts.mounts[i]);
 	}
 	cli_print_json(rows);
 	cli_mounts_release(&mounts);
@@ -86,14 +128,21 @@ const struct cli_command cli_command_mount = {
 	.name = "mount",
 	.arguments = "[REPO[@VERSION] MOUNTPOINT]",
 	.summary = "mount a version as a directory; alone: list the mounts",
-	.details = "Returns once the mount answers, or prints the error. The mount is read-only, "
-		   "and its "
-		   "contents never change, whatever is committed meanwhile. SIGTERM or 'dsfs "
-		   "umount' ends it; SIGHUP opens the log file anew (in the foreground it ends "
-		   "the mount).\n"
-		   "Every byte that is read was checked; what cannot be had, or does not fit its "
-		   "digest, "
-		   "is an I/O error and a line in the log, never wrong data.",
+	.details =
+		"Returns once the mount answers, or prints the error. The mount is read-only, "
+		"and its "
+		"contents never change, whatever is committed meanwhile. SIGTERM or 'dsfs "
+		"umount' ends it; SIGHUP opens the log file anew (in the foreground it ends "
+		"the mount).\n"
+		"Every byte that is read was checked; what cannot be had, or does not fit its "
+		"digest, "
+		"is an I/O error and a line in the log, never wrong data.\n"
+		"Of several that mount at one place at once, one succeeds. A mount point that is "
+		"a symlink is what it leads to.\n"
+		"Alone it lists your own mounts; root's lists those of all users, without their "
+		"versions and processes, which are known to their user only. A mount that does "
+		"not answer within 2 s is listed as stuck: its process is stopped, or has no "
+		"time; one whose process is gone, as dead.",
 	.examples = "  dsfs mount s3://bucket/imagenet@v2.1 /mnt/imagenet\n"
 		    "  dsfs mount /srv/datasets/imagenet /mnt/imagenet -o version=2026-03-01\n"
 		    "  mount -t dsfs s3://bucket/imagenet /mnt/imagenet -o "
@@ -107,7 +156,7 @@ const struct cli_command cli_command_mount = {
 
 static int unmount(struct cli_call *call, const char *typed, bool lazy)
 {
-	const struct cli_mount *mount;
+	struct cli_mount *mount;
 	struct cli_mounts mounts = {0};
 	char *path = NULL;
 	int r;
@@ -119,11 +168,15 @@ static int unmount(struct cli_call *call, const char *typed, bool lazy)
 	mount = r == 0 ? cli_mounts_find(&mounts, path) : NULL;
 	if (r == 0 && !mount) {
 		r = ds_diag_set(&call->diag, -ENOENT, typed, "no dsfs is mounted there");
+	} else if (r == 0 && geteuid() != 0 && mount->uid != geteuid()) {
+		r = ds_diag_set(&call->diag, -EPERM, typed,
+				"another user (%u) has mounted it, who or root can unmount it",
+				(unsigned)mount->uid);
 	} else if (r == 0) {
+		if (!mount->pid)
+			cli_mounts_ask(mount, 1);
 		/* Nobody can use a dead mount: what still holds it must not keep it in the way. */
-		bool dead = !mount->pid && cli_mount_is_dead(path);
-
-		r = cli_unmount(path, lazy || dead);
+		r = cli_unmount(path, lazy || mount->state == CLI_MOUNT_DEAD);
 		if (r == -EBUSY) {
 			ds_diag_set(&call->diag, r, typed,
 				    "the mount is in use; -l detaches it now");

@@ -82,6 +82,8 @@ int main(int argc, char **argv)
 	program = program ? program + 1 : argc > 0 ? argv[0] : "dsfs";
 	hold_standard_descriptors();
 	signal(SIGPIPE, SIG_IGN);
+	/* A caller that ignores it would take the statuses of our children away. */
+	signal(SIGCHLD, SIG_DFL);
 	if (strcmp(program, "mount.dsfs") == 0 || strcmp(program, "mount.fuse.dsfs") == 0)
 		return cli_mount_helper(argc, argv);
 	if (argc < 2) {

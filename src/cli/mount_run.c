@@ -52,6 +52,7 @@ struct mount_job {
 	int ready_fd; /* -1 in the foreground */
 	int watch_fd; /* the same pipe, for the thread that watches the parent */
 	int state_fd;
+	int place_fd; /* holds the place until the mount is there */
 	atomic_bool is_ready;
 };
 
@@ -92,50 +93,74 @@ static char *resolve_future(const char *path)
 	return NULL;
 }
 
-/* Looks at the place: exists, is a directory, is free (a dead mount of ours is detached), lies apart from the cache. */
-static int check_place(struct mount_job *job)
+/* -EBUSY if a dsfs is mounted at the place; one that is dead is detached. */
+static int check_free(struct mount_job *job, bool asks)
 {
 	const char *typed = job->request->mountpoint;
 	struct ds_diag *diag = &job->call->diag;
-	const struct cli_mount *there;
 	struct cli_mounts mounts = {0};
-	_ds_cleanup_free_ char *cache = NULL;
-	struct stat st;
-	int r;
+	struct cli_mount *there;
+	int r = cli_mounts_read(&mounts);
 
-	r = cli_mountpoint_path(typed, &job->mountpoint);
-	if (r < 0)
-		return ds_diag_set(diag, -ENOENT, typed, "the mount point does not exist");
-	r = cli_mounts_read(&mounts);
 	if (r < 0)
 		return r;
 	there = cli_mounts_find(&mounts, job->mountpoint);
-	if (there && cli_mount_is_dead(job->mountpoint)) {
+	if (there && asks)
+		cli_mounts_ask(there, 1);
+	if (there && there->state == CLI_MOUNT_DEAD) {
 		r = cli_unmount(job->mountpoint, true);
 		if (r < 0)
 			r = ds_diag_set(diag, r, typed,
 					"cannot detach the dead mount that is there");
 	} else if (there) {
-		r = ds_diag_set(diag, -EBUSY, typed, "%s is mounted there already", there->source);
+		r = ds_diag_set(diag, -EBUSY, typed, "%s is mounted there already%s", there->source,
+				there->state == CLI_MOUNT_STUCK
+					? ", and does not answer; 'dsfs umount -l' detaches it"
+					: "");
 	}
 	cli_mounts_release(&mounts);
+	return r;
+}
+
+static int take_place(struct mount_job *job)
+{
+	struct cli_mount_options *o = job->request->options;
+	uint64_t timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_MS_DEFAULT;
+	int r = cli_mount_place_lock(job->mountpoint, timeout_ms, &job->place_fd);
+
+	return r < 0 ? ds_diag_set(&job->call->diag, r, job->request->mountpoint,
+				   "another dsfs has been mounting there for %llu s",
+				   (unsigned long long)(timeout_ms / 1000))
+		     : 0;
+}
+
+/* Looks at the place: exists, is a directory, is free, lies apart from the cache. */
+static int check_place(struct mount_job *job)
+{
+	const char *typed = job->request->mountpoint;
+	struct ds_diag *diag = &job->call->diag;
+	_ds_cleanup_free_ char *cache = NULL;
+	struct stat st;
+	int r;
+
+	r = cli_mountpoint_path(typed, &job->mountpoint);
+	if (r == -ELOOP)
+		return ds_diag_set(diag, r, typed, "too many symlinks");
+	if (r < 0)
+		return ds_diag_set(diag, -ENOENT, typed, "the mount point does not exist");
+	/* What is mounted there lies in the way of "..": of /etc/mtab, for which libfuse would wait for ever. */
+	if (strcmp(job->mountpoint, "/") == 0)
+		return ds_diag_set(diag, -DS_E_USAGE, typed,
+				   "the root directory cannot be a mount point");
+	r = take_place(job);
+	if (r == 0)
+		r = check_free(job, true);
 	if (r < 0)
 		return r;
 	if (lstat(job->mountpoint, &st) < 0)
 		return ds_diag_set(diag, errno == ENOENT ? -ENOENT : -errno, typed,
 				   errno == ENOENT ? "the mount point does not exist"
 						   : "the mount point cannot be looked at");
-	if (S_ISLNK(st.st_mode)) {
-		/* Resolve it once; the mount goes to what it means now. */
-		char *real = realpath(job->mountpoint, NULL);
-
-		if (!real)
-			return ds_diag_set(diag, -ENOENT, typed, "a symlink that leads nowhere");
-		ds_free(job->mountpoint);
-		job->mountpoint = real;
-		if (stat(job->mountpoint, &st) < 0)
-			return ds_diag_set(diag, -errno, typed, NULL);
-	}
 	if (!S_ISDIR(st.st_mode))
 		return ds_diag_set(diag, -ENOTDIR, typed, "the mount point is not a directory");
 	if (!job->cache_dir)
@@ -222,6 +247,7 @@ static void release_everything(struct mount_job *job)
 	ds_record_free(job->record);
 	ds_repo_unref(job->repo);
 	ds_locator_release(&job->locator);
+	ds_close_ptr(&job->place_fd);
 	ds_free(job->cache_dir);
 	ds_free(job->mountpoint);
 }
@@ -239,6 +265,7 @@ static void on_ready(void *ctx)
 	cli_mount_state_write(job->mountpoint, job->request->source, id, job->locator.selector,
 			      &job->state_fd);
 	job->is_ready = true;
+	ds_close_ptr(&job->place_fd);
 	if (job->ready_fd < 0) {
 		ds_log_info("mounted %s (version %s) on %s", job->request->source, id,
 			    job->mountpoint);
@@ -289,6 +316,9 @@ static int serve(struct mount_job *job)
 	job->call->subject = job->request->source;
 	r = open_everything(job);
 
+	/* Others of another user, or before whom the lock could not be had. */
+	if (r == 0)
+		r = check_free(job, false);
 	if (r == 0)
 		r = ds_fs_run(&options, job->view, job->record, job->fetcher, &job->call->diag);
 	cli_mount_state_remove(job->mountpoint, job->state_fd);
@@ -427,7 +457,8 @@ static int prepare(struct mount_job *job)
 
 int cli_mount_run(struct cli_call *call, const struct cli_mount_request *request, bool *ret_printed)
 {
-	struct mount_job job = {.call = call, .request = request, .ready_fd = -1, .state_fd = -1};
+	struct mount_job job = {
+		.call = call, .request = request, .ready_fd = -1, .state_fd = -1, .place_fd = -1};
 	int fds[2], r;
 	pid_t pid;
 
@@ -453,6 +484,7 @@ int cli_mount_run(struct cli_call *call, const struct cli_mount_request *request
 		r = r < 0 ? r : -errno;
 	} else {
 		close(fds[1]);
+		ds_close_ptr(&job.place_fd);
 		r = wait_ready(&job, fds[0], pid);
 		*ret_printed = r != 0;
 		close(fds[0]);

@@ -162,6 +162,43 @@ void cli_mount_state_remove(const char *mountpoint, int fd)
 	close(fd);
 }
 
+#define PLACES_NAME  "places.lock"
+#define LOCK_STEP_MS 20u
+
+int cli_mount_place_lock(const char *mountpoint, uint64_t timeout_ms, int *ret_fd)
+{
+	uint64_t deadline_ns = ds_deadline_in_ms(timeout_ms);
+	_ds_cleanup_close_ int dir_fd = open_state_dir(true);
+	struct flock place = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
+	struct ds_digest digest;
+	int fd;
+
+	*ret_fd = -1;
+	if (dir_fd < 0 || ds_digest_of(mountpoint, strlen(mountpoint), &digest) < 0)
+		return 0;
+	fd = openat(dir_fd, PLACES_NAME, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0)
+		return 0;
+	/* One file for all places, a byte for each: nothing to remove while another may be waiting for it. */
+	for (size_t i = 0; i < sizeof(place.l_start); i++)
+		place.l_start = (off_t)((uint64_t)place.l_start << 8 | digest.bytes[i]);
+	place.l_start &= INT64_MAX - 1;
+	/* Of the open file, not of the process: the child that mounts goes on holding it. */
+	while (fcntl(fd, F_OFD_SETLK, &place) < 0) {
+		if (errno != EAGAIN && errno != EACCES) {
+			close(fd);
+			return 0;
+		}
+		if (ds_mono_ns() > deadline_ns) {
+			close(fd);
+			return -EBUSY;
+		}
+		ds_sleep_ms(LOCK_STEP_MS);
+	}
+	*ret_fd = fd;
+	return 0;
+}
+
 /* A zombie has ended: in a container nobody may ever reap it (proc(5), "stat"). */
 static bool has_ended(pid_t pid)
 {

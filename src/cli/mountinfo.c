@@ -6,11 +6,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <grp.h>
+#include <signal.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "util/clock.h"
 #include "util/mem.h"
 #include "util/str.h"
 
@@ -33,10 +38,18 @@ static void unescape(char *text)
 	*out = '\0';
 }
 
+/* A number of the superblock's options, "rw,user_id=0,group_id=0". */
+static unsigned option_of(const char *options, const char *name)
+{
+	const char *at = options ? strstr(options, name) : NULL;
+
+	return at ? (unsigned)strtoul(at + strlen(name), NULL, 10) : 0;
+}
+
 /* One line: "36 35 98:0 /root /mountpoint options - type source superoptions". 1: it is of dsfs. */
 static int parse_line(char *line, struct cli_mount *mount)
 {
-	char *fields[6], *save = NULL, *tail = strstr(line, " - "), *type, *source;
+	char *fields[6], *save = NULL, *tail = strstr(line, " - "), *type, *source, *options;
 	size_t n = 0;
 
 	if (!tail)
@@ -48,10 +61,15 @@ static int parse_line(char *line, struct cli_mount *mount)
 	save = NULL;
 	type = strtok_r(tail, " ", &save);
 	source = strtok_r(NULL, " \n", &save);
+	options = strtok_r(NULL, " \n", &save);
 	if (n < 5 || !type || strcmp(type, "fuse.dsfs") != 0)
 		return 0;
 	unescape(fields[4]);
-	*mount = (struct cli_mount){.id = strtoull(fields[0], NULL, 10)};
+	*mount = (struct cli_mount){
+		.id = strtoull(fields[0], NULL, 10),
+		.uid = option_of(options, ",user_id="),
+		.gid = option_of(options, ",group_id="),
+	};
 	if (sscanf(fields[2], "%u:%u", &mount->major, &mount->minor) != 2)
 		return 0;
 	if (source)
@@ -83,7 +101,8 @@ int cli_mounts_read(struct cli_mounts *ret_mounts)
 			break;
 		}
 		mounts.mounts = grown;
-		cli_mount_state_read(&mount);
+		if (mount.uid == geteuid())
+			cli_mount_state_read(&mount);
 		mounts.mounts[mounts.mounts_n++] = mount;
 	}
 	free(line);
@@ -96,21 +115,27 @@ int cli_mounts_read(struct cli_mounts *ret_mounts)
 	return 0;
 }
 
-void cli_mounts_release(struct cli_mounts *mounts)
+void cli_mounts_truncate(struct cli_mounts *mounts, size_t n)
 {
-	for (size_t i = 0; i < mounts->mounts_n; i++) {
+	for (size_t i = n; i < mounts->mounts_n; i++) {
 		ds_free(mounts->mounts[i].mountpoint);
 		ds_free(mounts->mounts[i].source);
 		ds_free(mounts->mounts[i].version);
 		ds_free(mounts->mounts[i].selector);
 	}
+	mounts->mounts_n = n;
+}
+
+void cli_mounts_release(struct cli_mounts *mounts)
+{
+	cli_mounts_truncate(mounts, 0);
 	ds_free(mounts->mounts);
 	*mounts = (struct cli_mounts){0};
 }
 
-const struct cli_mount *cli_mounts_find(const struct cli_mounts *mounts, const char *mountpoint)
+struct cli_mount *cli_mounts_find(const struct cli_mounts *mounts, const char *mountpoint)
 {
-	const struct cli_mount *found = NULL;
+	struct cli_mount *found = NULL;
 
 	for (size_t i = 0; i < mounts->mounts_n; i++)
 		if (strcmp(mounts->mounts[i].mountpoint, mountpoint) == 0)
@@ -118,7 +143,17 @@ const struct cli_mount *cli_mounts_find(const struct cli_mounts *mounts, const c
 	return found;
 }
 
-int cli_mountpoint_path(const char *path, char **ret_path)
+/* As many as the kernel follows: MAXSYMLINKS, path_resolution(7). */
+#define SYMLINKS_MAX 40
+
+/* "parent/base", or the parent's own path if there is no base. Takes neither. */
+static char *join(const char *parent, const char *base)
+{
+	return ds_asprintf("%s/%s", strcmp(parent, "/") == 0 ? "" : parent, base);
+}
+
+/* The directory above is resolved; the last component stays as it is. */
+static int resolve_parent(const char *path, char **ret_path)
 {
 	_ds_cleanup_free_ char *copy = ds_strdup(path);
 	const char *base;
@@ -145,17 +180,114 @@ int cli_mountpoint_path(const char *path, char **ret_path)
 	parent = realpath(!slash ? "." : slash == copy ? "/" : copy, NULL);
 	if (!parent)
 		return -errno;
-	*ret_path = ds_asprintf("%s/%s", strcmp(parent, "/") == 0 ? "" : parent, base);
+	*ret_path = join(parent, base);
 	free(parent);
 	return *ret_path ? 0 : -ENOMEM;
 }
 
-bool cli_mount_is_dead(const char *mountpoint)
+int cli_mountpoint_path(const char *path, char **ret_path)
 {
+	_ds_cleanup_free_ char *next = ds_strdup(path);
+
+	for (int i = 0; next && i < SYMLINKS_MAX; i++) {
+		char *here, target[PATH_MAX];
+		ssize_t n;
+		int r = resolve_parent(next, &here);
+
+		if (r < 0)
+			return r;
+		/* Of a directory the kernel answers EINVAL by itself, mounted upon or not. */
+		n = readlink(here, target, sizeof(target) - 1);
+		if (n < 0) {
+			*ret_path = here;
+			return 0;
+		}
+		target[n] = '\0';
+		ds_free(next);
+		if (target[0] == '/') {
+			next = ds_strdup(target);
+		} else {
+			*strrchr(here, '/') = '\0';
+			next = join(here[0] ? here : "/", target);
+		}
+		ds_free(here);
+	}
+	return next ? -ELOOP : -ENOMEM;
+}
+
+#define ASK_STEP_MS 2u
+
+/* The child's whole life: its exit status is the state. */
+static enum cli_mount_state ask(const struct cli_mount *mount)
+{
+	struct statx stx;
 	struct statvfs vfs;
 
+	/* The kernel lets nobody but the mount's user in, and to others it answers without asking. */
+	if (geteuid() == 0 && mount->uid != 0 &&
+	    (setgroups(0, NULL) < 0 || setresgid(mount->gid, mount->gid, mount->gid) < 0 ||
+	     setresuid(mount->uid, mount->uid, mount->uid) < 0))
+		return CLI_MOUNT_UNKNOWN;
+	if (statx(AT_FDCWD, mount->mountpoint, AT_STATX_DONT_SYNC, 0, &stx) < 0 ||
+	    stx.stx_dev_major != mount->major || stx.stx_dev_minor != mount->minor)
+		return CLI_MOUNT_UNKNOWN;
 	/* The kernel answers stat from its own memory for ever; statvfs asks the process, which answers from memory too. */
-	return statvfs(mountpoint, &vfs) < 0 && (errno == ENOTCONN || errno == ECONNABORTED);
+	if (statvfs(mount->mountpoint, &vfs) == 0)
+		return CLI_MOUNT_ANSWERS;
+	return errno == ENOTCONN || errno == ECONNABORTED ? CLI_MOUNT_DEAD : CLI_MOUNT_UNKNOWN;
+}
+
+/* True once the mount's state is known. */
+static bool collect(struct cli_mount *mount, bool is_late)
+{
+	int status;
+	pid_t pid = mount->asking > 0 ? waitpid(mount->asking, &status, WNOHANG) : mount->asking;
+
+	if (pid == 0 && mount->asking > 0) {
+		if (!is_late)
+			return false;
+		/* Not waited for: it ends with the request that it waits in. */
+		kill(mount->asking, SIGKILL);
+		mount->state = CLI_MOUNT_STUCK;
+	} else if (pid > 0 && WIFEXITED(status)) {
+		mount->state = (enum cli_mount_state)WEXITSTATUS(status);
+	}
+	mount->asking = 0;
+	return true;
+}
+
+void cli_mounts_ask(struct cli_mount *mounts, size_t mounts_n)
+{
+	uint64_t deadline_ns = ds_deadline_in_ms(CLI_MOUNT_ASK_MS);
+	bool is_done = false;
+
+	for (size_t i = 0; i < mounts_n; i++) {
+		mounts[i].state = CLI_MOUNT_UNKNOWN;
+		mounts[i].asking = fork();
+		if (mounts[i].asking == 0)
+			_exit((int)ask(&mounts[i]));
+	}
+	while (!is_done) {
+		bool is_late = ds_mono_ns() > deadline_ns;
+
+		is_done = true;
+		for (size_t i = 0; i < mounts_n; i++)
+			if (!collect(&mounts[i], is_late))
+				is_done = false;
+		if (!is_done)
+			ds_sleep_ms(ASK_STEP_MS);
+	}
+}
+
+const char *cli_mount_state_text(enum cli_mount_state state)
+{
+	static const char *const texts[] = {
+#define CLI_X(name, text) [CLI_MOUNT_##name] = text,
+		CLI_MOUNT_STATES(CLI_X)
+#undef CLI_X
+	};
+
+	return texts[state];
 }
 
 static int run_fusermount(const char *mountpoint, bool lazy)

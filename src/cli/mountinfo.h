@@ -1,6 +1,7 @@
 /*
  * Mounts of dsfs on this host: /proc/self/mountinfo (proc(5)) and the state that each mount's process leaves
- * in a runtime directory. Nothing here touches a mount itself, so that a dead one cannot hang it.
+ * in a runtime directory. But for cli_mounts_ask, nothing here touches a mount itself, so that one that is dead or stuck
+ * cannot hang it.
  */
 #ifndef DS_CLI_MOUNTINFO_H
 #define DS_CLI_MOUNTINFO_H
@@ -10,12 +11,29 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+/* X(name, text) */
+#define CLI_MOUNT_STATES(X)                       \
+	X(UNKNOWN, "unknown") /* not asked yet */ \
+	X(ANSWERS, "answers")                     \
+	X(STUCK, "stuck")                         \
+	X(DEAD, "dead") /* its process is gone */
+
+enum cli_mount_state {
+#define CLI_X(name, text) CLI_MOUNT_##name,
+	CLI_MOUNT_STATES(CLI_X)
+#undef CLI_X
+};
+
 struct cli_mount {
 	uint64_t id;
 	unsigned major, minor;
 	char *mountpoint; /* unescaped */
 	char *source;
-	/* from the state file; pid 0 if there is none, or its process has ended */
+	uid_t uid; /* who mounted it, and alone may ask it */
+	gid_t gid;
+	enum cli_mount_state state;
+	pid_t asking; /* cli_mounts_ask's own */
+	/* from the state file; pid 0 if there is none, or its process has ended, or it is another user's */
 	pid_t pid;
 	char *version;	/* id, or NULL */
 	char *selector; /* as typed, or NULL */
@@ -27,18 +45,27 @@ struct cli_mounts {
 };
 
 int cli_mounts_read(struct cli_mounts *ret_mounts);
+/* Forgets all behind the first n. */
+void cli_mounts_truncate(struct cli_mounts *mounts, size_t n);
 void cli_mounts_release(struct cli_mounts *mounts);
 /* The topmost dsfs mount at exactly this path, or NULL. */
-const struct cli_mount *cli_mounts_find(const struct cli_mounts *mounts, const char *mountpoint);
+struct cli_mount *cli_mounts_find(const struct cli_mounts *mounts, const char *mountpoint);
 
 /*
- * Absolute path of a mountpoint without touching it: the directory above is resolved, the last component stays as it is. New string. Works for dead
- * mounts. A negated errno.
+ * Absolute path of a mountpoint without touching it: the directory above is resolved, and so is the last component while it is a symlink; what that
+ * leads to need not exist. New string. Works for mounts that are dead or stuck. A negated errno.
  */
 int cli_mountpoint_path(const char *path, char **ret_path);
 
-/* Whether the mount answers at once: false if its process is gone (ENOTCONN). Looks only at the root's attributes, which the kernel holds. */
-bool cli_mount_is_dead(const char *mountpoint);
+/* A mount that has not answered after that long is stuck. */
+#define CLI_MOUNT_ASK_MS 2000u
+
+/*
+ * Asks the mounts all at once, each from a process of its own that may hang, and sets their states: blocks for at most CLI_MOUNT_ASK_MS.
+ * Root asks in the name of the mount's user. UNKNOWN: another mount lies above it, or it may not be asked. Before threads start.
+ */
+void cli_mounts_ask(struct cli_mount *mounts, size_t mounts_n);
+const char *cli_mount_state_text(enum cli_mount_state state);
 
 /*
  * State of a running mount: a file in /run/dsfs (root) or $XDG_RUNTIME_DIR/dsfs, locked while the process lives. The descriptor is kept open to hold the
@@ -46,6 +73,11 @@ bool cli_mount_is_dead(const char *mountpoint);
  */
 void cli_mount_state_write(const char *mountpoint, const char *source, const char *version,
 			   const char *selector, int *ret_fd);
+/*
+ * Holds the place for one that is mounting, against others of the same user, until *ret_fd and its copies in children are closed. Waits while another
+ * holds it. -EBUSY after timeout_ms. Best effort: 0 and -1 in *ret_fd if there is nowhere to lock.
+ */
+int cli_mount_place_lock(const char *mountpoint, uint64_t timeout_ms, int *ret_fd);
 void cli_mount_state_remove(const char *mountpoint, int fd);
 /* Waits until the process of a mount has ended; false if it has not after timeout_ms. */
 bool cli_mount_wait_end(const struct cli_mount *mount, uint64_t timeout_ms);
@@ -53,7 +85,7 @@ bool cli_mount_wait_end(const struct cli_mount *mount, uint64_t timeout_ms);
 /* Prints who holds a mount (pid, command, what) as lines to stderr; returns how many processes were found. */
 size_t cli_mount_print_holders(const char *mountpoint);
 
-/* Unmounts: umount2(2) as root, else fusermount3. lazy: detach now. -EBUSY, -EINVAL (not mounted), ... */
+/* Unmounts: umount2(2) as root, else fusermount3. lazy: detach now. -EBUSY, -EINVAL (not mounted), ...; fusermount3 gives no reason: -EBUSY. */
 int cli_unmount(const char *mountpoint, bool lazy);
 
 #endif

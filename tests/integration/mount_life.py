@@ -3,13 +3,19 @@
 once, mount points that are symlinks, options that must reach the kernel, what a user is told who may not.
 
 Needs root for some of it; on a real S3 server behind a proxy."""
+import ctypes
 import os
 import signal
+import stat
 import subprocess
 
 import lib
 import tree
 from lib import check, equal, say
+
+libc = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNS, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
+
 
 
 def mounts_at(path):
@@ -21,31 +27,211 @@ def children_of(pid):
         return [int(word) for word in file.read().split()]
 
 
+def infos_of(path):
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        rows = [line.split() for line in file]
+    return [row for row in rows if lib.unescape(row[4]) == path]
+
+
 def cancelled(box, repo, proxy):
-    """A mount whose command is gone must not appear later."""
+    """A mount whose command is gone must not appear later, whatever it waited for. Status as a shell
+    gives it: 130, 143, 129, 137."""
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL:
-        place = box.new_dir("cancel")
-        proxy.rules({"fault": "hold"})
-        process = box.start(["mount", repo, place, "-o", f"cache_dir={box.path(f'c{number}')}"],
-                            env=proxy.env, stderr=subprocess.DEVNULL)
-        box.wait(lambda: proxy.stats()["held"] > 0, "a request of the mount")
-        children = children_of(process.pid)
-        check(children, "the mount runs in no process of its own")
-        process.send_signal(number)
-        equal(process.wait(60), -number, "status of a cancelled mount")
-        proxy.rules()
-        for pid in children:
-            box.wait(lambda pid=pid: not lib.is_alive(pid), f"the end of the mount after {number!r}")
-        equal(mounts_at(place), 0, f"mounts after {number!r}")
+        for match in "^", "^GET .*/packs/":
+            place = box.new_dir("cancel")
+            proxy.rules({"match": match, "fault": "hold"})
+            process = box.start(["mount", repo, place, "-o",
+                                 f"cache_dir={box.new_dir('cancel-cache')}"],
+                                env=proxy.env, stderr=subprocess.DEVNULL)
+            box.wait(lambda: proxy.stats()["held"] > 0, "a request of the mount")
+            children = children_of(process.pid)
+            check(children, "the mount runs in no process of its own")
+            process.send_signal(number)
+            equal(process.wait(60), -number, "status of a cancelled mount")
+            proxy.rules()
+            for pid in children:
+                box.wait(lambda pid=pid: not lib.is_alive(pid),
+                         f"the end of the mount after {number!r}")
+            equal(mounts_at(place), 0, f"mounts after {number!r}")
     say("cancelled mounts: gone with their command")
 
 
+def mount(source, place, kind, flags):
+    if libc.mount(source, os.fsencode(place), kind, flags, None) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), place)
+
+
+def open_to_all(box):
+    """A mount namespace of this test's own, where every user may open /dev/fuse, as udev has it."""
+    if libc.unshare(CLONE_NEWNS) < 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    mount(b"none", "/", None, MS_REC | MS_PRIVATE)
+    if stat.S_IMODE(os.stat("/dev/fuse").st_mode) & 0o6 == 0o6:
+        return
+    place = box.new_dir("dev")
+    mount(b"tmpfs", place, b"tmpfs", 0)
+    os.mknod(f"{place}/fuse", stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
+    os.chmod(f"{place}/fuse", 0o666)
+    mount(os.fsencode(f"{place}/fuse"), "/dev/fuse", None, MS_BIND)
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def crowded(box, repo, remote, proxy):
+    """Of several that mount at one place at once, one does."""
+    place, options = box.new_dir("crowd"), f"cache_dir={box.cache}"
+    for _ in range(3):
+        processes = [box.start(["mount", repo, place, "-o", options], stderr=subprocess.PIPE)
+                     for _ in range(8)]
+        errors = [process.communicate()[1].decode() for process in processes]
+        codes = sorted(process.returncode for process in processes)
+        equal(codes, [0] + 7 * [10], "statuses of 8 that mount at one place")
+        equal(mounts_at(place), 1, "mounts")
+        for text in filter(None, errors):
+            check("is mounted there already" in text and text.count("\n") == 1, f"said: {text}")
+        box.dsfs("umount", place)
+        equal(mounts_at(place), 0, "mounts after umount")
+    # Who waits for the place is not kept by one that is cancelled, and is told about one that stalls.
+    proxy.rules({"fault": "hold"})
+    first = box.start(["mount", remote, place, "-o", f"cache_dir={box.new_dir('c')}"], env=proxy.env,
+                      stderr=subprocess.DEVNULL)
+    box.wait(lambda: proxy.stats()["held"] > 0, "a request of the mount")
+    result = box.dsfs("mount", repo, place, "-o", f"{options},timeout=1s", status=10)
+    check("another" in result.errors and place in result.errors, f"said: {result.errors}")
+    second = box.start(["mount", repo, place, "-o", options])
+    first.kill()
+    first.wait()
+    equal(second.wait(60), 0, "status of the one that waited")
+    proxy.rules()
+    equal(mounts_at(place), 1, "mounts")
+    box.dsfs("umount", place)
+    say("8 mounts at one place at once: one succeeds")
+
+
+def symlinks(box, repo):
+    """A symlink means what it leads to, for mount and umount."""
+    place, options = box.new_dir("real"), f"cache_dir={box.cache}"
+    one, two, loop = box.path("one"), box.path("two"), box.path("loop")
+    os.symlink(os.path.basename(place), one)
+    os.symlink(one, two)
+    os.symlink(loop, loop)
+    for link in one, two, f"{two}/":
+        box.dsfs("mount", repo, link, "-o", options)
+        equal(mounts_at(place), 1, "mounts")
+        for again in one, two, place:
+            result = box.dsfs("mount", repo, again, "-o", options, status=10)
+            check("is mounted there already" in result.errors, f"said: {result.errors}")
+        equal(mounts_at(place), 1, "mounts after mounting again")
+        box.dsfs("umount", link)
+        equal(mounts_at(place), 0, "mounts after umount")
+    os.symlink(box.path("nowhere"), box.path("dangling"))
+    for bad, status in (loop, 1), (box.path("dangling"), 3):
+        result = box.dsfs("mount", repo, bad, "-o", options, status=status)
+        equal(result.errors.count("\n"), 1, f"lines: {result.errors}")
+    # Over the root directory: in a namespace of its own, since it would stop the machine.
+    if os.geteuid() == 0:
+        for root in "/", "/..", box.path("root"):
+            if root == box.path("root"):
+                os.symlink("/", root)
+            result = box.dsfs("-m", "--propagation", "private", lib.DSFS, "mount", repo, root, "-o",
+                              options, program="unshare", status=2, timeout=60)
+            check("root directory" in result.errors, f"said: {result.errors}")
+    box.dsfs("mount", repo, one, "-o", options)
+    pid = box.mount_row(place)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    box.wait(lambda: not lib.is_alive(pid), "the killed daemon")
+    box.dsfs("mount", repo, two, "-o", options)
+    equal(mounts_at(place), 1, "mounts over a dead one, by a symlink")
+    box.dsfs("umount", two)
+    say("symlinks as mount points: resolved")
+
+
+def stopped(box, repo):
+    """A daemon that is stopped is told to be stuck, in bounded time, and can be got rid of."""
+    place, options = box.new_dir("stopped"), f"cache_dir={box.cache}"
+    fine = box.mount(repo)
+    box.dsfs("mount", repo, place, "-o", options)
+    pid = box.mount_row(place)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    rows = {row["mountpoint"]: row for row in box.json("mount", timeout=20)}
+    equal((rows[place]["state"], rows[place]["alive"]), ("stuck", True), "of the stopped one")
+    equal((rows[fine.path]["state"], rows[fine.path]["alive"]), ("answers", True), "of the other")
+    check("stuck" in box.dsfs("mount", timeout=20).text, "the list does not say that it is stuck")
+    result = box.dsfs("mount", repo, place, "-o", options, status=10, timeout=20)
+    check("does not answer" in result.errors, f"said: {result.errors}")
+    box.dsfs("umount", "-l", place, timeout=20)
+    equal(mounts_at(place), 0, "mounts after umount -l")
+    os.kill(pid, signal.SIGCONT)
+    box.wait(lambda: not lib.is_alive(pid), "the end of the daemon that goes on")
+    fine.umount()
+    say("a stopped daemon: shown as stuck")
+
+
+class User:
+    """Another user of this machine, with a home of its own in the box."""
+
+    def __init__(self, box, number=65534):
+        self.box = box
+        self.number = number
+        self.home = box.new_dir("user")
+        os.chmod(box.dir, 0o755)
+        for name in "cache", "mnt", "run":
+            os.mkdir(f"{self.home}/{name}")
+            os.chown(f"{self.home}/{name}", number, number)
+
+    def dsfs(self, *args, **kwargs):
+        env = {"HOME": self.home, "XDG_RUNTIME_DIR": f"{self.home}/run",
+               "DSFS_CACHE_DIR": f"{self.home}/cache",
+               # Its reports cannot go where root's go.
+               "ASAN_OPTIONS": "", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+        return self.box.dsfs(*args, env=env, user=self.number, group=self.number, extra_groups=[],
+                             **kwargs)
+
+
+def other_users(box, repo):
+    """Each user sees its own mounts; root sees all, and says what it does not know."""
+    user, mine = User(box), box.mount(repo)
+    place = f"{user.home}/mnt"
+    equal(user.dsfs("mount", "--json").json, [], "mounts of a user that has none")
+    equal(user.dsfs("mount").text, "", "list of a user that has none")
+    user.dsfs("mount", repo, place)
+    rows = user.dsfs("mount", "--json").json
+    equal([(row["mountpoint"], row["state"], row["user"]) for row in rows],
+          [(place, "answers", user.number)], "mounts of the user")
+    check(rows[0]["pid"] and rows[0]["version"], f"its own mount: {rows[0]}")
+    row = box.mount_row(place)
+    equal((row["state"], row["alive"], row["pid"], row["user"]),
+          ("answers", True, None, user.number), "the user's mount, for root")
+    text = box.dsfs("mount").text
+    line = next(line for line in text.splitlines() if place in line)
+    check(f"user {user.number}" in line and "dead" not in line, f"the list says: {line}")
+    result = user.dsfs("umount", mine.path, status=4)
+    check("another user" in result.errors, f"said: {result.errors}")
+    check(lib.is_mounted(mine.path), "a user has unmounted what is root's")
+    pid = rows[0]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    box.wait(lambda: not lib.is_alive(pid), "the killed daemon")
+    equal(box.mount_row(place)["state"], "dead", "the user's dead mount, for root")
+    equal(user.dsfs("mount", "--json").json[0]["state"], "dead", "the user's dead mount")
+    user.dsfs("umount", place)
+    mine.umount()
+    say("other users: each sees its own, root sees all")
+
+
 def run(box, args):
+    if os.geteuid() == 0:
+        open_to_all(box)
     s3 = box.store("s3")
     proxy = lib.Proxy(box, s3.env)
     source, remote = box.new_dir("src"), s3.url("repo")
     tree.Tree(source, args.seed).grow(30, large=False)
     box.commit(source, remote, "--init", env=s3.env)
+    local = box.path("repo")
+    box.commit(source, local, "--init")
+    crowded(box, local, remote, proxy)
+    symlinks(box, local)
+    stopped(box, local)
+    if os.geteuid() == 0:
+        other_users(box, local)
     cancelled(box, remote, proxy)
 
 
