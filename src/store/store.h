@@ -192,7 +192,8 @@ int ds_store_put(struct ds_store *store, const char *key, const void *body, size
 
 /* Time of the store's clock now: learned from its answers and carried on by the monotonic clock; one
  * answer alone cannot move it by more than 5 minutes. The first call asks the store if nothing was
- * asked yet (blocks). S3 gives whole seconds, so that this is up to a second behind. */
+ * asked yet (blocks). S3 gives whole seconds, so that this is up to a second behind. A directory is asked
+ * each time, by making and removing a file; where none can be made, its time is this machine's. */
 int ds_store_now(struct ds_store *store, struct ds_time *ret_now, struct ds_diag *reterr_diag);
 
 void ds_store_get_stats(struct ds_store *store, struct ds_store_stats *ret_stats);

@@ -7,8 +7,9 @@
  *       even if another one made them (it may not have got that far).
  * INV-3 No component of a key is followed through a symbolic link; the root itself may be one.
  *
- * A crash leaves at most a ".tmp-*" file, which nothing reads. Times are the file system's and the
- * machine's coarse clock, which is what local file systems stamp files with.
+ * A crash leaves at most a ".tmp-*" file, which nothing reads (store_dir_tmp.c). Times are the file
+ * system's. Where nothing can be made to learn it from, the machine's coarse clock is taken for it,
+ * by which local file systems stamp files.
  */
 #include <dirent.h>
 #include <fcntl.h>
@@ -25,7 +26,6 @@
 #include "util/file.h"
 #include "util/map.h"
 #include "util/mem.h"
-#include "util/random.h"
 #include "util/str.h"
 
 #define DIR_THREADS_N 8
@@ -232,24 +232,26 @@ static int link_new(int dir_fd, const char *tmp, const char *name, int fd)
 	return errno == EEXIST ? -DS_E_PRESENT : errno == EINVAL ? -DS_E_UNSUPPORTED : -errno;
 }
 
-static int write_named(struct ds_store_req *req, int dir_fd, const char *name)
+static int write_named(struct ds_store_req *req, int dir_fd, const char *name,
+		       struct timespec *ret_now)
 {
 	_ds_cleanup_close_ int fd = -1;
+	char tmp[DS_DIR_TMP_MAX];
 	struct stat st;
-	char tmp[32];
 	int r;
 
-	snprintf(tmp, sizeof(tmp), ".tmp-%016llx", (unsigned long long)ds_random_u64());
-	fd = openat(dir_fd, tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0444);
+	fd = ds_dir_make_tmp(dir_fd, tmp);
 	if (fd < 0)
-		return -errno;
+		return fd;
 	r = ds_write_full(fd, req->body, req->body_len_bytes);
 	if (r == 0 && fsync(fd) < 0)
 		r = -errno;
 	if (r == 0 && fstat(fd, &st) < 0)
 		r = -errno;
-	if (r == 0)
+	if (r == 0) {
 		req->store_time = time_of(st.st_mtim);
+		*ret_now = st.st_mtim;
+	}
 	if (r == 0 && req->if_absent)
 		r = link_new(dir_fd, tmp, name, fd);
 	else if (r == 0 && renameat(dir_fd, tmp, dir_fd, name) < 0)
@@ -262,21 +264,24 @@ static int write_named(struct ds_store_req *req, int dir_fd, const char *name)
 static int dir_put(struct dir_store *dir, struct ds_store_req *req)
 {
 	_ds_cleanup_close_ int parent_fd = -1;
+	struct timespec now;
 	const char *name;
 	int r = ds_store_check_key(req->key, &req->diag);
 
 	if (r == 0)
 		r = ds_dir_open_parent(dir, req->key, true, &parent_fd, &name);
 	if (r == 0)
-		r = write_named(req, parent_fd, name);
+		r = write_named(req, parent_fd, name, &now);
 	/* Who is told PRESENT will build on what is there, so that it must last as well. */
 	if (r == 0 || r == -DS_E_PRESENT) {
 		int synced = ds_fsync_dir(parent_fd);
 
 		r = synced < 0 ? synced : r;
 	}
-	if (r == 0)
+	if (r == 0) {
 		dir->counters.sent_bytes += req->body_len_bytes;
+		ds_dir_sweep_once(dir, req->key, (size_t)(name - req->key), parent_fd, now);
+	}
 	return r;
 }
 
@@ -376,8 +381,9 @@ static int dir_lock(struct ds_store *store, bool exclusive, int *ret_fd)
 
 static int dir_now(struct ds_store *store, struct ds_time *ret_now)
 {
-	(void)store;
-	*ret_now = coarse_now();
+	struct timespec now;
+
+	*ret_now = ds_dir_time(dir_of(store), &now) == 0 ? time_of(now) : coarse_now();
 	return 0;
 }
 
@@ -385,6 +391,7 @@ static struct dir_store *dir_free(struct dir_store *dir)
 {
 	ds_store_pool_free(dir->pool);
 	ds_map_free(dir->locked.synced, NULL);
+	ds_map_free(dir->locked.swept, NULL);
 	pthread_mutex_destroy(&dir->mutex);
 	ds_close_ptr(&dir->fd);
 	ds_free(dir->path);
@@ -472,6 +479,8 @@ int ds_store_dir_open(const char *url, const char *path, bool create, uint64_t t
 	}
 	if (r == 0)
 		r = ds_map_new(&dir->locked.synced);
+	if (r == 0)
+		r = ds_map_new(&dir->locked.swept);
 	if (r == 0)
 		r = ds_store_pool_new(&dir->base, DIR_THREADS_N, "dsfs-store", dir_run, &dir->pool);
 	if (r == 0)

@@ -7,7 +7,9 @@
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "store_contract.h"
@@ -147,6 +149,107 @@ Test(store_dir, writers_share_the_lock_and_a_collector_has_it_alone)
 	close(a);
 	cr_assert_eq(flock(probe, LOCK_SH | LOCK_NB), 0);
 	close(probe);
+	close_and_remove(store);
+}
+
+/* This process's clock is wrong by so much; that of the file system is not. */
+static int64_t skew_s;
+
+int clock_gettime(clockid_t id, struct timespec *ret_ts)
+{
+	int r = (int)syscall(SYS_clock_gettime, id, ret_ts);
+
+	if (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)
+		ret_ts->tv_sec += skew_s;
+	return r;
+}
+
+#define DAY_S INT64_C(86400)
+
+Test(store_dir, the_time_is_the_file_systems)
+{
+	struct ds_store *store = open_new();
+	struct ds_time now, wrong;
+
+	cr_assert_eq(ds_store_now(store, &now, NULL), 0);
+	for (skew_s = -2 * DAY_S; skew_s <= 2 * DAY_S; skew_s += 2 * DAY_S) {
+		int64_t apart_s;
+
+		cr_assert_eq(ds_store_now(store, &wrong, NULL), 0);
+		apart_s = ds_time_diff_ns(wrong, now) / (int64_t)DS_NS_PER_S;
+		cr_assert(apart_s >= 0 && apart_s < 600, "%lld s", (long long)apart_s);
+		cr_assert_eq(access(root, F_OK), 0);
+	}
+	skew_s = 0;
+	close_and_remove(store);
+}
+
+Test(store_dir, the_time_of_a_directory_that_cannot_be_written_is_this_machines)
+{
+	struct ds_store *store = open_new();
+	struct ds_time now;
+
+	cr_assert_eq(rmdir(root), 0);
+	cr_assert_eq(ds_store_now(store, &now, NULL), 0);
+	cr_assert_lt(ds_time_diff_ns(ds_real_now(), now), 60 * (int64_t)DS_NS_PER_S);
+	ds_store_unref(store);
+}
+
+/* An empty file of this age. */
+static void leave(const char *name, int64_t age_s)
+{
+	int fd = open(in_root(name), O_WRONLY | O_CREAT | O_CLOEXEC, 0400);
+	struct timespec times[2] = {{.tv_sec = time(NULL) - age_s}, {.tv_sec = time(NULL) - age_s}};
+
+	cr_assert_geq(fd, 0);
+	cr_assert_eq(futimens(fd, times), 0);
+	close(fd);
+}
+
+Test(store_dir, E02_what_killed_writers_left_a_day_ago_is_removed)
+{
+	static const char *const stay[] = {
+		"a/.tmp-0000000000000001", "a/.tmp-0123",
+		"a/.tmp-0123456789abcdeF", "a/.tmp-0123456789abcdef0",
+		"a/tmp-0123456789abcdef",  "a/k",
+	};
+	struct ds_store *store = open_new();
+	struct ds_store_listing listing = {0};
+	struct ds_store_req list = {.op = DS_STORE_LIST, .key = "", .listing = &listing};
+	struct ds_buf buf = DS_BUF_INIT(10);
+	struct ds_time now;
+
+	cr_assert_eq(ds_store_put(store, "a/k", "v", 1, NULL), 0);
+	cr_assert_eq(ds_store_put(store, "b/k", "v", 1, NULL), 0);
+	ds_store_unref(store);
+	for (size_t i = 0; i < DS_ARRAY_SIZE(stay); i++)
+		leave(stay[i], i ? 30 * DAY_S : DAY_S - 600);
+	leave("a/.tmp-0123456789abcdef", DAY_S + 600);
+	leave("b/.tmp-0123456789abcdef", DAY_S + 600);
+	leave(".tmp-0123456789abcdef", DAY_S + 600);
+	cr_assert_eq(mkdir(in_root("a/.tmp-00000000000000d1"), 0700), 0);
+	/* Whoever only reads removes nothing. */
+	cr_assert_eq(ds_store_open(root, NULL, false, &store, NULL), 0);
+	cr_assert_eq(ds_store_get(store, "a/k", &buf, NULL), 0);
+	cr_assert_eq(ds_store_perform(store, &list), 0);
+	cr_assert_eq(access(in_root("a/.tmp-0123456789abcdef"), F_OK), 0);
+	/* Nor does a clock that is wrong make what is young old. */
+	skew_s = 10 * DAY_S;
+	cr_assert_eq(ds_store_put(store, "a/l", "v", 1, NULL), 0);
+	cr_assert_eq(access(in_root("a/.tmp-0123456789abcdef"), F_OK), -1);
+	cr_assert_eq(access(in_root("a/.tmp-00000000000000d1"), F_OK), 0);
+	for (size_t i = 0; i < DS_ARRAY_SIZE(stay); i++)
+		cr_assert_eq(access(in_root(stay[i]), F_OK), 0, "%s", stay[i]);
+	cr_assert_eq(access(in_root("b/.tmp-0123456789abcdef"), F_OK), 0);
+	cr_assert_eq(ds_store_now(store, &now, NULL), 0);
+	cr_assert_eq(access(in_root(".tmp-0123456789abcdef"), F_OK), -1);
+	/* Once for each directory: it costs a look at all its names. */
+	leave("a/.tmp-0123456789abcdef", DAY_S + 600);
+	cr_assert_eq(ds_store_put(store, "a/m", "v", 1, NULL), 0);
+	cr_assert_eq(access(in_root("a/.tmp-0123456789abcdef"), F_OK), 0);
+	skew_s = 0;
+	ds_store_listing_release(&listing);
+	ds_buf_release(&buf);
 	close_and_remove(store);
 }
 
