@@ -79,7 +79,7 @@ void cli_help_print(const struct cli_command *command)
 {
 	printf("Usage: dsfs %s [OPTION]... %s\n\n", command->name, command->arguments);
 	printf("%c", command->summary[0] & ~0x20);
-	print_wrapped(command->summary + 1, 0, 1);
+	print_wrapped(command->summary + 1, 1, 1);
 	if (command->details) {
 		putchar('\n');
 		print_wrapped(command->details, 0, 0);

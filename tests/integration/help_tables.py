@@ -13,8 +13,9 @@ SECTIONS = ("Options:", "Store:", "Mount options (-o):", "Examples:")
 
 
 def commands(box):
+    """{name: summary}"""
     text = box.dsfs("help").text
-    return re.findall(r"^  (\w+) {2,}", text.split("Commands:")[1], re.M)
+    return dict(re.findall(r"^  (\w+) {2,}(.*)$", text.split("Commands:")[1], re.M))
 
 
 def parse_help(text):
@@ -60,6 +61,8 @@ def run(box, args):
         # Help is help, whatever stands beside it.
         equal(box.dsfs(name, "--help", "a").status, 0, f"{name} --help a")
         check(result.text.startswith(f"Usage: dsfs {name} "), f"{name}: {result.text[:80]}")
+        summary = names[name][0].upper() + names[name][1:]
+        check(f"\n\n{summary}\n" in result.text, f"{name}: {summary!r} is not in {result.text[:200]!r}")
         sections = parse_help(result.text)
         wanted = set.union(*(long_options(sections.get(s, "")) for s in ("Options:", "Store:")))
         short = short_options(sections["Options:"])
