@@ -80,6 +80,42 @@ static void on_fuse_log(enum fuse_log_level level, const char *format, va_list a
 	       "libfuse: %s", text);
 }
 
+#define FUSE_CONF "/etc/fuse.conf"
+
+/* Whether fusermount3 lets users give allow_other: a line of its own says so (fusermount3(1)). */
+static bool may_allow_other(void)
+{
+	FILE *file = fopen(FUSE_CONF, "re");
+	char *line = NULL, word[32];
+	size_t size = 0;
+	bool found = false;
+
+	while (file && !found && getline(&line, &size, file) > 0)
+		found = sscanf(line, "%31s", word) == 1 && strcmp(word, "user_allow_other") == 0;
+	free(line);
+	if (file)
+		fclose(file);
+	return found;
+}
+
+/* libfuse has failed to mount. `number` is errno, which tells something only if libfuse has made the system call itself. */
+static int why_not(const struct ds_fs_options *options, int number, struct ds_diag *reterr_diag)
+{
+	if (access("/dev/fuse", R_OK | W_OK) < 0)
+		return ds_diag_set(reterr_diag, -EACCES, "/dev/fuse",
+				   "FUSE is not available (see 'dsfs doctor')");
+	if (geteuid() == 0)
+		return ds_diag_set(reterr_diag, number == 0 || number == EINVAL ? -EPERM : -number,
+				   options->mountpoint, "cannot mount there");
+	if (options->allow_other && !may_allow_other())
+		return ds_diag_set(reterr_diag, -EACCES, FUSE_CONF,
+				   "allow_other needs a line user_allow_other there, which root "
+				   "can add; or mount without it");
+	return ds_diag_set(reterr_diag, -EACCES, options->mountpoint,
+			   "fusermount3 has refused to mount there: it must be installed, and the "
+			   "directory must be yours");
+}
+
 static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
 {
 	_ds_cleanup_buf_ struct ds_buf options = DS_BUF_INIT(OPTIONS_MAX);
@@ -108,14 +144,9 @@ static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
 		signal(SIGHUP, fs->options.hangup);
 	if (fuse_set_signal_handlers(fs->session) != 0)
 		return -EIO;
-	if (fuse_session_mount(fs->session, fs->options.mountpoint) != 0) {
-		r = errno ? -errno : -EIO;
-		if (access("/dev/fuse", R_OK | W_OK) < 0)
-			return ds_diag_set(reterr_diag, -EACCES, "/dev/fuse",
-					   "FUSE is not available (see 'dsfs doctor')");
-		return ds_diag_set(reterr_diag, r == -EINVAL ? -EPERM : r, fs->options.mountpoint,
-				   "cannot mount there");
-	}
+	errno = 0;
+	if (fuse_session_mount(fs->session, fs->options.mountpoint) != 0)
+		return why_not(&fs->options, errno, reterr_diag);
 	return 0;
 }
 

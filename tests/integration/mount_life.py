@@ -217,6 +217,23 @@ def other_users(box, repo):
     say("other users: each sees its own, root sees all")
 
 
+def not_allowed(box, repo):
+    """A user is told why fusermount3 has refused, and what would help."""
+    user = User(box)
+    place = f"{user.home}/mnt"
+    with open("/etc/fuse.conf", encoding="utf-8") as file:
+        allowed = "user_allow_other" in map(str.strip, file)
+    if not allowed:
+        result = user.dsfs("mount", repo, place, "-o", "allow_other", status=4)
+        check("/etc/fuse.conf" in result.errors.splitlines()[-1] and
+              "user_allow_other" in result.errors.splitlines()[-1], f"said: {result.errors}")
+        equal(mounts_at(place), 0, "mounts after a refusal")
+    os.chown(place, 0, 0)
+    result = user.dsfs("mount", repo, place, status=4)
+    check(place in result.errors.splitlines()[-1], f"said: {result.errors}")
+    say("what fusermount3 refuses: told with the remedy")
+
+
 def run(box, args):
     if os.geteuid() == 0:
         open_to_all(box)
@@ -232,6 +249,7 @@ def run(box, args):
     stopped(box, local)
     if os.geteuid() == 0:
         other_users(box, local)
+        not_allowed(box, local)
     cancelled(box, remote, proxy)
 
 
