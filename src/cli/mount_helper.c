@@ -31,7 +31,9 @@ struct helper {
 	const char *source, *mountpoint;
 };
 
-static int parse_flags(struct helper *helper, const char *text, int *i, int argc, char **argv)
+/* Lists of options are read once all flags are known: -s may follow them. */
+static int parse_flags(struct helper *helper, const char *text, bool lists, int *i, int argc,
+		       char **argv)
 {
 	for (const char *at = text; *at; at++) {
 		const char *value;
@@ -41,6 +43,8 @@ static int parse_flags(struct helper *helper, const char *text, int *i, int argc
 			helper->options.is_fake = true;
 			break;
 		case 's':
+			helper->options.is_sloppy = true;
+			break;
 		case 'n':
 			break;
 		case 'v':
@@ -53,9 +57,10 @@ static int parse_flags(struct helper *helper, const char *text, int *i, int argc
 			if (!value)
 				return ds_diag_set(&helper->call.diag, -DS_E_USAGE, NULL,
 						   "-%c needs a value", *at);
-			return *at == 'o' ? cli_mount_options_parse(&helper->options, value,
-								    &helper->call.diag)
-					  : 0;
+			return *at == 'o' && lists
+				       ? cli_mount_options_parse(&helper->options, value,
+								 &helper->call.diag)
+				       : 0;
 		default:
 			return ds_diag_set(&helper->call.diag, -DS_E_USAGE, NULL,
 					   "unknown option '-%c'", *at);
@@ -64,13 +69,15 @@ static int parse_flags(struct helper *helper, const char *text, int *i, int argc
 	return 0;
 }
 
-static int parse(struct helper *helper, int argc, char **argv)
+static int parse(struct helper *helper, bool lists, int argc, char **argv)
 {
 	for (int i = 1; i < argc; i++) {
 		int r = 0;
 
 		if (argv[i][0] == '-' && argv[i][1])
-			r = parse_flags(helper, argv[i] + 1, &i, argc, argv);
+			r = parse_flags(helper, argv[i] + 1, lists, &i, argc, argv);
+		else if (lists)
+			continue;
 		else if (!helper->source)
 			helper->source = argv[i];
 		else if (!helper->mountpoint)
@@ -110,7 +117,9 @@ int cli_mount_helper(int argc, char **argv)
 	int r;
 
 	cli_mount_options_init(&helper.options);
-	r = parse(&helper, argc, argv);
+	r = parse(&helper, false, argc, argv);
+	if (r == 0)
+		r = parse(&helper, true, argc, argv);
 	if (r == 0 && !helper.options.is_fake) {
 		struct cli_mount_request request = {
 			.source = helper.source,

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "util/log.h"
 #include "util/mem.h"
 #include "util/str.h"
 
@@ -37,6 +38,12 @@ const struct cli_option cli_mount_option_table[] = {
 	 "octal permission bits to take away from 0444 or 0555 for files and 0555 for "
 	 "directories (0)",
 	 false},
+	{0, "noexec", NULL, "let no program be run from the mount; user and users imply it", false},
+	{0, "nosymfollow", NULL, "follow no symlink of the mount", false},
+	{0, "context", "CONTEXT",
+	 "SELinux context of all files, in double quotes if it holds a comma; also fscontext, "
+	 "defcontext and rootcontext (see mount(8))",
+	 false},
 	{0, "timeout", "TIME", "how long a read waits for the store before it fails with EIO (60s)",
 	 false},
 	{0, "log", "FILE|syslog|stderr",
@@ -46,14 +53,15 @@ const struct cli_option cli_mount_option_table[] = {
 	{0},
 };
 
-/* What fstab and mount(8) mean for themselves or for other file systems, and what a dsfs mount is anyway. */
+/*
+ * What fstab and mount(8) mean for themselves or for other file systems, what a dsfs mount is anyway, and what mountinfo shows of one, which
+ * `mount -o remount` gives back.
+ */
 static const char *const ignored[] = {
 	"defaults",    "rw",
-	"ro",	       "exec",
-	"noexec",      "suid",
+	"ro",	       "suid",
 	"nosuid",      "dev",
-	"nodev",       "user",
-	"nouser",      "users",
+	"nodev",       "nouser",
 	"owner",       "group",
 	"auto",	       "noauto",
 	"nofail",      "_netdev",
@@ -67,8 +75,20 @@ static const char *const ignored[] = {
 	"nomand",      "silent",
 	"loud",	       "iversion",
 	"noiversion",  "default_permissions",
-	"remount",
+	"user_id",     "group_id",
+	"max_read",    "blksize",
 };
+
+/* Without a value, as libfuse spells them; the later one wins there too. `user` and `users` imply noexec, nosuid and nodev (mount(8)). */
+static const struct {
+	const char *name, *means;
+} flags[] = {
+	{"exec", "exec"},    {"noexec", "noexec"},	 {"user", "noexec"},
+	{"users", "noexec"}, {"symfollow", "symfollow"}, {"nosymfollow", "nosymfollow"},
+};
+
+/* Of SELinux, with a value: for the kernel's eyes. */
+static const char *const contexts[] = {"context", "fscontext", "defcontext", "rootcontext"};
 
 void cli_mount_options_init(struct cli_mount_options *options)
 {
@@ -83,6 +103,7 @@ void cli_mount_options_release(struct cli_mount_options *options)
 	ds_free(options->region);
 	ds_free(options->profile);
 	ds_free(options->log);
+	ds_free(options->kernel);
 	cli_mount_options_init(options);
 }
 
@@ -186,6 +207,47 @@ static const struct cli_option *row_of(const char *name)
 	return NULL;
 }
 
+/* Appends to what libfuse is given; it takes a backslash before a comma. */
+static int add_kernel(struct cli_mount_options *options, const char *name, const char *value)
+{
+	size_t len = strlen(name) + (value ? 1 + 2 * strlen(value) : 0) + 1;
+	_ds_cleanup_free_ char *escaped = ds_malloc(len);
+	char *out = escaped, *whole;
+
+	if (!escaped)
+		return -ENOMEM;
+	out = stpcpy(out, name);
+	if (value)
+		*out++ = '=';
+	for (; value && *value; value++) {
+		if (*value == ',' || *value == '\\')
+			*out++ = '\\';
+		*out++ = *value;
+	}
+	*out = '\0';
+	whole = options->kernel ? ds_asprintf("%s,%s", options->kernel, escaped)
+				: ds_strdup(escaped);
+	if (!whole)
+		return -ENOMEM;
+	ds_free(options->kernel);
+	options->kernel = whole;
+	return 0;
+}
+
+/* -ENOENT: it is none of the kernel's. */
+static int apply_kernel(struct cli_mount_options *options, const char *name, const char *value)
+{
+	for (size_t i = 0; i < DS_ARRAY_SIZE(flags); i++)
+		if (strcmp(name, flags[i].name) == 0)
+			return value && strcmp(name, "user") != 0
+				       ? -EINVAL
+				       : add_kernel(options, flags[i].means, NULL);
+	for (size_t i = 0; i < DS_ARRAY_SIZE(contexts); i++)
+		if (strcmp(name, contexts[i]) == 0)
+			return value && value[0] ? add_kernel(options, name, value) : -EINVAL;
+	return -ENOENT;
+}
+
 static int parse_one(struct cli_mount_options *options, char *text, struct ds_diag *reterr_diag)
 {
 	char *value = strchr(text, '=');
@@ -196,7 +258,21 @@ static int parse_one(struct cli_mount_options *options, char *text, struct ds_di
 		*value++ = '\0';
 	if (!text[0] || is_ignored(text))
 		return 0;
+	if (strcmp(text, "remount") == 0) {
+		options->is_remount = true;
+		return 0;
+	}
+	r = apply_kernel(options, text, value);
+	if (r == -EINVAL)
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, text,
+				   value ? "bad value for a mount option" : "needs a value");
+	if (r != -ENOENT)
+		return r;
 	row = row_of(text);
+	if (!row && options->is_sloppy) {
+		ds_log_warning("the mount option \"%s\" is unknown, and passed over", text);
+		return 0;
+	}
 	if (!row)
 		return ds_diag_set(reterr_diag, -DS_E_USAGE, text, "unknown mount option");
 	if (!row->argument && value)
@@ -211,11 +287,18 @@ static int parse_one(struct cli_mount_options *options, char *text, struct ds_di
 	return r;
 }
 
+/* Whether a value in quotes starts here and ends before the list does, as mount(8) writes those with commas. */
+static bool is_quote(const char *one, const char *out, const char *at)
+{
+	return out > one && out[-1] == '=' && strchr(at + 1, '"');
+}
+
 int cli_mount_options_parse(struct cli_mount_options *options, const char *text,
 			    struct ds_diag *reterr_diag)
 {
 	_ds_cleanup_free_ char *copy = ds_strdup(text);
 	char *one = copy, *out = copy;
+	bool is_quoted = false;
 	int r = 0;
 
 	if (!copy)
@@ -223,6 +306,11 @@ int cli_mount_options_parse(struct cli_mount_options *options, const char *text,
 	for (char *at = copy; r == 0; at++) {
 		if (at[0] == '\\' && at[1] == ',') {
 			*out++ = *++at;
+		} else if (*at == '"' && (is_quoted || is_quote(one, out, at))) {
+			is_quoted = !is_quoted;
+			*out++ = *at;
+		} else if (is_quoted) {
+			*out++ = *at;
 		} else if (*at == ',' || *at == '\0') {
 			bool is_last = *at == '\0';
 

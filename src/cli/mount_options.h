@@ -19,7 +19,10 @@ struct cli_mount_options {
 	uint64_t timeout_ms;
 	char *log; /* "syslog", "stderr", a path; NULL: default */
 	bool debug;
-	bool is_fake; /* only mount.dsfs -f */
+	char *kernel; /* what libfuse is to tell the kernel, escaped for it; NULL: nothing */
+	bool is_remount;
+	bool is_fake;	/* only mount.dsfs -f */
+	bool is_sloppy; /* only mount.dsfs -s: what is unknown is a warning */
 };
 
 /* Table for help and man page, in struct cli_option's form (letter unused). */
@@ -27,7 +30,7 @@ extern const struct cli_option cli_mount_option_table[];
 
 void cli_mount_options_init(struct cli_mount_options *options);
 void cli_mount_options_release(struct cli_mount_options *options);
-/* Takes one comma-separated list; "\," stands for a comma in a value. May be called several times: later wins. -DS_E_USAGE naming the
+/* Takes one comma-separated list; "\," stands for a comma in a value, and a value in double quotes, which stay, may hold commas. May be called several times: later wins. -DS_E_USAGE naming the
  * option; -ENOMEM. */
 int cli_mount_options_parse(struct cli_mount_options *options, const char *text,
 			    struct ds_diag *reterr_diag);

@@ -302,6 +302,7 @@ static int serve(struct mount_job *job)
 	struct ds_fs_options options = {
 		.mountpoint = job->mountpoint,
 		.source = job->request->source,
+		.kernel = o->kernel,
 		.allow_other = o->allow_other,
 		.uid = o->has_uid ? o->uid : (uint32_t)geteuid(),
 		.gid = o->has_gid ? o->gid : (uint32_t)getegid(),
@@ -432,6 +433,10 @@ static int prepare(struct mount_job *job)
 	char *absolute;
 	int r;
 
+	if (o->is_remount)
+		return ds_diag_set(diag, -EOPNOTSUPP, job->request->mountpoint,
+				   "a mount cannot be changed, and is read-only in any case: "
+				   "unmount it, and mount it anew");
 	r = ds_locator_parse(job->request->source, &job->locator, diag);
 	if (r < 0)
 		return r;

@@ -16,6 +16,7 @@
 struct ds_fs_options {
 	const char *mountpoint; /* absolute */
 	const char *source;	/* as typed: what mountinfo shows */
+	const char *kernel; /* more mount options, as libfuse takes them: "noexec"; NULL: none */
 	bool allow_other;
 	uint32_t uid, gid;   /* owner of everything */
 	uint32_t umask;	     /* permission bits that are taken away */

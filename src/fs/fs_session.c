@@ -60,6 +60,10 @@ static int make_options(const struct ds_fs_options *options, struct ds_buf *buf)
 	r = ds_buf_append_str(buf, "ro,nosuid,nodev,noatime,default_permissions,subtype=dsfs");
 	if (r == 0 && options->allow_other)
 		r = ds_buf_append_str(buf, ",allow_other");
+	if (r == 0 && options->kernel)
+		r = ds_buf_append_byte(buf, ',');
+	if (r == 0 && options->kernel)
+		r = ds_buf_append_str(buf, options->kernel);
 	if (r == 0)
 		r = ds_buf_append_str(buf, ",fsname=");
 	return r < 0 ? r : append_escaped(buf, options->source);

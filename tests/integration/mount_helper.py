@@ -12,25 +12,27 @@ import tree
 from lib import Failed, check, equal, say
 
 HELPER = "/sbin/mount.dsfs"
+# What mount(8) asks for when a mount is to be changed: the type in mountinfo is fuse.dsfs.
+HELPERS = HELPER, "/sbin/mount.fuse.dsfs"
 FSTAB_OPTIONS = "rw,exec,user,nofail,_netdev,noauto,x-systemd.automount,X-mine=1,comment=words,relatime"
 
 
-def install_helper(box):
+def install_helper(box, helper):
     deadline = time.monotonic() + 120
     while True:
         try:
-            os.symlink(lib.DSFS, HELPER)
+            os.symlink(lib.DSFS, helper)
             break
         except FileExistsError:
-            if not os.path.exists(HELPER):
-                os.unlink(HELPER)  # a link into a build directory that is gone
-            elif os.path.realpath(HELPER) == os.path.realpath(lib.DSFS):
+            if not os.path.exists(helper):
+                os.unlink(helper)  # a link into a build directory that is gone
+            elif os.path.realpath(helper) == os.path.realpath(lib.DSFS):
                 return
             elif time.monotonic() > deadline:
-                raise Failed(f"{HELPER} is there, and is not the binary to be tested") from None
+                raise Failed(f"{helper} is there, and is not the binary to be tested") from None
             else:
                 time.sleep(1)
-    box.at_end(lambda: os.unlink(HELPER))
+    box.at_end(lambda: os.unlink(helper))
 
 
 class Mounter:
@@ -109,6 +111,68 @@ def with_mount(box, mount, repo, versions):
     check("nowhere" in done.stderr, f"not named: {done.stderr}")
     equal(mounts_at(place), 0, "mounts after errors")
     say("mount -t dsfs: as it must be")
+
+
+def flags(box, mount, repo):
+    """What is to forbid the running of programs, or following symlinks, does."""
+    place, options = box.new_dir("flags"), f"cache_dir={box.cache}"
+    fstab = box.path("fstab-flags")
+    for words, wanted, unwanted in (("noexec", {"noexec"}, set()), ("user", {"noexec"}, set()),
+                                    ("users", {"noexec"}, set()), ("user,exec", set(), {"noexec"}),
+                                    ("owner", set(), {"noexec"}), ("noexec,exec", set(), {"noexec"}),
+                                    ("nosymfollow", {"nosymfollow"}, {"noexec"})):
+        with open(fstab, "w", encoding="ascii") as file:
+            file.write(f"{repo}@program {place} dsfs {words},{options} 0 0\n")
+        for argv in (["/bin/mount", "-T", fstab, place],
+                     [lib.DSFS, "mount", f"{repo}@program", place, "-o", f"{words},{options}"]):
+            mount(*argv)
+            got = set(info_of(place)[5].split(","))
+            check(wanted | {"ro", "nosuid", "nodev"} <= got and not unwanted & got, f"{words}: {got}")
+            try:
+                done = subprocess.run([f"{place}/program"], capture_output=True, check=False)
+                equal(done.stdout, b"ran", "output of a program in the mount")
+                check("noexec" not in got, f"{words}: a program runs")
+            except PermissionError:
+                check("noexec" in got, f"{words}: a program does not run")
+            if "nosymfollow" in got:
+                try:
+                    os.stat(f"{place}/link")
+                    raise Failed("a symlink is followed")
+                except OSError as error:
+                    equal(error.errno, 40, "errno of a symlink")
+            box.dsfs("umount", place)
+    say("noexec, user, users, nosymfollow: as they say")
+
+
+def sloppy(box, mount, repo, versions):
+    """-s: what is unknown is a warning."""
+    place, options = box.new_dir("sloppy"), f"cache_dir={box.cache}"
+    for argv in ([HELPER, repo, place, "-s", "-o", f"version=1,frobnicate,{options}"],
+                 [HELPER, repo, place, "-o", f"version=1,frobnicate,{options}", "-s"],
+                 ["/bin/mount", "-s", "-t", "dsfs", repo, place, "-o",
+                  f"version=1,frobnicate,{options}"]):
+        done = mount(*argv)
+        check("frobnicate" in done.stderr, f"no warning: {done.stderr}")
+        mounted_well(box, place, repo, versions[1])
+        box.dsfs("umount", place)
+    mount(HELPER, repo, place, "-s", "-o", "cache_size=lots", status=1)
+    say("-s: what is unknown is told and passed over")
+
+
+def remount(box, mount, repo, versions):
+    """A mount cannot be changed: one line says so."""
+    place, options = box.new_dir("remount"), f"cache_dir={box.cache}"
+    box.dsfs("mount", repo, place, "-o", f"version=1,{options}")
+    for argv in (["/bin/mount", "-o", "remount,ro", place], ["/bin/mount", "-o", "remount,rw", place],
+                 ["/bin/mount", "-t", "dsfs", repo, place, "-o", f"remount,{options}"],
+                 [HELPER, repo, place, "-o", "remount"]):
+        done = mount(*argv, status=32)
+        check(done.stderr.count("\n") == 1 and "unmount" in done.stderr and place in done.stderr,
+              f"{argv}: {done.stderr}")
+    mounted_well(box, place, repo, versions[1])
+    box.dsfs("mount", repo, place, "-o", "remount", status=1)
+    box.dsfs("umount", place)
+    say("remount: refused in one line")
 
 
 def with_fstab(box, mount, repo, versions):
@@ -220,9 +284,19 @@ def run(box, args):
     growing.change(10)
     versions[2] = tree.snapshot(source)
     box.commit(source, repo, "--tag", "v2")
-    install_helper(box)
+    program = box.new_dir("program")
+    with open(f"{program}/program", "w", encoding="ascii") as file:
+        file.write("#!/bin/sh\nprintf ran\n")
+    os.chmod(f"{program}/program", 0o755)
+    os.symlink("program", f"{program}/link")
+    box.commit(program, repo, "--tag", "program", "--branch", "programs")
+    for helper in HELPERS:
+        install_helper(box, helper)
     mount = Mounter(box)
     with_mount(box, mount, repo, versions)
+    flags(box, mount, repo)
+    sloppy(box, mount, repo, versions)
+    remount(box, mount, repo, versions)
     with_fstab(box, mount, repo, versions)
     dead_mounts(box, mount, repo, versions)
     busy(box, repo)

@@ -68,6 +68,53 @@ Test(mount_options, what_fstab_means_for_itself_is_passed_over)
 	cli_mount_options_release(&options);
 }
 
+Test(mount_options, what_the_kernel_is_to_know_arrives_in_libfuses_words)
+{
+	static const struct {
+		const char *text, *kernel;
+	} rows[] = {
+		{"rw,nofail", NULL},
+		{"noexec", "noexec"},
+		{"nosuid,user,noauto", "noexec"},
+		{"users", "noexec"},
+		{"user=joe", "noexec"},
+		{"user,exec", "noexec,exec"},
+		{"exec,user", "exec,noexec"},
+		{"owner,group", NULL},
+		{"nosymfollow,version=1", "nosymfollow"},
+		{"context=system_u:object_r:httpd_t:s0", "context=system_u:object_r:httpd_t:s0"},
+		{"noexec,context=\"u:r:t:s0:c1,c2\",version=1",
+		 "noexec,context=\"u:r:t:s0:c1\\,c2\""},
+		{"fscontext=a,defcontext=b,rootcontext=c",
+		 "fscontext=a,defcontext=b,rootcontext=c"},
+	};
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(rows); i++) {
+		struct cli_mount_options options;
+
+		cr_assert_eq(parse(&options, rows[i].text), 0, "%s", rows[i].text);
+		if (rows[i].kernel)
+			cr_expect_str_eq(options.kernel ? options.kernel : "", rows[i].kernel);
+		else
+			cr_expect_null(options.kernel, "%s", rows[i].text);
+		cli_mount_options_release(&options);
+	}
+}
+
+Test(mount_options, what_is_unknown_is_passed_over_when_sloppy)
+{
+	struct cli_mount_options options;
+	struct ds_diag diag = {0};
+
+	cli_mount_options_init(&options);
+	options.is_sloppy = true;
+	cr_assert_eq(cli_mount_options_parse(&options, "frobnicate,x=1,version=3", &diag), 0);
+	cr_assert_str_eq(options.version, "3");
+	cr_assert_eq(cli_mount_options_parse(&options, "cache_size=lots", &diag), -DS_E_USAGE);
+	ds_diag_clear(&diag);
+	cli_mount_options_release(&options);
+}
+
 Test(mount_options, a_comma_may_be_escaped)
 {
 	struct cli_mount_options options;
@@ -101,6 +148,8 @@ Test(mount_options, I02_nonsense_is_refused_by_name)
 		"timeout=0",	  "timeout=soon",
 		"allow_other=1",  "log=",
 		"addressing=dns", "addressing",
+		"context",	  "context=",
+		"noexec=1",	  "nosymfollow=yes",
 	};
 
 	for (size_t i = 0; i < DS_ARRAY_SIZE(bad); i++) {
@@ -120,7 +169,8 @@ Test(mount_options, out_of_memory_is_an_error_and_no_leak)
 
 		ds_mem_fail_after(n, 0);
 		r = parse(&options,
-			  "version=v1,cache_dir=/x,endpoint=e,region=r,profile=p,log=syslog");
+			  "version=v1,cache_dir=/x,endpoint=e,region=r,profile=p,log=syslog,"
+			  "noexec,nosymfollow");
 		failed_n = ds_mem_fail_after(-1, 0);
 		cli_mount_options_release(&options);
 		if (!failed_n) {
