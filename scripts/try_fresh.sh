@@ -55,6 +55,8 @@ unshare --mount --pid --fork --kill-child --propagation private bash -c '
 	set -eu
 	dir=$1
 	shift
+	# Copies of mounts would keep their processes alive here after their umount.
+	umount -al -t fuse.dsfs || true
 	mount -t proc proc "$dir/proc"
 	mount --rbind /dev "$dir/dev"
 	mount --rbind /sys "$dir/sys"
