@@ -108,7 +108,9 @@ static void check_mounts(struct doctor *doctor)
 	if (cli_mounts_read(&mounts) < 0)
 		return;
 	for (size_t i = 0; i < mounts.mounts_n; i++)
-		if (mounts.mounts[i].pid)
+		if (geteuid() != 0 && mounts.mounts[i].uid != geteuid())
+			continue;
+		else if (mounts.mounts[i].pid)
 			say(doctor, GOOD, "mount", "%s on %s, process %d", mounts.mounts[i].source,
 			    mounts.mounts[i].mountpoint, (int)mounts.mounts[i].pid);
 		else
