@@ -122,6 +122,22 @@ static int check_free(struct mount_job *job, bool asks)
 	return r;
 }
 
+/*
+ * libfuse looks at these files, through the links that they are, once the mount is there and before it answers: it would wait for itself, and with it
+ * every process that comes that way. The root directory's mount lies in the way of all "..".
+ */
+static int check_system(struct mount_job *job)
+{
+	static const char *const needed[] = {"/proc/self/mounts", "/run/mount/utab"};
+	bool is_needed = strcmp(job->mountpoint, "/") == 0;
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(needed); i++)
+		is_needed = is_needed || is_below(needed[i], job->mountpoint);
+	return is_needed ? ds_diag_set(&job->call->diag, -DS_E_USAGE, job->request->mountpoint,
+				       "a directory that the system needs cannot be a mount point")
+			 : 0;
+}
+
 static int take_place(struct mount_job *job)
 {
 	struct cli_mount_options *o = job->request->options;
@@ -148,10 +164,9 @@ static int check_place(struct mount_job *job)
 		return ds_diag_set(diag, r, typed, "too many symlinks");
 	if (r < 0)
 		return ds_diag_set(diag, -ENOENT, typed, "the mount point does not exist");
-	/* What is mounted there lies in the way of "..": of /etc/mtab, for which libfuse would wait for ever. */
-	if (strcmp(job->mountpoint, "/") == 0)
-		return ds_diag_set(diag, -DS_E_USAGE, typed,
-				   "the root directory cannot be a mount point");
+	r = check_system(job);
+	if (r < 0)
+		return r;
 	r = take_place(job);
 	if (r == 0)
 		r = check_free(job, true);
