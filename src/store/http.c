@@ -237,8 +237,9 @@ static int set_options(struct ds_http *http, CURL *easy, struct ds_http_transfer
 	       set_headers(easy, transfer);
 }
 
-/* The handle leaves the multi handle and can be used again. */
-static void detach(struct ds_http *http, struct ds_http_transfer *transfer)
+/* The handle leaves the multi handle. A good one, whose transfer ended well, is used again; others are not: of one that could not resolve
+ * a name libcurl 7.88 refuses to take options even after a reset. Connections are the multi handle's, and stay. */
+static void detach(struct ds_http *http, struct ds_http_transfer *transfer, bool is_good)
 {
 	CURL *easy = transfer->easy;
 
@@ -247,7 +248,7 @@ static void detach(struct ds_http *http, struct ds_http_transfer *transfer)
 	curl_slist_free_all(transfer->header_list);
 	transfer->easy = NULL;
 	transfer->header_list = NULL;
-	if (http->idle_n < http->connections_max) {
+	if (is_good && http->idle_n < http->connections_max) {
 		curl_easy_reset(easy);
 		http->idle[http->idle_n++] = easy;
 	} else {
@@ -268,7 +269,7 @@ int ds_http_start(struct ds_http *http, struct ds_http_transfer *transfer)
 	ds_list_push_back(&http->active, &transfer->node);
 	if (set_options(http, easy, transfer) != 0 ||
 	    curl_multi_add_handle(http->multi, easy) != CURLM_OK) {
-		detach(http, transfer);
+		detach(http, transfer, false);
 		return -ENOMEM;
 	}
 	http->watch_ns = DS_MIN(http->watch_ns, transfer->headway_ns + WATCH_INTERVAL_NS);
@@ -277,7 +278,7 @@ int ds_http_start(struct ds_http *http, struct ds_http_transfer *transfer)
 
 void ds_http_abort(struct ds_http *http, struct ds_http_transfer *transfer)
 {
-	detach(http, transfer);
+	detach(http, transfer, false);
 }
 
 void ds_http_transfer_release(struct ds_http_transfer *transfer)
@@ -332,7 +333,7 @@ static void finish(struct ds_http *http, struct ds_http_transfer *transfer, CURL
 	if (code == CURLE_COULDNT_CONNECT &&
 	    curl_easy_getinfo(transfer->easy, CURLINFO_OS_ERRNO, &connect_errno) == CURLE_OK)
 		transfer->connect_errno = (int)connect_errno;
-	detach(http, transfer);
+	detach(http, transfer, code == CURLE_OK);
 	if (transfer->refused < 0)
 		transfer->result = transfer->refused;
 	else if (transfer->must_cut)
@@ -349,7 +350,7 @@ static void finish(struct ds_http *http, struct ds_http_transfer *transfer, CURL
 
 static void give_up(struct ds_http *http, struct ds_http_transfer *transfer, bool is_stall)
 {
-	detach(http, transfer);
+	detach(http, transfer, false);
 	transfer->is_stall = is_stall;
 	transfer->result = is_stall ? -DS_E_NETWORK : -DS_E_TIMEOUT;
 	snprintf(transfer->error, sizeof(transfer->error),

@@ -109,13 +109,13 @@ class S3:
 
     kind = "s3"
 
-    def __init__(self, box):
+    def __init__(self, box, host="localhost"):
         self.box = box
         self.dir = box.path("radosgw")
         script = os.path.join(LIB, "radosgw.sh")
         try:
-            done = subprocess.run([script, "start", self.dir, "--owner", str(os.getpid())],
-                                  stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            done = subprocess.run([script, "start", self.dir, "--owner", str(os.getpid()),
+                                   "--host", host], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                                   timeout=300)
         except subprocess.TimeoutExpired:
             raise Failed(f"radosgw does not start:\n{self.setup_logs()}") from None

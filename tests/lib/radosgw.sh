@@ -2,7 +2,7 @@
 # A real S3 server for tests: Ceph's radosgw over one monitor and one object store daemon in
 # memory, all on loopback and all below one directory.
 #
-#	radosgw.sh start DIR [--port PORT] [--owner PID]
+#	radosgw.sh start DIR [--port PORT] [--owner PID] [--host NAME]
 #	radosgw.sh stop DIR		ends the daemons; their data are gone
 #	radosgw.sh env DIR		prints the exports again
 #	radosgw.sh bucket DIR NAME	creates one more bucket
@@ -15,7 +15,8 @@
 # AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION, BUCKET. DIR must be empty
 # or absent. Ports are free ones unless --port names the gateway's. With --owner everything ends by
 # itself when that process is gone, however it went: a test gives its own pid ($$).
-# Virtual-host addressing works under http://BUCKET.localhost:PORT.
+# Virtual-host addressing works under http://BUCKET.localhost:PORT, or with NAME instead of localhost;
+# other names but addresses are not known to it.
 # Exit status: 77 (with the reason) where Ceph is not installed, 1 when it does not start.
 set -eu
 
@@ -23,6 +24,7 @@ access_key=dsfstestkey
 secret_key=dsfstestsecret
 region=us-east-1
 first_bucket=dsfs-test
+host=localhost
 
 die() {
 	echo "radosgw.sh: $*" >&2
@@ -30,7 +32,7 @@ die() {
 }
 
 usage() {
-	sed -n '2,21s/^# \{0,1\}//p' "$0"
+	sed -n '2,22s/^# \{0,1\}//p' "$0"
 	exit "$1"
 }
 
@@ -193,7 +195,7 @@ write_conf() {
 	# Without nodelay every small GET takes 40 ms.
 	rgw frontends = beast endpoint=127.0.0.1:$port tcp_nodelay=1
 	rgw thread pool size = 512
-	rgw dns name = localhost
+	rgw dns name = $host
 	rgw enable usage log = false
 	rgw enable ops log = false
 EOF
@@ -249,6 +251,7 @@ start() {
 		case $1 in
 		--port) wanted=$2 ;;
 		--owner) owner=$2 ;;
+		--host) host=$2 ;;
 		*) usage 2 >&2 ;;
 		esac
 		shift 2

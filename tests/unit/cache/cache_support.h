@@ -46,5 +46,5 @@ int support_fork(int (*fn)(void *ctx), void *ctx);
 /* Exit status of the child, 128 + signal if it was killed. */
 int support_wait(int pid);
 
-/* Mounts a tmpfs at `dir`, which is support_path("t") (see with_mounts.sh). */
+/* Mounts a tmpfs at `dir`, which is support_path("t") (see own_mounts.sh). */
 bool support_tmpfs(const char *dir, const char *options);

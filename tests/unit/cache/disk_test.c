@@ -1,5 +1,5 @@
 /*
- * Full, read-only and shared disks: each a tmpfs of its own in the mount namespace that with_mounts.sh gives.
+ * Full, read-only and shared disks: each a tmpfs of its own in the mount namespace that own_mounts.sh gives.
  */
 #include <criterion/criterion.h>
 #include <fcntl.h>

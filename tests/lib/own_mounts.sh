@@ -1,5 +1,5 @@
 #!/bin/bash
-# usage: with_mounts.sh PROGRAM [ARG...]
+# usage: own_mounts.sh PROGRAM [ARG...]
 # Runs it in a mount namespace of its own, so that what it mounts ends with it; 77 where that is not allowed.
 unshare --mount --propagation private mount -t tmpfs -o size=64k none /mnt 2>/dev/null || {
 	echo "no mount namespace of our own: not root" >&2
@@ -7,8 +7,4 @@ unshare --mount --propagation private mount -t tmpfs -o size=64k none /mnt 2>/de
 }
 # The namespace starts with a copy of every mount, and a copy keeps a mount's process alive after its umount: those
 # of tests that run beside are let go of.
-exec unshare --mount --propagation private bash -c '
-	while read -r _ _ _ _ place _; do
-		printf "%b\0" "$place"
-	done < <(grep -F " - fuse.dsfs " /proc/self/mountinfo) | xargs -0r -n1 umount -l
-	exec "$@"' - "$@"
+exec unshare --mount --propagation private bash -c 'umount -al -t fuse.dsfs; exec "$@"' - "$@"
