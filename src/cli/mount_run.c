@@ -37,6 +37,8 @@
 #include "util/str.h"
 
 #define TIMEOUT_MS_DEFAULT 60000u
+/* What is waited for longer is said. */
+#define SILENT_MS 2000u
 
 struct mount_job {
 	struct cli_call *call;
@@ -142,8 +144,16 @@ static int take_place(struct mount_job *job)
 {
 	struct cli_mount_options *o = job->request->options;
 	uint64_t timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_MS_DEFAULT;
-	int r = cli_mount_place_lock(job->mountpoint, timeout_ms, &job->place_fd);
+	uint64_t silent_ms = DS_MIN(timeout_ms, SILENT_MS);
+	int r = cli_mount_place_lock(job->mountpoint, silent_ms, &job->place_fd);
 
+	if (r == -EBUSY && timeout_ms > silent_ms) {
+		if (!job->request->quiet)
+			fprintf(stderr,
+				"dsfs: %s: another dsfs is mounting there; waiting for it\n",
+				job->request->mountpoint);
+		r = cli_mount_place_lock(job->mountpoint, timeout_ms - silent_ms, &job->place_fd);
+	}
 	return r < 0 ? ds_diag_set(&job->call->diag, r, job->request->mountpoint,
 				   "another dsfs has been mounting there for %llu s",
 				   (unsigned long long)(timeout_ms / 1000))
