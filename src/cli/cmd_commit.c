@@ -174,19 +174,25 @@ static void print_result(struct cli_call *call, struct ds_repo *repo,
 		printf("%" PRIu64 " left out\n", result->totals.rejected_n);
 }
 
-static int open_or_init(struct cli_call *call, struct ds_locator *locator,
-			struct ds_repo **ret_repo)
+static int open_or_init(struct cli_call *call, const struct ds_commit_options *options,
+			struct ds_locator *locator, struct ds_repo **ret_repo)
 {
 	struct ds_store_options store;
 	int r = cli_open_repo(call, call->args[1], locator, ret_repo);
 
+	if ((r == 0 || r == -DS_E_NO_REPO) && locator->selector) {
+		ds_diag_clear(&call->diag);
+		return ds_diag_set(&call->diag, -DS_E_USAGE, call->args[1],
+				   "a commit goes to a branch: give --branch, not @VERSION");
+	}
 	if (r != -DS_E_NO_REPO || !cli_has(call, "init"))
 		return r;
+	ds_diag_clear(&call->diag);
 	r = cli_store_of(call, &store);
-	if (r == 0) {
-		ds_diag_clear(&call->diag);
-		r = ds_repo_init(locator->url, &store, "main", ret_repo, &call->diag);
-	}
+	if (r == 0)
+		r = ds_commit_check(options, locator->url, &call->diag);
+	if (r == 0)
+		r = ds_repo_init(locator->url, &store, options->branch, ret_repo, &call->diag);
 	/* Another writer made it meanwhile. */
 	if (r == -DS_E_PRESENT) {
 		ds_diag_clear(&call->diag);
@@ -207,10 +213,7 @@ static int run_commit(struct cli_call *call)
 
 	r = fill_options(call, &ui, excludes, &options);
 	if (r == 0)
-		r = open_or_init(call, &locator, &repo);
-	if (r == 0 && locator.selector)
-		r = ds_diag_set(&call->diag, -DS_E_USAGE, call->args[1],
-				"a commit goes to a branch: give --branch, not @VERSION");
+		r = open_or_init(call, &options, &locator, &repo);
 	if (r == 0) {
 		cli_catch_signals();
 		cli_progress_start(&ui.progress, call);
@@ -256,7 +259,8 @@ static const struct cli_option commit_options[] = {
 	 false},
 	{0, "tag", "NAME",
 	 "also give the new version this tag, which must not have a branch's name", false},
-	{0, "init", NULL, "make the repository if there is none", false},
+	{0, "init", NULL,
+	 "make the repository if there is none, with --branch as its default branch", false},
 	{0, "parent", "VERSION", "fail (exit status 7) if this is not the newest version any more",
 	 false},
 	{0, "allow-empty", NULL, "make a version even if nothing has changed", false},

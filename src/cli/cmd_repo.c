@@ -33,8 +33,7 @@ static int run_init(struct cli_call *call)
 		r = ds_diag_set(&call->diag, -DS_E_USAGE, call->args[0],
 				"a repository to make has no version yet");
 	if (r == 0)
-		r = ds_repo_init(locator.url, &options, branch ? branch : "main", &repo,
-				 &call->diag);
+		r = ds_repo_init(locator.url, &options, branch, &repo, &call->diag);
 	if (r == 0) {
 		ds_hex_encode(ds_repo_id(repo)->bytes, DS_UUID_LEN, id);
 		if (call->json)
@@ -59,7 +58,8 @@ const struct cli_command cli_command_init = {
 	.arguments = "REPO",
 	.summary = "make an empty repository",
 	.details = "Probes that the store refuses a second conditional PUT of the same key, which "
-		   "commits rely on, and writes the marker dsfs.json.",
+		   "commits rely on, and writes the marker dsfs.json. Where anything else lies no "
+		   "repository is made.",
 	.examples = "  dsfs init s3://bucket/imagenet\n  dsfs init /srv/datasets/imagenet\n",
 	.options = init_options,
 	.takes_store = true,

@@ -24,6 +24,7 @@
 #include "repo/commit_state.h"
 #include "repo/keep.h"
 #include "repo/refs.h"
+#include "repo/repo_internal.h"
 #include "util/error.h"
 #include "util/file.h"
 #include "util/mem.h"
@@ -502,12 +503,6 @@ static int check_names(struct commit *commit)
 	const char *tag = commit->options->tag;
 	int r = 0;
 
-	if (tag && strcmp(tag, commit->branch) == 0)
-		return ds_diag_set(
-			commit->diag, -DS_E_TAKEN, tag,
-			"it is the branch's, and '@%s' can mean only one of them; choose "
-			"another name",
-			tag);
 	if (tag)
 		r = ds_ref_check_new(commit->repo, DS_REF_TAG, tag, commit->diag);
 	if (r == 0 && !commit->has_head)
@@ -561,6 +556,50 @@ static int check_text(const char *text, const char *what, struct ds_diag *reterr
 	return 0;
 }
 
+/* What the options alone tell. */
+static int check_options(const struct ds_commit_options *options, const char *branch,
+			 struct ds_diag *reterr_diag)
+{
+	const char *tag = options->tag;
+	int r = check_text(options->message, "the message", reterr_diag);
+
+	if (r == 0)
+		r = check_text(options->author, "the author", reterr_diag);
+	if (r == 0)
+		r = ds_ref_name_check(branch, reterr_diag);
+	if (r == 0 && tag)
+		r = ds_ref_name_check(tag, reterr_diag);
+	if (r == 0 && tag && strcmp(tag, branch) == 0)
+		r = ds_diag_set(reterr_diag, -DS_E_TAKEN, tag,
+				"it is the branch's, and '@%s' can mean only one of them; choose "
+				"another name",
+				tag);
+	return r;
+}
+
+int ds_commit_check(const struct ds_commit_options *options, const char *url,
+		    struct ds_diag *reterr_diag)
+{
+	_ds_cleanup_free_ char *path = NULL;
+	_ds_cleanup_close_ int fd = -1;
+	int r = check_options(options, options->branch ? options->branch : DS_BRANCH_DEFAULT,
+			      reterr_diag);
+
+	if (r == 0 && options->parent)
+		r = ds_diag_set(reterr_diag, -DS_E_NO_VERSION, options->parent,
+				"the repository is to be made: it has no versions");
+	if (r == 0)
+		r = ds_store_path_of(url, &path, reterr_diag);
+	if (r == 0)
+		r = commit_check_place(path, options->source, reterr_diag);
+	if (r < 0)
+		return r;
+	fd = open(options->source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd < 0 ? ds_diag_set(reterr_diag, -errno, options->source,
+				    "the source cannot be opened")
+		      : 0;
+}
+
 static int run(struct commit *commit)
 {
 	const struct ds_commit_options *options = commit->options;
@@ -568,13 +607,10 @@ static int run(struct commit *commit)
 	const struct ds_digest *left;
 	int r;
 
-	r = check_text(options->message, "the message", commit->diag);
+	r = check_options(options, commit->branch, commit->diag);
 	if (r == 0)
-		r = check_text(options->author, "the author", commit->diag);
-	if (r == 0)
-		r = ds_ref_name_check(commit->branch, commit->diag);
-	if (r == 0)
-		r = commit_check_place(commit->repo, options->source, commit->diag);
+		r = commit_check_place(ds_store_local_path(ds_repo_store(commit->repo)),
+				       options->source, commit->diag);
 	if (r == 0)
 		r = ds_store_now(ds_repo_store(commit->repo), &commit->start, commit->diag);
 	if (r == 0)

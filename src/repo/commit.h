@@ -83,6 +83,11 @@ struct ds_commit_result {
 int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 	      struct ds_commit_result *ret_result, struct ds_diag *reterr_diag);
 
+/* What can be told before the repository at `url` is made for a commit with these options: whether names and texts are well-formed,
+ * and `source` is a directory in its place. Errors as ds_commit's. */
+int ds_commit_check(const struct ds_commit_options *options, const char *url,
+		    struct ds_diag *reterr_diag);
+
 /* Fingerprint of a directory as commit would compute it, without a repository. */
 int ds_fingerprint_directory(const struct ds_commit_options *options,
 			     struct ds_digest *ret_fingerprint,

@@ -9,6 +9,7 @@
 
 #include "repo/commit_tree.h"
 #include "util/error.h"
+#include "util/mem.h"
 
 #define FUSE_MAGIC 0x65735546 /* statfs(2) */
 
@@ -39,17 +40,40 @@ static int check(const char *source, const char *from, const char *to, struct ds
 	return 0;
 }
 
-int commit_check_place(const struct ds_repo *repo, const char *source, struct ds_diag *reterr_diag)
+/* The path that a directory will have once it is made: the real one of what is there of it, and the rest. New string or NULL. */
+static char *real_path(const char *path)
 {
-	const char *local = ds_store_local_path(ds_repo_store(repo));
-	char *from = realpath(source, NULL), *to;
+	size_t len = strlen(path);
+
+	for (;;) {
+		_ds_cleanup_free_ char *part =
+			len ? ds_strndup(path, len) : ds_strdup(path[0] == '/' ? "/" : ".");
+		char *real = part ? realpath(part, NULL) : NULL, *whole;
+
+		if (real) {
+			whole = path[len] ? ds_asprintf("%s/%s", real, path + len)
+					  : ds_strdup(real);
+			free(real);
+			return whole;
+		}
+		if (!part || len == 0)
+			return NULL;
+		while (len && path[len - 1] == '/')
+			len--;
+		while (len && path[len - 1] != '/')
+			len--;
+	}
+}
+
+int commit_check_place(const char *repo_path, const char *source, struct ds_diag *reterr_diag)
+{
+	_ds_cleanup_free_ char *to = repo_path ? real_path(repo_path) : NULL;
+	char *from = realpath(source, NULL);
 	int r;
 
 	if (!from)
 		return ds_diag_set(reterr_diag, -errno, source, "the source cannot be opened");
-	to = local ? realpath(local, NULL) : NULL;
-	r = check(source, from, to, reterr_diag);
+	r = repo_path && !to ? -ENOMEM : check(source, from, to, reterr_diag);
 	free(from);
-	free(to);
 	return r;
 }

@@ -108,7 +108,8 @@ int commit_tree_count(struct commit_tree *tree, const char *source, struct ds_di
 /* Digests of all directories, bottom up; all other nodes are done. */
 int commit_tree_hash(struct commit_tree *tree);
 
-/* Refuses a source that holds the repository or lies in it, or on a dsfs mount. */
-int commit_check_place(const struct ds_repo *repo, const char *source, struct ds_diag *reterr_diag);
+/* Refuses a source that holds the repository or lies in it, or on a dsfs mount. `repo_path`: the repository's, which need not be
+ * there yet; NULL: it is in no directory. */
+int commit_check_place(const char *repo_path, const char *source, struct ds_diag *reterr_diag);
 
 #endif

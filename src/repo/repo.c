@@ -213,6 +213,39 @@ static int probe(struct ds_store *store, struct ds_diag *reterr_diag)
 			   "\"If-None-Match: *\" was not refused");
 }
 
+/*
+ * Refuses a place where anything else lies: a mistyped path, or what is left of a repository that lost its marker. Where listing is
+ * forbidden that cannot be told.
+ */
+static int check_empty(struct ds_store *store, struct ds_diag *reterr_diag)
+{
+	struct ds_store_listing listing = {0};
+	/* Two: the probe of an init that was killed may be the first. */
+	struct ds_store_req req = {.op = DS_STORE_LIST,
+				   .key = "",
+				   .listing = &listing,
+				   .list_max_n = 2};
+	int r = ds_store_perform(store, &req);
+	char quoted[200];
+
+	if (r == -DS_E_DENIED || r == -EACCES)
+		return 0;
+	if (r < 0 && reterr_diag)
+		*reterr_diag = req.diag;
+	for (size_t i = 0; r == 0 && i < listing.objects_n; i++) {
+		const char *key = listing.objects[i].key;
+
+		if (strcmp(key, PROBE_KEY) == 0)
+			continue;
+		ds_quote(key, strlen(key), quoted, sizeof(quoted));
+		r = ds_diag_set(reterr_diag, -DS_E_TAKEN, ds_store_url(store),
+				"a repository is made where nothing else lies, and there is %s",
+				quoted);
+	}
+	ds_store_listing_release(&listing);
+	return r;
+}
+
 static int marker_encode(const struct ds_uuid *id, const char *default_branch, struct ds_time now,
 			 struct ds_buf *buf)
 {
@@ -247,6 +280,21 @@ static int marker_put(struct ds_store *store, const struct ds_buf *buf, struct d
 	return r;
 }
 
+static int check_absent(struct ds_store *store, struct ds_diag *reterr_diag)
+{
+	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(DS_SEALED_MAX);
+	int r = ds_store_get(store, MARKER_KEY, &buf, reterr_diag);
+
+	if (r == 0 || r == -DS_E_LIMIT)
+		return ds_diag_set(reterr_diag, -DS_E_PRESENT, ds_store_url(store),
+				   "there is a repository already");
+	/* 403 may be absence: whether these credentials may write shows later. */
+	if (r != -DS_E_ABSENT && r != -DS_E_DENIED)
+		return r;
+	ds_diag_clear(reterr_diag);
+	return 0;
+}
+
 int ds_repo_init_store(struct ds_store *store, const char *default_branch,
 		       struct ds_repo **ret_repo, struct ds_diag *reterr_diag)
 {
@@ -258,18 +306,15 @@ int ds_repo_init_store(struct ds_store *store, const char *default_branch,
 	if (!default_branch)
 		default_branch = DS_BRANCH_DEFAULT;
 	r = ds_ref_name_check(default_branch, reterr_diag);
-	if (r < 0)
-		return r;
-	r = ds_store_get(store, MARKER_KEY, &buf, reterr_diag);
-	if (r == 0 || r == -DS_E_LIMIT)
-		return ds_diag_set(reterr_diag, -DS_E_PRESENT, ds_store_url(store),
-				   "there is a repository already");
-	/* 403 may be absence: whether these credentials may write shows below. */
-	if (r != -DS_E_ABSENT && r != -DS_E_DENIED)
-		return r;
-	ds_diag_clear(reterr_diag);
-	ds_buf_clear(&buf);
-	r = probe(store, reterr_diag);
+	if (r == 0)
+		r = check_absent(store, reterr_diag);
+	if (r == 0)
+		r = check_empty(store, reterr_diag);
+	/* What lies there may be what somebody else has made meanwhile. */
+	if (r == -DS_E_TAKEN && check_absent(store, NULL) == -DS_E_PRESENT)
+		r = check_absent(store, reterr_diag);
+	if (r == 0)
+		r = probe(store, reterr_diag);
 	if (r < 0)
 		return r;
 	r = ds_store_now(store, &now, reterr_diag);
@@ -291,7 +336,10 @@ int ds_repo_init(const char *url, const struct ds_store_options *options,
 	struct ds_store *store;
 	int r;
 
-	r = ds_store_open(url, options, true, &store, reterr_diag);
+	/* Before a directory is made. */
+	r = default_branch ? ds_ref_name_check(default_branch, reterr_diag) : 0;
+	if (r == 0)
+		r = ds_store_open(url, options, true, &store, reterr_diag);
 	if (r < 0)
 		return r;
 	r = ds_repo_init_store(store, default_branch, ret_repo, reterr_diag);

@@ -27,7 +27,8 @@ int ds_repo_open_store(struct ds_store *store, struct ds_repo **ret_repo,
 		       struct ds_diag *reterr_diag);
 /*
  * Makes a new one: probes that put-if-absent works (a second PUT of the probe must be refused; -DS_E_UNSUPPORTED else), writes
- * probe.json, then dsfs.json by put-if-absent. -DS_E_PRESENT: there is one already.
+ * probe.json, then dsfs.json by put-if-absent. default_branch NULL: "main". -DS_E_PRESENT: there is one already; -DS_E_TAKEN:
+ * something else lies there (where listing is allowed).
  */
 int ds_repo_init(const char *url, const struct ds_store_options *options,
 		 const char *default_branch, struct ds_repo **ret_repo,

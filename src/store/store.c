@@ -132,28 +132,35 @@ static int path_of_file_url(const char *url, char **ret_path, struct ds_diag *re
 	return 0;
 }
 
-static int open_backend(const char *url, const struct ds_store_options *options, bool create,
-			struct ds_store **ret_store, struct ds_diag *reterr_diag)
+int ds_store_path_of(const char *url, char **ret_path, struct ds_diag *reterr_diag)
 {
-	_ds_cleanup_free_ char *path = NULL;
-	int r;
-
-	if (ds_starts_with(url, "s3://"))
-		return ds_store_s3_open(url, options, ret_store, reterr_diag);
-	if (ds_starts_with(url, "file://")) {
-		r = path_of_file_url(url, &path, reterr_diag);
-		if (r < 0)
-			return r;
-		return ds_store_dir_open(url, path, create, options->timeout_ms, ret_store,
-					 reterr_diag);
+	if (ds_starts_with(url, "s3://")) {
+		*ret_path = NULL;
+		return 0;
 	}
+	if (ds_starts_with(url, "file://"))
+		return path_of_file_url(url, ret_path, reterr_diag);
 	/* Not quoted in the message: what is behind "://" may be a password. */
 	if (strstr(url, "://"))
 		return ds_diag_set(reterr_diag, -DS_E_USAGE, NULL,
 				   "a store is s3://bucket/prefix, file:///path or a path");
 	if (!*url)
 		return ds_diag_set(reterr_diag, -DS_E_USAGE, NULL, "the store's URL is empty");
-	return ds_store_dir_open(url, url, create, options->timeout_ms, ret_store, reterr_diag);
+	*ret_path = ds_strdup(url);
+	return *ret_path ? 0 : -ENOMEM;
+}
+
+static int open_backend(const char *url, const struct ds_store_options *options, bool create,
+			struct ds_store **ret_store, struct ds_diag *reterr_diag)
+{
+	_ds_cleanup_free_ char *path = NULL;
+	int r = ds_store_path_of(url, &path, reterr_diag);
+
+	if (r < 0)
+		return r;
+	if (!path)
+		return ds_store_s3_open(url, options, ret_store, reterr_diag);
+	return ds_store_dir_open(url, path, create, options->timeout_ms, ret_store, reterr_diag);
 }
 
 int ds_store_open(const char *url, const struct ds_store_options *options, bool create,

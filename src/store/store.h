@@ -158,6 +158,9 @@ struct ds_store_options {
  */
 int ds_store_open(const char *url, const struct ds_store_options *options, bool create,
 		  struct ds_store **ret_store, struct ds_diag *reterr_diag);
+/* The path of a URL that is a directory's, into a new string; NULL if it is another store's. Looks at the
+ * text alone. -DS_E_USAGE, -ENOMEM. */
+int ds_store_path_of(const char *url, char **ret_path, struct ds_diag *reterr_diag);
 /* For tests and simulations: a store in memory, empty. Several may share the objects of one: `share`
  * NULL or such a store. The clock gives `modified` and `store_time`; NULL: the machine's. */
 int ds_store_memory_new(struct ds_store *share, const struct ds_clock *clock,

@@ -239,6 +239,26 @@ Test(repo, a_bad_default_branch_is_refused)
 	ds_store_unref(base);
 }
 
+Test(repo, nothing_is_made_where_something_else_lies)
+{
+	struct ds_store *base = test_store_new(&store);
+	struct ds_diag diag = {0};
+	struct ds_repo *repo;
+
+	put("train/cat.jpg", "x");
+	cr_assert_eq(ds_repo_init_store(base, NULL, &repo, &diag), -DS_E_TAKEN);
+	cr_assert(strstr(diag.detail, "train/cat.jpg"), "%s", diag.detail);
+	/* An init that was killed has left its probe. */
+	put("probe.json", "{\"format\":1,\"put_if_absent\":true}\n");
+	cr_assert_eq(ds_repo_init_store(base, NULL, &repo, &diag), -DS_E_TAKEN);
+	/* Where listing is forbidden it cannot be told. */
+	store.deny_list = true;
+	cr_assert_eq(ds_repo_init_store(base, NULL, &repo, NULL), 0);
+	ds_repo_unref(repo);
+	cr_assert_eq(ds_repo_init_store(base, NULL, &repo, NULL), -DS_E_PRESENT);
+	ds_store_unref(base);
+}
+
 Test(repo, opening_says_what_lies_there_instead)
 {
 	struct ds_store *base = test_store_new(&store);
