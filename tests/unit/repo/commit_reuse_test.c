@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "commit_support.h"
+#include "codec/dedup.h"
 #include "suite.h"
 #include "repo/refs.h"
 #include "util/file.h"
@@ -289,4 +290,62 @@ Test(commit_reuse, a_file_that_moved_is_found_by_its_stat_entry)
 	cr_assert_eq(box.result.read_bytes, 0);
 	box_check(&box, NULL);
 	box_release(&box);
+}
+
+/* An index object that has the chunk of `path` at each place of each pack there is, and of one there is not. */
+static void put_lying_index(struct box *box, const char *path)
+{
+	struct ds_store_listing listing = {0};
+	struct ds_store_req list = {.op = DS_STORE_LIST, .key = "packs/", .listing = &listing};
+	struct ds_buf content = DS_BUF_INIT(DS_MIB(1)), body = DS_BUF_INIT(DS_MIB(1));
+	struct ds_digest digest, id, pack = {0};
+	char whole[200], key[DS_DIGEST_TEXT_MAX + 8], text[DS_DIGEST_TEXT_MAX];
+	struct ds_dedup_builder *builder;
+
+	snprintf(whole, sizeof(whole), "%s/%s", box->source, path);
+	cr_assert_eq(ds_file_read_at(AT_FDCWD, whole, &content), 0);
+	cr_assert_eq(ds_digest_of(content.data, content.len_bytes, &digest), 0);
+	cr_assert_eq(ds_dedup_builder_new(&builder), 0);
+	cr_assert_eq(ds_store_perform(box->inner, &list), 0);
+	cr_assert_eq(listing.objects_n, 2, "a data pack and a manifest pack");
+	for (size_t i = 0; i <= listing.objects_n; i++) {
+		if (i < listing.objects_n)
+			cr_assert_eq(ds_digest_parse(strrchr(listing.objects[i].key, '/') + 1,
+						     &pack),
+				     0);
+		else
+			pack.bytes[0] ^= 1;
+		for (uint32_t ordinal = 0; ordinal < 4; ordinal++)
+			cr_assert_eq(ds_dedup_builder_add(builder, &digest, &pack, ordinal,
+							  &box->result.version),
+				     0);
+	}
+	cr_assert_eq(ds_dedup_builder_finish(builder, &body, &id), 0);
+	snprintf(key, sizeof(key), "index/0/%s", ds_digest_format(&id, text));
+	cr_assert_eq(ds_store_put(box->inner, key, body.data, body.len_bytes, NULL), 0);
+	ds_dedup_builder_free(builder);
+	ds_store_listing_release(&listing);
+	ds_buf_release(&content);
+	ds_buf_release(&body);
+}
+
+/* The chunks in the store are as long as the new one, longer, shorter. */
+Test(commit_reuse, an_index_that_lies_costs_duplicates_and_no_wrong_byte)
+{
+	static const size_t sizes[] = {300, 299, 301};
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(sizes); i++) {
+		struct box box;
+
+		box_init(&box);
+		make_many(&box, "before", 3);
+		box_commit(&box);
+		box_fill(&box, "new", 99, sizes[i]);
+		put_lying_index(&box, "new");
+		box_commit(&box);
+		cr_assert_geq(box.result.uploaded_data_bytes, sizes[i]);
+		cr_assert_eq(box.result.reused_bytes, 0);
+		box_check(&box, NULL);
+		box_release(&box);
+	}
 }

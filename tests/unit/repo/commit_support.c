@@ -43,7 +43,8 @@ static enum fate decide(struct spy_store *spy, const struct ds_store_req *req)
 	}
 	if (spy->deny && strstr(req->key, spy->deny))
 		return DENY;
-	if (spy->lie_about && req->op == DS_STORE_PUT && strstr(req->key, spy->lie_about)) {
+	if (spy->lie_about && req->op == DS_STORE_PUT && strstr(req->key, spy->lie_about) &&
+	    (!spy->lie_max_n || spy->lied_n < spy->lie_max_n)) {
 		spy->lied_n++;
 		return LIE;
 	}
@@ -184,6 +185,7 @@ void spy_store_reset(struct spy_store *spy)
 	spy->fail_after = spy->fail_sticky = spy->lie_short = false;
 	spy->fail_with = 0;
 	spy->lie_about = spy->deny = NULL;
+	spy->lie_max_n = 0;
 	spy->before = NULL;
 }
 

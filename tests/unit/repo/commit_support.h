@@ -20,6 +20,7 @@ struct spy_store {
 	int fail_with;
 	const char *lie_about; /* a PUT of such a key is answered well and forgotten */
 	bool lie_short;	       /* or kept without its last byte */
+	long lie_max_n;	       /* only so many; 0: all */
 	const char *deny;      /* requests for such keys are denied */
 	/* Before each request; may use the inner store. */
 	void (*before)(void *ctx, const struct ds_store_req *req);
