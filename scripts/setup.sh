@@ -27,7 +27,7 @@ build_packages="gcc libc6-dev meson ninja-build pkg-config patch python3 ca-cert
 	libfuse3-dev fuse3 libcurl4-openssl-dev libssl-dev libsqlite3-dev liblz4-dev libjansson-dev
 	libexpat1-dev liburing-dev libnuma-dev"
 test_packages="clang-14 clang-format-14 libclang-rt-14-dev ccache libcriterion-dev gcovr git curl
-	sqlite3 attr faketime openssl procps psmisc"
+	sqlite3 attr faketime openssl procps psmisc strace"
 server_packages="ceph-mon ceph-osd radosgw ceph-common"
 
 # Prints those of its arguments that are not installed.
