@@ -187,14 +187,16 @@ static int unmount(struct cli_call *call, const char *typed, bool lazy)
 		if (r == -EBUSY) {
 			ds_diag_set(&call->diag, r, typed,
 				    "the mount is in use; -l detaches it now");
-			cli_mount_print_holders(path);
+			cli_mount_print_holders(mount);
 		} else if (r < 0) {
 			ds_diag_set(&call->diag, r, typed, "cannot unmount");
 		}
 	}
-	if (r == 0 && mount && !lazy && !cli_mount_wait_end(mount, END_TIMEOUT_MS))
+	if (r == 0 && mount && !lazy && !cli_mount_wait_end(mount, END_TIMEOUT_MS)) {
 		r = ds_diag_set(&call->diag, -DS_E_TIMEOUT, typed,
 				"unmounted, but process %d has not ended yet", (int)mount->pid);
+		cli_mount_print_copies(mount);
+	}
 	cli_mounts_release(&mounts);
 	ds_free(path);
 	return r;

@@ -18,7 +18,8 @@
 #include "util/file.h"
 #include "util/mem.h"
 
-#define STATE_MAX DS_KIB(64)
+#define COPIES_SHOWN_MAX 4u
+#define STATE_MAX	 DS_KIB(64)
 
 static char *state_dir(void)
 {
@@ -295,39 +296,88 @@ static bool has_mapping(int proc_fd, const char *mountpoint, char *ret_what)
 	return found;
 }
 
-size_t cli_mount_print_holders(const char *mountpoint)
+/* Whether a process uses the mount, and as what (160 bytes). */
+typedef bool (*holds_fn)(int proc_fd, const struct cli_mount *mount, char *ret_what);
+
+static bool uses_path(int proc_fd, const struct cli_mount *mount, char *ret_what)
+{
+	const char *path = mount->mountpoint;
+
+	return link_is_below(proc_fd, "cwd", path, ret_what) ||
+	       link_is_below(proc_fd, "root", path, ret_what) ||
+	       link_is_below(proc_fd, "exe", path, ret_what) ||
+	       has_open_file(proc_fd, path, ret_what) || has_mapping(proc_fd, path, ret_what);
+}
+
+static bool has_copy(int proc_fd, const struct cli_mount *mount, char *ret_what)
+{
+	int fd = openat(proc_fd, "mountinfo", O_RDONLY | O_CLOEXEC);
+	FILE *file = fd < 0 ? NULL : fdopen(fd, "r");
+	bool found = false;
+	char *line = NULL;
+	size_t size = 0;
+
+	if (!file) {
+		if (fd >= 0)
+			close(fd);
+		return false;
+	}
+	while (!found && getline(&line, &size, file) > 0) {
+		unsigned major, minor;
+
+		found = sscanf(line, "%*u %*u %u:%u", &major, &minor) == 2 &&
+			major == mount->major && minor == mount->minor;
+	}
+	free(line);
+	fclose(file);
+	snprintf(ret_what, 160, "a mount namespace with a copy of the mount");
+	return found;
+}
+
+static void read_comm(int proc_fd, char *ret_comm, size_t size)
+{
+	int fd = openat(proc_fd, "comm", O_RDONLY | O_CLOEXEC);
+	size_t len = 0;
+
+	snprintf(ret_comm, size, "?");
+	if (fd < 0)
+		return;
+	ds_read_full(fd, ret_comm, size - 1, &len);
+	ret_comm[len] = '\0';
+	ret_comm[strcspn(ret_comm, "\n")] = '\0';
+	close(fd);
+}
+
+static void print_processes(const struct cli_mount *mount, holds_fn holds, size_t lines_max)
 {
 	struct dirent *entry;
 	DIR *proc = opendir("/proc");
 	size_t n = 0;
 
-	while (proc && (entry = readdir(proc))) {
+	while (proc && n < lines_max && (entry = readdir(proc))) {
 		_ds_cleanup_close_ int fd = -1;
-		char comm[64] = "?", what[160];
-		size_t len = 0;
-		int comm_fd;
+		char comm[64], what[160];
 
-		if (!isdigit((unsigned char)entry->d_name[0]))
+		/* Its own process is no stranger. */
+		if (!isdigit((unsigned char)entry->d_name[0]) || atoi(entry->d_name) == mount->pid)
 			continue;
 		fd = openat(dirfd(proc), entry->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (fd < 0)
+		if (fd < 0 || !holds(fd, mount, what))
 			continue;
-		if (!link_is_below(fd, "cwd", mountpoint, what) &&
-		    !link_is_below(fd, "root", mountpoint, what) &&
-		    !link_is_below(fd, "exe", mountpoint, what) &&
-		    !has_open_file(fd, mountpoint, what) && !has_mapping(fd, mountpoint, what))
-			continue;
-		comm_fd = openat(fd, "comm", O_RDONLY | O_CLOEXEC);
-		if (comm_fd >= 0) {
-			ds_read_full(comm_fd, comm, sizeof(comm) - 1, &len);
-			comm[len] = '\0';
-			comm[strcspn(comm, "\n")] = '\0';
-			close(comm_fd);
-		}
+		read_comm(fd, comm, sizeof(comm));
 		fprintf(stderr, "dsfs:   held by process %s (%s): %s\n", entry->d_name, comm, what);
 		n++;
 	}
 	if (proc)
 		closedir(proc);
-	return n;
+}
+
+void cli_mount_print_holders(const struct cli_mount *mount)
+{
+	print_processes(mount, uses_path, SIZE_MAX);
+}
+
+void cli_mount_print_copies(const struct cli_mount *mount)
+{
+	print_processes(mount, has_copy, COPIES_SHOWN_MAX);
 }

@@ -248,6 +248,25 @@ def not_allowed(box, repo):
     say("what fusermount3 refuses: told with the remedy")
 
 
+def copies(box, repo):
+    """A container that began meanwhile has a copy of the mount, and the copy keeps its process alive: who has it is told."""
+    if os.geteuid() != 0:
+        return
+    mount = lib.Mount(box, repo)
+    holder = subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sleep", "60"])
+    box.processes.append(holder)
+    box.wait(lambda: os.readlink(f"/proc/{holder.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"),
+             "another mount namespace")
+    result = box.dsfs("umount", mount.path, status=5)
+    check(f"process {holder.pid} (" in result.errors and "namespace" in result.errors, result.errors)
+    check(not lib.is_mounted(mount.path), "still mounted here")
+    holder.kill()
+    holder.wait()
+    box.wait(lambda: not lib.is_alive(mount.pid), "the end of the daemon")
+    box.mounts.remove(mount)
+    say("a copy in another mount namespace: told after umount")
+
+
 def run(box, args):
     if os.geteuid() == 0:
         open_to_all(box)
@@ -265,6 +284,7 @@ def run(box, args):
         other_users(box, local)
         not_allowed(box, local)
     cancelled(box, remote, proxy)
+    copies(box, local)
 
 
 if __name__ == "__main__":
