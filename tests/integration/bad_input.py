@@ -315,7 +315,7 @@ def unreachable(ask, box, tree, repo, mountpoint, env):
                 ["ls", repo], ["refs", repo], ["cat", repo, "file"], ["tag", repo, "v2"], ["verify", repo],
                 ["export", repo, box.path("never")], ["diff", f"{repo}@1", f"{repo}@2"],
                 ["fingerprint", repo], ["doctor", repo], ["mount", repo, mountpoint],
-                ["mount", "-f", repo, mountpoint])
+                ["mount", "-f", repo, box.new_dir("mnt")])
 
     def start(timeout):
         processes = []
