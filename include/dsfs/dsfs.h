@@ -111,6 +111,10 @@ DSFS_PUBLIC int dsfs_list(struct dsfs_version *version, uint64_t directory_inode
 /* Fewer bytes than asked only at the end of the file. */
 DSFS_PUBLIC int dsfs_read(struct dsfs_version *version, uint64_t inode, uint64_t offset, void *data,
 			  size_t len_bytes, size_t *ret_n, struct dsfs_error *reterr);
+/* A hint: these files will be read soon, in this order, from their starts. What is missing of them is fetched with few
+ * requests while the caller goes on; their look-ups are waited for. Nothing without a cache, or with one under 512 MiB. */
+DSFS_PUBLIC void dsfs_prefetch(struct dsfs_version *version, const uint64_t *inodes,
+			       size_t inodes_n);
 /* Where the next data, or hole, at or after offset is; -ENXIO past the end. */
 DSFS_PUBLIC int dsfs_seek(struct dsfs_version *version, uint64_t inode, uint64_t offset, bool hole,
 			  uint64_t *ret_offset, struct dsfs_error *reterr);

@@ -27,11 +27,34 @@ struct level { /* a directory that is being written; the stack is a list, not re
 	uint64_t after;
 };
 
+/* A file that was made and awaits its bytes. */
+struct pending {
+	int fd;
+	struct dsfs_stat stat;
+	char *path;
+};
+
+/*
+ * Files in tree order, of whatever directories, that are sent for together. One group is written while
+ * the bytes of the next are on their way. The descriptors of two groups fit under the usual limit of
+ * 1,024, half of which is the cache's.
+ */
+#define GROUP_FILES_MAX	     128
+#define GROUP_BYTES_MAX	     DS_MIB(32)
+#define GROUP_FILE_BYTES_MAX DS_MIB(8) /* what a large file counts: the rest is read as a stream */
+
+struct group {
+	size_t n;
+	uint64_t bytes;
+	struct pending files[GROUP_FILES_MAX];
+};
+
 struct export
 {
 	struct cli_call *call;
 	struct dsfs_version *version;
 	struct cli_progress progress;
+	struct group *gathered, *fetched;
 	struct ds_map *links; /* inode -> path of its first name, for files with more names */
 	char *buffer;
 	int root_fd;
@@ -39,27 +62,18 @@ struct export
 	uint64_t files_n, bytes;
 };
 
-static struct timespec times_of(const struct dsfs_stat *stat)
+/* `path` is relative to the root. */
+static int note(struct export *export, int r, const char *path)
 {
-	return stat->mtime;
-}
-
-static int set_times(int dir_fd, const char *name, const struct dsfs_stat *stat)
-{
-	struct timespec times[2] = {times_of(stat), times_of(stat)};
-
-	return utimensat(dir_fd, name, times, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
-}
-
-static int note(struct export *export, int r, const char *name)
-{
-	_ds_cleanup_free_ char *path = NULL;
-
 	if (r >= 0 || export->call->error.code == r)
 		return r;
-	path = ds_asprintf("%s%s%s", ds_buf_str(&export->path), export->path.len_bytes ? "/" : "",
+	return ds_diag_set(&export->call->diag, r, path, NULL);
+}
+
+static char *path_of(const struct export *export, const char *name)
+{
+	return ds_asprintf("%s%s%s", ds_buf_str(&export->path), export->path.len_bytes ? "/" : "",
 			   name);
-	return ds_diag_set(&export->call->diag, r, path ? path : name, NULL);
 }
 
 static int copy_bytes(struct export *export, const struct dsfs_stat *stat, int fd)
@@ -101,7 +115,47 @@ static int copy_bytes(struct export *export, const struct dsfs_stat *stat, int f
 	return 0;
 }
 
-/* A further name of a file that was written already. 1: linked, 0: it is the first. */
+static int write_file(struct export *export, const struct pending *file)
+{
+	struct timespec times[2] = {file->stat.mtime, file->stat.mtime};
+	int r = copy_bytes(export, &file->stat, file->fd);
+
+	if (r == 0 && futimens(file->fd, times) < 0)
+		r = -errno;
+	return note(export, r, file->path);
+}
+
+/* Ends the group's files; they are only closed if `r` is an error. */
+static int write_group(struct export *export, struct group *group, int r)
+{
+	for (size_t i = 0; i < group->n; i++) {
+		struct pending *file = &group->files[i];
+
+		if (r == 0)
+			r = write_file(export, file);
+		close(file->fd);
+		ds_free(file->path);
+	}
+	group->n = 0;
+	group->bytes = 0;
+	return r;
+}
+
+/* Sends for the files of the group that was gathered, and writes those of the group before it. */
+static int turn_groups(struct export *export)
+{
+	struct group *gathered = export->gathered;
+	uint64_t inodes[GROUP_FILES_MAX];
+
+	for (size_t i = 0; i < gathered->n; i++)
+		inodes[i] = gathered->files[i].stat.inode;
+	dsfs_prefetch(export->version, inodes, gathered->n);
+	export->gathered = export->fetched;
+	export->fetched = gathered;
+	return write_group(export, export->gathered, 0);
+}
+
+/* A further name of a file that was made already. 1: linked, 0: it is the first. */
 static int has_link(struct export *export, const struct level *level, const struct dsfs_stat *stat)
 {
 	char *path;
@@ -112,8 +166,7 @@ static int has_link(struct export *export, const struct level *level, const stru
 	path = ds_map_get(export->links, &stat->inode, sizeof(stat->inode));
 	if (path)
 		return linkat(export->root_fd, path, level->fd, stat->name, 0) < 0 ? -errno : 1;
-	path = ds_asprintf("%s%s%s", ds_buf_str(&export->path), export->path.len_bytes ? "/" : "",
-			   stat->name);
+	path = path_of(export, stat->name);
 	if (!path)
 		return -ENOMEM;
 	r = ds_map_put(export->links, &stat->inode, sizeof(stat->inode), path, NULL);
@@ -122,25 +175,37 @@ static int has_link(struct export *export, const struct level *level, const stru
 	return r;
 }
 
+/* Makes the file; its bytes are written with its group. */
 static int export_file(struct export *export, const struct level *level,
 		       const struct dsfs_stat *stat)
 {
-	_ds_cleanup_close_ int fd = -1;
+	struct group *group = export->gathered;
+	struct pending file = {.stat = *stat};
 	int r = has_link(export, level, stat);
 
 	if (r != 0)
 		return r < 0 ? r : 0;
-	fd = openat(level->fd, stat->name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
-		    stat->executable ? 0777 : 0666);
-	if (fd < 0)
-		return -errno;
-	r = copy_bytes(export, stat, fd);
-	return r < 0 ? r : set_times(level->fd, stat->name, stat);
+	file.path = path_of(export, stat->name);
+	if (!file.path)
+		return -ENOMEM;
+	file.fd =
+		openat(level->fd, stat->name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+		       stat->executable ? 0777 : 0666);
+	if (file.fd < 0) {
+		r = -errno;
+		ds_free(file.path);
+		return r;
+	}
+	group->files[group->n++] = file;
+	group->bytes += DS_MIN(stat->size_bytes, GROUP_FILE_BYTES_MAX);
+	return group->n == GROUP_FILES_MAX || group->bytes >= GROUP_BYTES_MAX ? turn_groups(export)
+									      : 0;
 }
 
 static int export_symlink(struct export *export, const struct level *level,
 			  const struct dsfs_stat *stat)
 {
+	struct timespec times[2] = {stat->mtime, stat->mtime};
 	char target[4096];
 	int r = dsfs_readlink(export->version, stat->inode, target, sizeof(target),
 			      &export->call->error);
@@ -149,7 +214,7 @@ static int export_symlink(struct export *export, const struct level *level,
 		return r;
 	if (symlinkat(target, level->fd, stat->name) < 0)
 		return -errno;
-	return set_times(level->fd, stat->name, stat);
+	return utimensat(level->fd, stat->name, times, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
 }
 
 #define BATCH_N 256
@@ -197,6 +262,7 @@ static int push(struct export *export, struct level **stack, const struct dsfs_s
 	return r;
 }
 
+/* Nothing is made in it any more: its time stays. */
 static int pop(struct export *export, struct level **stack)
 {
 	struct level *level = *stack;
@@ -204,6 +270,7 @@ static int pop(struct export *export, struct level **stack)
 	const char *slash = strrchr(ds_buf_str(&export->path), '/');
 	int r = futimens(level->fd, times) < 0 ? -errno : 0;
 
+	r = note(export, r, ds_buf_str(&export->path));
 	ds_buf_truncate(&export->path, slash ? (size_t)(slash - ds_buf_str(&export->path)) : 0);
 	*stack = level->up;
 	close(level->fd);
@@ -211,7 +278,7 @@ static int pop(struct export *export, struct level **stack)
 	return r;
 }
 
-static int export_entry(struct export *export, struct level **stack, const struct dsfs_stat *stat)
+static int make_entry(struct export *export, struct level **stack, const struct dsfs_stat *stat)
 {
 	switch (stat->type) {
 	case DSFS_DIRECTORY:
@@ -222,6 +289,18 @@ static int export_entry(struct export *export, struct level **stack, const struc
 		export->files_n++;
 		return export_file(export, *stack, stat);
 	}
+}
+
+static int export_entry(struct export *export, struct level **stack, const struct dsfs_stat *stat)
+{
+	int r = make_entry(export, stack, stat);
+	_ds_cleanup_free_ char *path = NULL;
+
+	/* It is another file's if it comes from a group. */
+	if (r >= 0 || export->call->diag.object[0] || export->call->error.code == r)
+		return r;
+	path = path_of(export, stat->name);
+	return note(export, r, path ? path : stat->name);
 }
 
 static int export_tree(struct export *export)
@@ -246,15 +325,18 @@ static int export_tree(struct export *export)
 		if (r >= 0)
 			r = 0;
 		if (r == 0 && batch->n == 0)
-			r = note(export, pop(export, &stack), "");
+			r = pop(export, &stack);
 		for (size_t i = 0; r == 0 && i < batch->n && stack == level; i++) {
 			level->after = batch->stats[i].cookie;
-			r = note(export, export_entry(export, &stack, &batch->stats[i]),
-				 batch->stats[i].name);
+			r = export_entry(export, &stack, &batch->stats[i]);
 			if (r == 0 && cli_interrupted)
 				r = -DS_E_INTERRUPTED;
 		}
 	}
+	if (r == 0)
+		r = turn_groups(export);
+	r = write_group(export, export->fetched, r);
+	write_group(export, export->gathered, r);
 	while (stack) {
 		struct level *level = stack;
 
@@ -301,7 +383,10 @@ static int run_export(struct cli_call *call)
 	int r;
 
 	export.buffer = ds_malloc(COPY_BYTES);
-	r = export.buffer ? ds_map_new(&export.links) : -ENOMEM;
+	export.gathered = ds_calloc(1, sizeof(*export.gathered));
+	export.fetched = ds_calloc(1, sizeof(*export.fetched));
+	r = export.buffer && export.gathered && export.fetched ? ds_map_new(&export.links)
+							       : -ENOMEM;
 	if (r == 0)
 		r = cli_open_library(call, call->args[0], &locator, &repository);
 	if (r == 0)
@@ -325,6 +410,8 @@ static int run_export(struct cli_call *call)
 	if (export.root_fd >= 0)
 		close(export.root_fd);
 	ds_map_free(export.links, ds_free);
+	ds_free(export.gathered);
+	ds_free(export.fetched);
 	ds_free(export.buffer);
 	ds_buf_release(&export.path);
 	dsfs_version_close(export.version);

@@ -165,6 +165,7 @@ static int cat_file(struct cli_call *call, struct dsfs_version *version, const c
 	if (stat.type != DSFS_FILE)
 		return ds_diag_set(&call->diag, stat.type == DSFS_DIRECTORY ? -EISDIR : -EINVAL,
 				   path, "not a file");
+	dsfs_prefetch(version, &stat.inode, 1);
 	while (off < stat.size_bytes) {
 		size_t n;
 

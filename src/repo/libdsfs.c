@@ -332,6 +332,11 @@ int dsfs_read(struct dsfs_version *version, uint64_t inode, uint64_t offset, voi
 	return fail_file(reterr, r, &demand, version, inode);
 }
 
+void dsfs_prefetch(struct dsfs_version *version, const uint64_t *inodes, size_t inodes_n)
+{
+	ds_view_prefetch(version->view, inodes, inodes_n);
+}
+
 int dsfs_seek(struct dsfs_version *version, uint64_t inode, uint64_t offset, bool hole,
 	      uint64_t *ret_offset, struct dsfs_error *reterr)
 {

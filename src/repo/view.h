@@ -85,6 +85,12 @@ int ds_view_readlink(struct ds_view *view, struct ds_demand *demand, uint64_t in
 int ds_view_read(struct ds_view *view, struct ds_demand *demand, uint64_t ino, uint64_t off,
 		 size_t len_bytes, void *ret_data, size_t *ret_n);
 /*
+ * Files that will be read soon and in this order, from their starts: what is missing of them is fetched,
+ * with few GETs, while the caller goes on. A hint: no error, and nothing at all where the cache could not
+ * keep it. Look-ups wait: for blocking views.
+ */
+void ds_view_prefetch(struct ds_view *view, const uint64_t *inodes, size_t inodes_n);
+/*
  * The next data (or hole, with `hole`) at or after off: SEEK_DATA and SEEK_HOLE. -ENXIO past the
  * end.
  */

@@ -13,6 +13,8 @@
 #define VIEW_RECENT_N	  64 /* chunks that a blocking view keeps in memory */
 #define VIEW_RECENT_BYTES DS_MIB(32)
 #define VIEW_IMAGES_MAX	  2048 /* images that a view keeps open */
+/* The fetcher has at most 256 MiB in flight: a cache of this size does not evict them unread. */
+#define VIEW_AHEAD_CAPACITY_MIN DS_MIB(512)
 
 struct ds_view {
 	struct ds_repo *repo;
@@ -24,6 +26,7 @@ struct ds_view {
 	uint32_t page_size;
 	uint64_t pages_n;
 	bool fits_cache; /* what the version holds, by the sizes of its files */
+	bool runs_ahead; /* the cache keeps what is fetched ahead until it is read */
 	struct ds_chunk_ref index_root;
 	struct ds_page_source source;
 	struct ds_manifest *manifest;

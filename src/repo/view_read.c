@@ -18,6 +18,7 @@
 #define NEIGHBOURS_BYTES_MAX DS_MIB(2)
 /* What is fetched ahead of a stream through a large file: some 8 MiB, 160 MB/s at 50 ms. */
 #define STREAM_EXTENTS 8u
+#define AHEAD_BATCH    256u
 
 struct range {
 	uint64_t off;
@@ -214,6 +215,9 @@ static int read_small(struct ds_view *view, struct ds_demand *demand, const stru
 				   &target.image);
 	if (r < 0)
 		return r;
+	/* Before the read that waits, so that they travel with it. */
+	if (view->is_blocking && !view_chunk_is_local(&target))
+		prefetch_neighbours(view, entry, &pack, target.image);
 	r = view_chunk_read(view, demand, &target, range->off, range->len_bytes, range->data);
 	if (r == -DS_E_NOT_LOCAL && view_may_check(view, demand))
 		prefetch_neighbours(view, entry, &pack, target.image);
@@ -343,8 +347,8 @@ static int read_large(struct ds_view *view, struct ds_demand *demand, const stru
 			else
 				r = read_extent(view, demand, image, &extents[i], range);
 			off = extents[i].off + extents[i].len_bytes;
-			if (!view->is_blocking && extents[i].off >= range->off &&
-			    off >= range->off + range->len_bytes && r == 0)
+			if (extents[i].off >= range->off && off >= range->off + range->len_bytes &&
+			    r == 0)
 				follow_stream(view, demand, entry, image, &extents[i]);
 		}
 	}
@@ -380,6 +384,87 @@ int ds_view_read(struct ds_view *view, struct ds_demand *demand, uint64_t ino, u
 	if (r == 0)
 		*ret_n = range.len_bytes;
 	return r;
+}
+
+/* What is to be fetched ahead, with the references of the images. */
+struct ahead {
+	struct ds_fetch_target targets[AHEAD_BATCH];
+	size_t n;
+};
+
+static void send_ahead(struct ds_view *view, struct ahead *ahead)
+{
+	if (ahead->n)
+		ds_fetcher_prefetch(view->fetcher, ahead->targets, ahead->n);
+	for (size_t i = 0; i < ahead->n; i++)
+		ds_image_unref(ahead->targets[i].image);
+	ahead->n = 0;
+}
+
+static void add_ahead(struct ds_view *view, struct ahead *ahead,
+		      const struct ds_fetch_target *target)
+{
+	if (view_chunk_is_local(target))
+		return;
+	ds_image_ref(target->image);
+	ahead->targets[ahead->n++] = *target;
+	if (ahead->n == AHEAD_BATCH)
+		send_ahead(view, ahead);
+}
+
+static void ahead_small(struct ds_view *view, const struct ds_entry *entry, struct ahead *ahead)
+{
+	struct ds_fetch_target target;
+	struct ds_pack_row pack;
+
+	if (get_pack(view, NULL, entry->chunk.pack, &pack) < 0 ||
+	    small_target(entry, &pack, &target) < 0 ||
+	    view_image_get(view, DS_IMAGE_PACK, &pack.id, pack.chunks_n, pack.raw_bytes,
+			   &target.image) < 0)
+		return;
+	add_ahead(view, ahead, &target);
+	ds_image_unref(target.image);
+}
+
+static void ahead_large(struct ds_view *view, const struct ds_entry *entry, struct ahead *ahead)
+{
+	struct ds_extent extents[STREAM_EXTENTS];
+	struct ds_fetch_target target;
+	struct ds_image *image;
+	size_t n;
+
+	if (view_image_get(view, DS_IMAGE_FILE, &entry->digest, entry->extents_n, entry->size_bytes,
+			   &image) < 0)
+		return;
+	if (ds_manifest_extents(view->manifest, NULL, entry->ino, 0, entry->size_bytes, extents,
+				STREAM_EXTENTS, &n) == 0)
+		for (size_t i = 0; i < n; i++)
+			if (!extents[i].is_zeros && extents[i].slot < entry->extents_n &&
+			    extent_target(view, NULL, image, &extents[i], &target) == 0)
+				add_ahead(view, ahead, &target);
+	ds_image_unref(image);
+}
+
+void ds_view_prefetch(struct ds_view *view, const uint64_t *inodes, size_t inodes_n)
+{
+	_ds_cleanup_free_ struct ahead *ahead = NULL;
+	struct ds_entry entry;
+
+	if (!view->runs_ahead)
+		return;
+	ahead = ds_malloc(sizeof(*ahead));
+	if (!ahead)
+		return;
+	ahead->n = 0;
+	for (size_t i = 0; i < inodes_n; i++) {
+		if (ds_view_get(view, NULL, inodes[i], &entry) < 0 || entry.type != DS_ENTRY_FILE)
+			continue;
+		if (entry.chunk.pack)
+			ahead_small(view, &entry, ahead);
+		else if (entry.extents_n)
+			ahead_large(view, &entry, ahead);
+	}
+	send_ahead(view, ahead);
 }
 
 int ds_view_seek(struct ds_view *view, struct ds_demand *demand, uint64_t ino, uint64_t off,
