@@ -270,19 +270,30 @@ static void print_words(const struct cli_option *table)
 	}
 }
 
+static void print_commands(void)
+{
+	for (size_t i = 0; cli_commands[i]; i++)
+		printf("%s%s", i ? " " : "", cli_commands[i]->name);
+}
+
+/*
+ * File names are left to readline (-o default), which quotes them as they were begun. It also splits words at '=', so
+ * that what is behind -o is put together again, and only the part behind its last comma completed.
+ */
 void cli_help_print_completion(void)
 {
 	printf("# bash completion for dsfs, made from its option tables\n"
 	       "_dsfs()\n{\n"
-	       "\tlocal cur=${COMP_WORDS[COMP_CWORD]} words\n"
+	       "\tlocal cur=${COMP_WORDS[COMP_CWORD]} words= mount= i=$COMP_CWORD whole last\n"
+	       "\tCOMPREPLY=()\n"
 	       "\tif [ \"$COMP_CWORD\" -eq 1 ]; then\n"
-	       "\t\tCOMPREPLY=($(compgen -W '");
-	for (size_t i = 0; cli_commands[i]; i++)
-		printf("%s ", cli_commands[i]->name);
-	printf("--help --version' -- \"$cur\"))\n\t\treturn\n\tfi\n"
-	       "\tcase $cur in\n\t-*) ;;\n\t*)\n\t\tCOMPREPLY=($(compgen -f -- "
-	       "\"$cur\"))\n\t\treturn ;;\n\tesac\n"
-	       "\tcase ${COMP_WORDS[1]} in\n");
+	       "\t\tmapfile -t COMPREPLY < <(compgen -W 'help version ");
+	print_commands();
+	printf(" --help --version' -- \"$cur\")\n\t\treturn\n\tfi\n"
+	       "\tcase ${COMP_WORDS[1]} in\n"
+	       "\thelp) words='");
+	print_commands();
+	printf(" --man --completion' ;;\n");
 	for (size_t i = 0; cli_commands[i]; i++) {
 		printf("\t%s) words='", cli_commands[i]->name);
 		print_words(cli_commands[i]->options);
@@ -293,6 +304,36 @@ void cli_help_print_completion(void)
 			print_words(cli_store_options);
 		printf("' ;;\n");
 	}
-	printf("\tesac\n\tCOMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\n"
-	       "complete -o filenames -F _dsfs dsfs\n");
+	printf("\tesac\n");
+	for (size_t i = 0; cli_commands[i]; i++) {
+		const struct cli_option *row = cli_commands[i]->mount_options;
+
+		if (!row)
+			continue;
+		printf("\t[ \"${COMP_WORDS[1]}\" = %s ] && mount='", cli_commands[i]->name);
+		for (; row->name; row++)
+			printf(" %s%s", row->name, row->argument ? "=" : "");
+		printf("'\n");
+	}
+	printf("\twhole=$cur\n"
+	       "\twhile [ \"$i\" -gt 2 ] && { [ \"${COMP_WORDS[i]}\" = = ] ||\n"
+	       "\t\t[ \"${COMP_WORDS[i - 1]}\" = = ]; }; do\n"
+	       "\t\ti=$((i - 1))\n"
+	       "\t\twhole=${COMP_WORDS[i]}$whole\n"
+	       "\tdone\n"
+	       "\tcase ${COMP_WORDS[i - 1]} in\n"
+	       "\t-o | --options)\n"
+	       "\t\tlast=${whole##*,}\n"
+	       "\t\tcase $last in *=*) mount= ;; esac\n"
+	       "\t\t[ -n \"$mount\" ] || return\n"
+	       "\t\tcompopt -o nospace 2>/dev/null\n"
+	       "\t\tmapfile -t COMPREPLY < <(compgen -P \"${cur%%\"$last\"}\" -W \"$mount\" -- "
+	       "\"$last\")\n"
+	       "\t\treturn ;;\n"
+	       "\tesac\n"
+	       "\tcase ${COMP_WORDS[1]}:$cur in\n"
+	       "\thelp:* | *:-*) mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$cur\") ;;\n"
+	       "\tesac\n"
+	       "}\n"
+	       "complete -o default -F _dsfs dsfs\n");
 }
