@@ -49,6 +49,7 @@ int cli_open_library(struct cli_call *call, const char *text, struct ds_locator 
 	if (r < 0 && cache_dir && (r == -EACCES || r == -EROFS || r == -EPERM || r == -ENOENT)) {
 		/* The cache is a help, not a need: e.g. a home that is read-only. */
 		options.cache_dir = NULL;
+		call->error = (struct dsfs_error){0};
 		r = dsfs_repository_open(ret_locator->url, &options, ret_repository, &call->error);
 	}
 	return r;

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "util/error.h"
 #include "util/file.h"
 #include "util/mem.h"
 
@@ -98,11 +99,24 @@ static int make_tmp(struct commit_state *state, const char *root)
 	return r;
 }
 
+/* In a directory that must be there: a mistyped one is not made. */
+static int make_tmp_in(struct commit_state *state, const char *base)
+{
+	_ds_cleanup_free_ char *root = ds_asprintf("%s/dsfs-tmp-%u", base, (unsigned)geteuid());
+	struct stat st;
+
+	if (!root)
+		return -ENOMEM;
+	return stat(base, &st) < 0 ? -errno : make_tmp(state, root);
+}
+
 int commit_state_init(struct commit_state *state, const char *wanted, struct ds_diag *reterr_diag)
 {
 	_ds_cleanup_free_ char *root = NULL;
 	const char *base = getenv("TMPDIR");
 	int r = -ENOENT;
+
+	base = base && base[0] == '/' ? base : "/var/tmp";
 
 	*state = (struct commit_state){.lock_fd = -1};
 	if (!wanted)
@@ -112,18 +126,14 @@ int commit_state_init(struct commit_state *state, const char *wanted, struct ds_
 	if (state->dir) {
 		root = ds_asprintf("%s/tmp", state->dir);
 		r = root ? make_tmp(state, root) : -ENOMEM;
-		if (r < 0) {
+		if (r < 0)
 			commit_state_release(state);
-			ds_free(root);
-			root = NULL;
-		}
 	}
-	if (r < 0) {
-		root = ds_asprintf("%s/dsfs-tmp-%u", base && base[0] == '/' ? base : "/var/tmp",
-				   (unsigned)geteuid());
-		r = root ? make_tmp(state, root) : -ENOMEM;
-	}
-	return r < 0 ? ds_diag_set(reterr_diag, r, root, "cannot make a temporary directory") : 0;
+	if (r < 0)
+		r = make_tmp_in(state, base);
+	return r == 0 || r == -ENOMEM
+		       ? r
+		       : ds_diag_set(reterr_diag, -DS_E_SCRATCH, base, "%s", ds_strerror(r));
 }
 
 void commit_state_release(struct commit_state *state)

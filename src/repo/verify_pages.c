@@ -30,13 +30,28 @@ struct wants {
 	size_t n, capacity_n;
 };
 
-static int open_file(void)
+static const char *scratch_dir(void)
 {
 	const char *dir = getenv("TMPDIR");
+
+	return dir && *dir ? dir : "/var/tmp";
+}
+
+static int fail_scratch(struct verify *verify, int r)
+{
+	struct ds_diag diag = {0};
+
+	if (r != -ENOMEM)
+		r = ds_diag_set(&diag, -DS_E_SCRATCH, scratch_dir(), "%s", ds_strerror(r));
+	return ds_verify_fail(verify, r, &diag);
+}
+
+static int open_file(void)
+{
 	_ds_cleanup_free_ char *name = NULL;
+	const char *dir = scratch_dir();
 	int fd;
 
-	dir = dir && *dir ? dir : "/var/tmp";
 	fd = open(dir, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
 	if (fd >= 0)
 		return fd;
@@ -105,14 +120,9 @@ static int add_wanted(struct wants *wants, uint64_t page, const struct verify_pl
 static int write_page(struct verify *verify, uint64_t page, const void *raw)
 {
 	struct verify_pages *pages = &verify->pages;
-	struct ds_diag diag = {0};
-	int r;
+	int r = ds_pwrite_full(pages->fd, raw, pages->page_size, page * pages->page_size);
 
-	r = ds_pwrite_full(pages->fd, raw, pages->page_size, page * pages->page_size);
-	if (r < 0)
-		return ds_verify_fail(verify, r,
-				      (ds_diag_set(&diag, r, NULL, "a temporary file"), &diag));
-	return 0;
+	return r < 0 ? fail_scratch(verify, r) : 0;
 }
 
 static int leaf_page(struct verify *verify, struct wants *wants, uint64_t page,
@@ -294,16 +304,13 @@ int ds_verify_index(struct verify *verify, const struct ds_record *record, bool 
 	struct verify_pages *pages = &verify->pages;
 	unsigned levels_n = ds_page_index_levels_n(record->pages_n);
 	struct wants wants = {0};
-	struct ds_diag diag = {0};
 	int r = 0;
 
 	unmap(pages);
 	if (pages->fd < 0)
 		pages->fd = open_file();
 	if (pages->fd < 0)
-		return ds_verify_fail(verify, pages->fd,
-				      (ds_diag_set(&diag, pages->fd, NULL, "a temporary file"),
-				       &diag));
+		return fail_scratch(verify, pages->fd);
 	/* Of another page size nothing stands where it should. */
 	if (pages->page_size != record->page_size && pages->capacity_n > 0)
 		memset(pages->bad, true, pages->capacity_n);
@@ -320,6 +327,6 @@ int ds_verify_index(struct verify *verify, const struct ds_record *record, bool 
 	for (uint64_t i = 0; i < pages->pages_n; i++)
 		pages->bad_n += pages->bad[i];
 	if (ftruncate(pages->fd, (off_t)(pages->pages_n * pages->page_size)) < 0)
-		return ds_verify_fail(verify, -errno, NULL);
+		return fail_scratch(verify, -errno);
 	return 0;
 }

@@ -254,6 +254,24 @@ static int take_keys(struct ds_s3_config *config, struct found *found, const cha
 	return r;
 }
 
+static int tell_no_keys(const struct ds_s3_config *config, bool has_profile,
+			struct ds_diag *reterr_diag)
+{
+	const char *shared = config->credentials_path, *other = config->config_path;
+
+	if (has_profile)
+		return ds_diag_set(reterr_diag, -DS_E_AUTH, config->profile,
+				   "the profile has no keys of its own");
+	if (config->is_named)
+		return ds_diag_set(reterr_diag, -DS_E_AUTH, config->profile,
+				   "there is no such profile in %s or %s",
+				   shared ? shared : "~/.aws/credentials",
+				   other ? other : "~/.aws/config");
+	return ds_diag_set(reterr_diag, -DS_E_AUTH, config->profile,
+			   "there are no keys: neither AWS_ACCESS_KEY_ID nor such a profile in "
+			   "~/.aws/credentials");
+}
+
 /* Both files: keys of the credentials file win, and are never mixed with the other's. */
 static int load_files(struct ds_s3_config *config, struct ds_diag *reterr_diag)
 {
@@ -278,12 +296,7 @@ static int load_files(struct ds_s3_config *config, struct ds_diag *reterr_diag)
 		r = judged;
 	}
 	if (r == 1)
-		r = shared.has_profile || other.has_profile
-			    ? ds_diag_set(reterr_diag, -DS_E_AUTH, config->profile,
-					  "the profile has no keys of its own")
-			    : ds_diag_set(reterr_diag, -DS_E_AUTH, config->profile,
-					  "there are no keys: neither AWS_ACCESS_KEY_ID nor such a "
-					  "profile in ~/.aws/credentials");
+		r = tell_no_keys(config, shared.has_profile || other.has_profile, reterr_diag);
 	found_release(&shared);
 	found_release(&other);
 	return r;
@@ -347,7 +360,7 @@ static int load_environment(struct ds_s3_config *config, bool with_keys,
 int ds_s3_config_load(const char *profile, struct ds_s3_config *ret_config,
 		      struct ds_diag *reterr_diag)
 {
-	struct ds_s3_config config = {0};
+	struct ds_s3_config config = {.is_named = profile};
 	struct ds_diag ignored;
 	int r;
 

@@ -20,6 +20,7 @@ struct ds_s3_config {
 	char *addressing; /* the profile's s3.addressing_style; NULL: nothing said */
 	/* where the keys came from */
 	bool is_from_environment;
+	bool is_named; /* the profile, by the caller */
 	char *profile, *credentials_path, *config_path;
 };
 

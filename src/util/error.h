@@ -48,7 +48,8 @@
 	X(USAGE, 4139, EINVAL, false, "wrong usage")                                        \
 	X(TAKEN, 4140, EEXIST, false, "the name is taken")                                  \
 	X(IMPORTED, 4141, EIO, false,                                                       \
-	  "it lies in an imported object, which this release does not read")
+	  "it lies in an imported object, which this release does not read")                \
+	X(SCRATCH, 4142, EIO, false, "the directory for temporary files cannot be used")
 
 enum ds_error {
 #define DS_X(name, number, err, retry, text) DS_E_##name = number,

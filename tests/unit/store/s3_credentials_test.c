@@ -121,7 +121,7 @@ Test(s3_credentials, profiles_come_from_both_files)
 	expect_keys(NULL, "A", "B", NULL);
 	expect_keys("two", "C", "D", "E");
 	expect_keys("three", "G", "H", NULL);
-	expect_no_keys("four", "there are no keys");
+	expect_no_keys("four", "there is no such profile in ");
 	setenv("AWS_PROFILE", "two", 1);
 	cr_assert_eq(ds_s3_config_load(NULL, &config, NULL), 0);
 	cr_assert_str_eq(config.region, "eu-west-2");

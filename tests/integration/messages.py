@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""That a message blames what is to blame, and that no text of others reaches the terminal raw."""
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+
+import lib
+from lib import check, equal, say
+
+FAILURE, USAGE, ACCESS = 1, 2, 4
+
+
+def told(box, status, *args, holds=(), lacks=(), **kwargs):
+    result = box.dsfs(*args, status=status, **kwargs)
+    check(result.errors.count("\n") == 1, f"{result}: not one line: {result.errors!r}")
+    for text in holds:
+        check(text in result.errors, f"{result}: {text!r} is not in {result.errors!r}")
+    for text in lacks:
+        check(text not in result.errors, f"{result}: {text!r} is in {result.errors!r}")
+    return result.errors
+
+
+def scratch(box, source, repo):
+    """A TMPDIR that is of no use."""
+    nowhere = box.path("no", "tmp")
+    for words in ["verify", repo], ["commit", "--rehash", source, repo, "--state-dir", ""]:
+        told(box, FAILURE, *words, env={"TMPDIR": nowhere}, lacks=[repo],
+             holds=[nowhere, "temporary files", "No such file or directory"])
+        check(not os.path.lexists(os.path.dirname(nowhere)), "a TMPDIR that was not there was made")
+    full = box.new_dir("full")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", full], check=False,
+                      capture_output=True).returncode:
+        say("no tmpfs can be mounted here")
+        return
+    try:
+        told(box, FAILURE, "verify", repo, env={"TMPDIR": full}, lacks=[repo],
+             holds=[full, "temporary files", "No space left on device"])
+    finally:
+        subprocess.run(["umount", full], check=True)
+
+
+def no_cache(box, repo):
+    """As a user without a home that can be used: what cannot be done is not blamed on the cache."""
+    try:
+        nobody = pwd.getpwnam("nobody")
+    except KeyError:
+        nobody = None
+    if os.geteuid() != 0 or not nobody:
+        say("there is no user nobody to become")
+        return
+    program, place = box.path("dsfs"), box.new_dir("closed")
+    shutil.copy(lib.DSFS, program)
+    os.chmod(box.dir, 0o755)
+    os.chmod(place, 0o700)
+    env = {"DSFS_CACHE_DIR": None, "HOME": "/nonexistent", **box.no_leak_check(), "ASAN_OPTIONS": "detect_leaks=0"}
+    told(box, ACCESS, "export", repo, f"{place}/x", program=program, env=env, user="nobody",
+         holds=[place, "Permission denied"], lacks=["cache"])
+
+
+def profiles(box):
+    """A profile that was asked for and is not there."""
+    keys = {"AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "B"}
+    for env in keys, {}:
+        told(box, ACCESS, "log", "s3://bucket/x", "--profile", "nope", env=env,
+             holds=["nope", "there is no such profile in ", f"{box.home}/.aws/config"],
+             lacks=["AWS_ACCESS_KEY_ID"])
+    told(box, ACCESS, "log", "s3://bucket/x", holds=["AWS_ACCESS_KEY_ID"])
+
+
+def run(box, args):
+    source, repo = box.new_dir("source"), box.path("repo")
+    with open(f"{source}/file", "wb") as file:
+        file.write(b"x")
+    box.commit(source, repo, "--init")
+    scratch(box, source, repo)
+    no_cache(box, repo)
+    profiles(box)
+
+
+if __name__ == "__main__":
+    lib.main(run, fuse=False)
