@@ -4,9 +4,10 @@
 # Leaves the repository and the mounts for you to look at; prints how to clean up.
 # QUICKSTART_DIR: where its files go (default: ./quickstart). QUICKSTART_KEEP=0: clean up at the end.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-SOURCE=${1:-/usr/share/doc}
-WORK=${QUICKSTART_DIR:-$PWD/quickstart}
+TREE=$(realpath "$(dirname "$0")/..")
+SOURCE=$(realpath -m -- "${1:-/usr/share/doc}")
+WORK=$(realpath -m -- "${QUICKSTART_DIR:-$TREE/quickstart}")
+cd "$TREE"
 DSFS=$PWD/build-release/src/cli/dsfs
 
 step() { printf '\n== %s\n' "$*"; }
@@ -36,14 +37,16 @@ trap 'echo; echo "quickstart: stopped; cleaning up" >&2; cleanup' INT TERM
 step "version 1: $SOURCE as it is"
 cp -a --no-preserve=ownership "$SOURCE" "$WORK/data"
 run "$DSFS" commit --init "$WORK/data" "$WORK/repo" -m "as it came" --tag first
-step "version 2: one file changed, one new, one directory gone"
+step "version 2: one file changed, one new, one directory gone (of what there is)"
 FILE=$(find "$WORK/data" -type f -size +0 | sort | sed -n 1p)
 GONE=$(find "$WORK/data" -mindepth 1 -maxdepth 1 -type d | sort | sed -n '$p')
-BEFORE=$(sha256sum <"$FILE")
-chmod u+w "$FILE"
-echo "changed by quickstart" >>"$FILE"
+if [ -n "$FILE" ]; then
+	BEFORE=$(sha256sum <"$FILE")
+	chmod u+w "$FILE"
+	echo "changed by quickstart" >>"$FILE"
+fi
 echo "hello, version 2" >"$WORK/data/new-file"
-rm -rf "$GONE"
+[ -z "$GONE" ] || rm -rf "$GONE"
 run "$DSFS" commit "$WORK/data" "$WORK/repo" -m "changed, added, removed"
 run "$DSFS" log "$WORK/repo"
 run "$DSFS" diff "$WORK/repo@1" "$WORK/repo@2" | tail -n 6
@@ -53,8 +56,9 @@ run "$DSFS" mount "$WORK/repo@first" "$WORK/v1" -o "cache_dir=$WORK/cache"
 run "$DSFS" mount "$WORK/repo@2" "$WORK/v2" -o "cache_dir=$WORK/cache"
 REL=${FILE#"$WORK/data/"}
 diff -r --no-dereference "$WORK/data" "$WORK/v2" >/dev/null && echo "version 2 is exactly the directory as it is now"
-[ "$(sha256sum <"$WORK/v1/$REL")" = "$BEFORE" ] && echo "version 1 still reads as before: $REL"
-[ -d "$WORK/v1/$(basename "$GONE")" ] && echo "and still has what version 2 lost: $(basename "$GONE")/"
+[ -n "$FILE" ] && [ "$(sha256sum <"$WORK/v1/$REL")" = "$BEFORE" ] && echo "version 1 still reads as before: $REL"
+[ -n "$GONE" ] && [ -d "$WORK/v1/$(basename "$GONE")" ] &&
+	echo "and still has what version 2 lost: $(basename "$GONE")/"
 diff -r --no-dereference "$SOURCE" "$WORK/v1" >/dev/null 2>&1 && echo "version 1 is exactly $SOURCE"
 run "$DSFS" mount
 
