@@ -1,6 +1,7 @@
 /*
  * doctor: what this machine and this store allow, and what would have to be done for more. Never touches a mount.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <stdarg.h>
@@ -62,6 +63,10 @@ static void check_kernel(struct doctor *doctor)
 	say(doctor, GOOD, "libfuse", "%s", ds_fs_fuse_version());
 	if (access("/dev/fuse", R_OK | W_OK) == 0)
 		say(doctor, GOOD, "/dev/fuse", "can be opened");
+	else if (errno == EACCES)
+		say(doctor, BAD, "/dev/fuse",
+		    "is there, but this user may not open it: as root 'chmod 666 /dev/fuse', or "
+		    "put the user into the group that may");
 	else
 		say(doctor, BAD, "/dev/fuse",
 		    "cannot be opened: load it with 'modprobe fuse', or in a container add "
