@@ -8,6 +8,7 @@
 #ifndef DS_CLI_CLI_H
 #define DS_CLI_CLI_H
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -49,7 +50,7 @@ struct cli_option {
 };
 
 #define CLI_OPTIONS_MAX 48
-#define CLI_ARGS_MAX	16
+#define CLI_ARGS_MAX	UINT_MAX /* as args_max: as many as the caller gives */
 
 struct cli_call;
 
@@ -69,7 +70,7 @@ struct cli_command {
 
 struct cli_call {
 	const struct cli_command *command;
-	const char *args[CLI_ARGS_MAX];
+	char **args; /* at the beginning of what was parsed */
 	size_t args_n;
 	bool json;
 	const char *subject; /* the repository as typed: named in errors that do not */
@@ -86,7 +87,7 @@ extern const struct cli_command *const cli_commands[]; /* ends with NULL */
 extern const struct cli_option cli_store_options[];
 extern const struct cli_option cli_common_options[];
 
-/* Parses argv behind the subcommand's name. 0, or -DS_E_USAGE with the message in diag; 1: --help was asked for. */
+/* Parses argv behind the subcommand's name, and moves the arguments to its beginning, where they stay. 0, or -DS_E_USAGE with the message in diag; 1: --help was asked for. */
 int cli_parse(struct cli_call *call, int argc, char **argv);
 bool cli_has(const struct cli_call *call, const char *name);
 /* Last value given, or NULL. */
@@ -133,6 +134,7 @@ struct cli_progress {
 	bool enabled;
 	uint64_t started_ns, last_ns;
 	unsigned width;
+	const char *what; /* is counted; NULL: files */
 };
 void cli_progress_start(struct cli_progress *progress, const struct cli_call *call);
 /* totals of 0: unknown. */

@@ -57,6 +57,7 @@ static int run_verify(struct cli_call *call)
 		options.selector = locator.selector;
 		cli_catch_signals();
 		cli_progress_start(&ui.progress, call);
+		ui.progress.what = "packs";
 		r = ds_verify(repo, &options, &result, &call->diag);
 		cli_progress_end(&ui.progress);
 	}

@@ -27,12 +27,22 @@ static void hold_standard_descriptors(void)
 		close(fd);
 }
 
+static int fail_command(const char *name)
+{
+	char text[200];
+
+	fprintf(stderr, "dsfs: no command '%s' (see 'dsfs help')\n",
+		cli_safe(name, strlen(name), text, sizeof(text)));
+	return CLI_EXIT_USAGE;
+}
+
 static int run_help(int argc, char **argv)
 {
 	const char *what = argc > 0 ? argv[0] : NULL;
 
 	if (what && strcmp(what, "--man") == 0)
-		return cli_help_print_man(argc > 1 ? argv[1] : NULL) < 0 ? CLI_EXIT_USAGE : 0;
+		return cli_help_print_man(argc > 1 ? argv[1] : NULL) < 0 ? fail_command(argv[1])
+									 : 0;
 	if (what && strcmp(what, "--completion") == 0) {
 		cli_help_print_completion();
 		return 0;
@@ -46,8 +56,7 @@ static int run_help(int argc, char **argv)
 			cli_help_print(cli_commands[i]);
 			return 0;
 		}
-	fprintf(stderr, "dsfs: no command '%s' (see 'dsfs help')\n", what);
-	return CLI_EXIT_USAGE;
+	return fail_command(what);
 }
 
 static int flushed(int status)
@@ -62,6 +71,7 @@ static int flushed(int status)
 static int run_command(const struct cli_command *command, int argc, char **argv)
 {
 	struct cli_call call = {.command = command};
+	const char *cache_dir = getenv("DSFS_CACHE_DIR");
 	int r = cli_parse(&call, argc, argv);
 
 	if (r == 1) {
@@ -70,6 +80,11 @@ static int run_command(const struct cli_command *command, int argc, char **argv)
 	}
 	if (r < 0)
 		return cli_fail(&call, r, NULL);
+	if (cache_dir && *cache_dir && *cache_dir != '/')
+		return cli_fail(&call,
+				ds_diag_set(&call.diag, -DS_E_USAGE, cache_dir,
+					    "DSFS_CACHE_DIR must be an absolute path"),
+				NULL);
 	if (cli_has(&call, "verbose"))
 		ds_log_set_level(DS_LOG_DEBUG);
 	return command->run(&call);
@@ -101,6 +116,5 @@ int main(int argc, char **argv)
 	for (size_t i = 0; cli_commands[i]; i++)
 		if (strcmp(cli_commands[i]->name, argv[1]) == 0)
 			return run_command(cli_commands[i], argc - 2, argv + 2);
-	fprintf(stderr, "dsfs: no command '%s' (see 'dsfs help')\n", argv[1]);
-	return CLI_EXIT_USAGE;
+	return fail_command(argv[1]);
 }

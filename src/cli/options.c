@@ -80,10 +80,11 @@ static int parse_long(struct cli_call *call, const char *text, int *i, int argc,
 	const char *equals = strchr(text, '=');
 	size_t len = equals ? (size_t)(equals - text) : strlen(text);
 	const struct cli_option *option = find_option(call->command, text, len, 0);
+	char unknown[80];
 
 	if (!option)
-		return ds_diag_set(&call->diag, -DS_E_USAGE, NULL, "unknown option '--%.*s'",
-				   (int)DS_MIN(len, (size_t)60), text);
+		return ds_diag_set(&call->diag, -DS_E_USAGE, NULL, "unknown option '--%s'",
+				   ds_escape(text, len, unknown, sizeof(unknown)));
 	if (!option->argument) {
 		if (equals)
 			return ds_diag_set(&call->diag, -DS_E_USAGE, NULL, "--%s takes no value",
@@ -102,11 +103,12 @@ static int parse_short(struct cli_call *call, const char *text, int *i, int argc
 {
 	for (const char *at = text; *at; at++) {
 		const struct cli_option *option = find_option(call->command, NULL, 0, *at);
+		char unknown[8];
 		int r;
 
 		if (!option)
-			return ds_diag_set(&call->diag, -DS_E_USAGE, NULL, "unknown option '-%c'",
-					   *at);
+			return ds_diag_set(&call->diag, -DS_E_USAGE, NULL, "unknown option '-%s'",
+					   ds_escape(at, 1, unknown, sizeof(unknown)));
 		if (!option->argument) {
 			r = add_value(call, option, NULL);
 			if (r < 0)
@@ -127,6 +129,10 @@ int cli_parse(struct cli_call *call, int argc, char **argv)
 {
 	bool only_args = false;
 
+	call->args = argv;
+	/* For errors before it. */
+	for (int i = 0; i < argc && strcmp(argv[i], "--") != 0; i++)
+		call->json |= call->command->takes_json && strcmp(argv[i], "--json") == 0;
 	for (int i = 0; i < argc; i++) {
 		const char *text = argv[i];
 		int r = 0;
@@ -137,11 +143,10 @@ int cli_parse(struct cli_call *call, int argc, char **argv)
 			r = parse_long(call, text + 2, &i, argc, argv);
 		} else if (!only_args && text[0] == '-' && text[1]) {
 			r = parse_short(call, text + 1, &i, argc, argv);
-		} else if (call->args_n == call->command->args_max ||
-			   call->args_n == CLI_ARGS_MAX) {
+		} else if (call->args_n == call->command->args_max) {
 			r = ds_diag_set(&call->diag, -DS_E_USAGE, text, "one argument too many");
 		} else {
-			call->args[call->args_n++] = text;
+			call->args[call->args_n++] = argv[i];
 		}
 		if (r < 0)
 			return r;

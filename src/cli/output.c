@@ -95,12 +95,13 @@ int cli_fail(struct cli_call *call, int code, const char *what)
 		what = NULL;
 	if (what)
 		what = cli_safe(what, strlen(what), subject, sizeof(subject));
-	snprintf(text, sizeof(text), "dsfs: %s%s%s%s\n", what ? what : "", what ? ": " : "", line,
+	snprintf(text, sizeof(text), "dsfs: %s%s%s%s", what ? what : "", what ? ": " : "", line,
 		 status == CLI_EXIT_USAGE && call->command && !call->diag.object[0]
 			 ? " (see 'dsfs help')"
 			 : "");
+	ds_defuse(text);
 	fflush(stdout);
-	fputs(text, stderr);
+	fprintf(stderr, "%s\n", text);
 	if (call->json)
 		cli_print_json(json_pack("{s:{s:s, s:i, s:s, s:s*, s:i}}", "error", "name",
 					 ds_error_name(code), "exit_status", (int)status, "text",
@@ -191,6 +192,7 @@ void cli_progress_show(struct cli_progress *progress, const char *phase, uint64_
 		       uint64_t files_total_n, uint64_t bytes, uint64_t bytes_total)
 {
 	char line[256], done[32], total[40] = "", rate[32], files[64], left[48] = "";
+	const char *what = progress->what ? progress->what : "files";
 	uint64_t now = ds_mono_ns();
 	double seconds = (double)(now - progress->started_ns) / 1e9;
 
@@ -198,10 +200,10 @@ void cli_progress_show(struct cli_progress *progress, const char *phase, uint64_
 		return;
 	progress->last_ns = now;
 	if (files_total_n)
-		snprintf(files, sizeof(files), "%llu of %llu files", (unsigned long long)files_n,
-			 (unsigned long long)files_total_n);
+		snprintf(files, sizeof(files), "%llu of %llu %s", (unsigned long long)files_n,
+			 (unsigned long long)files_total_n, what);
 	else
-		snprintf(files, sizeof(files), "%llu files", (unsigned long long)files_n);
+		snprintf(files, sizeof(files), "%llu %s", (unsigned long long)files_n, what);
 	if (bytes_total > bytes && bytes && seconds > 1) {
 		unsigned long long s = (unsigned long long)((double)(bytes_total - bytes) *
 							    seconds / (double)bytes);

@@ -89,13 +89,25 @@ bool ds_is_utf8(const char *data, size_t len_bytes)
 	return true;
 }
 
-/* Writes the escape of what stands at `at` into `out` (room for 5); returns the input used. C1
- * controls (U+0080..U+009F) move terminals too, hence they are escaped like C0. */
+/* Well-formed, and changes more than its own place: C1 controls (U+0080..U+009F), which move terminals as C0 do, line and
+ * paragraph separators, and what turns the direction of text (Unicode TR36, 2.10; Trojan Source, CVE-2021-42574). */
+static bool is_mover(const uint8_t *at, size_t n)
+{
+	if (n == 2)
+		return (at[0] == 0xc2 && at[1] < 0xa0) || (at[0] == 0xd8 && at[1] == 0x9c);
+	if (n != 3 || at[0] != 0xe2)
+		return false;
+	return (at[1] == 0x80 &&
+		(at[2] == 0x8e || at[2] == 0x8f || (at[2] >= 0xa8 && at[2] <= 0xae))) ||
+	       (at[1] == 0x81 && at[2] >= 0xa6 && at[2] <= 0xa9);
+}
+
+/* Writes the escape of what stands at `at` into `out` (room for 5); returns the input used. */
 static size_t escape_one(const uint8_t *at, size_t left, char *out)
 {
 	size_t n = utf8_len(at, left);
 
-	if (n == 2 && at[0] == 0xc2 && at[1] < 0xa0)
+	if (is_mover(at, n))
 		n = 0;
 	if (n > 1) {
 		memcpy(out, at, n);
@@ -162,6 +174,22 @@ const char *ds_quote(const char *data, size_t len_bytes, char *buf, size_t size)
 const char *ds_escape(const char *data, size_t len_bytes, char *buf, size_t size)
 {
 	return escape(data, len_bytes, buf, size, false);
+}
+
+void ds_defuse(char *text)
+{
+	size_t left = strlen(text);
+
+	for (uint8_t *at = (uint8_t *)text; left;) {
+		size_t n = utf8_len(at, left);
+		bool is_bad = n == 0 || is_mover(at, n) || *at < 0x20 || *at == 0x7f;
+
+		n = n ? n : 1;
+		if (is_bad)
+			memset(at, '?', n);
+		at += n;
+		left -= n;
+	}
 }
 
 int ds_parse_u64(const char *text, uint64_t max, uint64_t *ret_value)

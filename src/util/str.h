@@ -16,12 +16,16 @@ int ds_hex_decode(const char *text, void *ret_data, size_t len_bytes);
 
 /*
  * Quotes bytes for one line of a log or of text output: double quotes around, and \n, \t, \\, \",
- * \xHH for everything that is not printable ASCII or well-formed UTF-8. Cut with "..." if it does not
+ * \xHH for everything that is not printable ASCII or well-formed UTF-8, and for what in that turns
+ * the direction of text or ends lines. Cut with "..." if it does not
  * fit. Always NUL-terminated; size at least 8. Returns buf.
  */
 const char *ds_quote(const char *data, size_t len_bytes, char *buf, size_t size);
 /* The same without the surrounding quotes. */
 const char *ds_escape(const char *data, size_t len_bytes, char *buf, size_t size);
+
+/* Question marks for all that ds_escape would write as \n, \t or \xHH: for a line that is put together already. */
+void ds_defuse(char *text);
 
 /* Whether the bytes are well-formed UTF-8 (no overlong forms, no surrogates; RFC 3629). */
 bool ds_is_utf8(const char *data, size_t len_bytes);

@@ -69,6 +69,35 @@ def profiles(box):
     told(box, ACCESS, "log", "s3://bucket/x", holds=["AWS_ACCESS_KEY_ID"])
 
 
+def raw_text(box, source, repo):
+    """Nothing that moves a terminal or turns its text comes out of names, arguments or variables."""
+    bad = b"\x1b[2J\xe2\x80\xaeX"
+    for words in [bad], ["help", bad], ["help", "--man", bad], ["log", b"--" + bad], ["log", b"-\x1b"], \
+            ["log", repo, "--timeout", bad], ["log", repo, "--profile", bad, "--endpoint", bad, "extra" ], \
+            ["commit", source, repo, "--branch", bad]:
+        result = box.dsfs(*words, status=USAGE)
+        check(b"\x1b" not in result.err + result.out and b"\xe2\x80\xae" not in result.err, f"{result.err}")
+        equal(result.errors.count("\n"), 1, f"lines of {result.errors!r}")
+    with open(os.fsencode(source) + b"/" + bad, "wb"):
+        pass
+    box.commit(source, repo)
+    for words in ["ls", repo], ["diff", f"{repo}@1", f"{repo}@2"]:
+        out = box.dsfs(*words).out
+        check(b"\x1b" not in out and b"\xe2\x80\xae" not in out and b"\\x1b[2J" in out, f"{words}: {out}")
+
+
+def usage(box, source, repo):
+    for words in ["log", "--frobnicate", "--json"], ["log", "-Z", repo, "--json"], \
+            ["log", repo, "more", "and", "--json"]:
+        result = box.dsfs(*words, status=USAGE)
+        equal(result.json["error"]["exit_status"], USAGE, f"JSON of {result}")
+    equal(box.dsfs("log", "--frobnicate", "--", "--json", status=USAGE).out, b"", "an argument is no option")
+    for words in ["log", repo], ["commit", source, repo]:
+        told(box, USAGE, *words, env={"DSFS_CACHE_DIR": "some/cache"}, holds=["DSFS_CACHE_DIR", "some/cache"])
+    equal(box.dsfs("cat", repo, *["file"] * 40).out, b"x" * 40, "cat of 40 files")
+    box.dsfs("umount", *[box.path(str(i)) for i in range(40)], status=3)
+
+
 def run(box, args):
     source, repo = box.new_dir("source"), box.path("repo")
     with open(f"{source}/file", "wb") as file:
@@ -77,6 +106,8 @@ def run(box, args):
     scratch(box, source, repo)
     no_cache(box, repo)
     profiles(box)
+    raw_text(box, source, repo)
+    usage(box, source, repo)
 
 
 if __name__ == "__main__":

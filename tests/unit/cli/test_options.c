@@ -24,12 +24,15 @@ static const struct cli_command command = {
 	.args_max = 2,
 };
 
-#define PARSE(call, ...)                                                             \
-	({                                                                           \
-		const char *argv[] = {__VA_ARGS__};                                  \
-		memset(call, 0, sizeof(*(call)));                                    \
-		(call)->command = &command;                                          \
-		cli_parse(call, (int)DS_ARRAY_SIZE(argv), (char **)(uintptr_t)argv); \
+static const char *last_argv[100];
+
+#define PARSE(call, ...)                                                                  \
+	({                                                                                \
+		const char *argv[] = {__VA_ARGS__};                                       \
+		memcpy(last_argv, argv, sizeof(argv));                                    \
+		memset(call, 0, sizeof(*(call)));                                         \
+		(call)->command = &command;                                               \
+		cli_parse(call, (int)DS_ARRAY_SIZE(argv), (char **)(uintptr_t)last_argv); \
 	})
 
 Test(options, forms_of_options_are_equal)

@@ -52,6 +52,20 @@ Test(str, G03_quoting_leaves_nothing_that_moves_a_terminal)
 	expect_quoted("\xe2\x82", 2, "\"\\xe2\\x82\"");
 	expect_quoted("\xc0\xaf", 2, "\"\\xc0\\xaf\"");
 	expect_quoted("\xed\xa0\x80", 3, "\"\\xed\\xa0\\x80\"");
+	/* U+202E, U+2066, U+061C, U+2028 turn text around or end lines; U+202F and U+2065's neighbours do not. */
+	expect_quoted("\xe2\x80\xae", 3, "\"\\xe2\\x80\\xae\"");
+	expect_quoted("\xe2\x81\xa6", 3, "\"\\xe2\\x81\\xa6\"");
+	expect_quoted("\xd8\x9c", 2, "\"\\xd8\\x9c\"");
+	expect_quoted("\xe2\x80\xa8", 3, "\"\\xe2\\x80\\xa8\"");
+	expect_quoted("\xe2\x80\xaf\xe2\x81\xa4", 6, "\"\xe2\x80\xaf\xe2\x81\xa4\"");
+}
+
+Test(str, G03_a_finished_line_is_defused_in_place)
+{
+	char text[] = "dsfs: \"a\\n\" \xc3\xa4\x1b[2J\n\xe2\x80\xae\xc2\x9b\xff";
+
+	ds_defuse(text);
+	cr_assert_str_eq(text, "dsfs: \"a\\n\" \xc3\xa4?[2J???????");
 }
 
 /* At every size: no longer, ended, quoted, cut with dots, and never within an escape or a character. */
