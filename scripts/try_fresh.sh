@@ -57,6 +57,8 @@ unshare --mount --pid --fork --kill-child --propagation private bash -c '
 	shift
 	# Copies of mounts would keep their processes alive here after their umount.
 	umount -al -t fuse.dsfs || true
+	# The root directory of a mount namespace has to be a mount: tests make some of their own.
+	mount --bind "$dir" "$dir"
 	mount -t proc proc "$dir/proc"
 	mount --rbind /dev "$dir/dev"
 	mount --rbind /sys "$dir/sys"

@@ -14,6 +14,7 @@
 #include "util/mem.h"
 
 #define END_TIMEOUT_MS 10000u
+#define PASSING_MS     2000u
 
 /* What others have mounted is theirs to know. */
 static void keep_own(struct cli_mounts *mounts)
@@ -161,6 +162,19 @@ const struct cli_command cli_command_mount = {
 	.run = run_mount,
 };
 
+/* Somebody's stat or statfs on its way (df, a listing of mounts) makes a mount busy too, for as long as it takes, and is no holder
+ * that a user could ask to go: it is waited for. */
+static int unmount_unless_held(const struct cli_mount *mount, const char *path, bool lazy)
+{
+	uint64_t deadline_ns = ds_deadline_in_ms(PASSING_MS);
+	int r;
+
+	while ((r = cli_unmount(path, lazy)) == -EBUSY && !cli_mount_print_holders(mount) &&
+	       ds_mono_ns() < deadline_ns)
+		ds_sleep_ms(20);
+	return r;
+}
+
 static int unmount(struct cli_call *call, const char *typed, bool lazy)
 {
 	struct cli_mount *mount;
@@ -183,11 +197,10 @@ static int unmount(struct cli_call *call, const char *typed, bool lazy)
 		if (!mount->pid)
 			cli_mounts_ask(mount, 1);
 		/* Nobody can use a dead mount: what still holds it must not keep it in the way. */
-		r = cli_unmount(path, lazy || mount->state == CLI_MOUNT_DEAD);
+		r = unmount_unless_held(mount, path, lazy || mount->state == CLI_MOUNT_DEAD);
 		if (r == -EBUSY) {
 			ds_diag_set(&call->diag, r, typed,
 				    "the mount is in use; -l detaches it now");
-			cli_mount_print_holders(mount);
 		} else if (r < 0) {
 			ds_diag_set(&call->diag, r, typed, "cannot unmount");
 		}

@@ -348,7 +348,7 @@ static void read_comm(int proc_fd, char *ret_comm, size_t size)
 	close(fd);
 }
 
-static void print_processes(const struct cli_mount *mount, holds_fn holds, size_t lines_max)
+static size_t print_processes(const struct cli_mount *mount, holds_fn holds, size_t lines_max)
 {
 	struct dirent *entry;
 	DIR *proc = opendir("/proc");
@@ -370,11 +370,12 @@ static void print_processes(const struct cli_mount *mount, holds_fn holds, size_
 	}
 	if (proc)
 		closedir(proc);
+	return n;
 }
 
-void cli_mount_print_holders(const struct cli_mount *mount)
+size_t cli_mount_print_holders(const struct cli_mount *mount)
 {
-	print_processes(mount, uses_path, SIZE_MAX);
+	return print_processes(mount, uses_path, SIZE_MAX);
 }
 
 void cli_mount_print_copies(const struct cli_mount *mount)

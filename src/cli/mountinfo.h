@@ -82,8 +82,8 @@ void cli_mount_state_remove(const char *mountpoint, int fd);
 /* Waits until the process of a mount has ended; false if it has not after timeout_ms. */
 bool cli_mount_wait_end(const struct cli_mount *mount, uint64_t timeout_ms);
 
-/* Prints who holds a mount (pid, command, what) as lines to stderr. */
-void cli_mount_print_holders(const struct cli_mount *mount);
+/* Prints who holds a mount (pid, command, what) as lines to stderr; returns how many processes were found. */
+size_t cli_mount_print_holders(const struct cli_mount *mount);
 /* The same of processes in other mount namespaces (containers) that have a copy of a mount that is gone here: it lives until all of them have unmounted
  * it or ended, mount_namespaces(7). At most 4. */
 void cli_mount_print_copies(const struct cli_mount *mount);

@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import subprocess
+import time
 
 import lib
 import tree
@@ -248,6 +249,29 @@ def not_allowed(box, repo):
     say("what fusermount3 refuses: told with the remedy")
 
 
+def passing(box, repo):
+    """A statfs that is on its way (df, a listing of mounts) makes the mount busy: umount waits for it."""
+    mount = lib.Mount(box, repo)
+    os.kill(mount.pid, signal.SIGSTOP)
+    looking = subprocess.Popen(["stat", "-f", mount.path], stdout=subprocess.DEVNULL)
+    box.processes.append(looking)
+    box.wait(lambda: "request_wait" in wchan(looking.pid), "a statfs that waits")
+    ending = box.start(["umount", mount.path])
+    time.sleep(0.7)
+    equal(ending.poll(), None, "status of umount while somebody looks")
+    os.kill(mount.pid, signal.SIGCONT)
+    equal(ending.wait(60), 0, "status of umount")
+    equal(looking.wait(60), 0, "status of who looked")
+    check(not lib.is_mounted(mount.path), "still mounted")
+    box.mounts.remove(mount)
+    say("a statfs on its way: umount waited for it")
+
+
+def wchan(pid):
+    with open(f"/proc/{pid}/wchan", encoding="ascii") as file:
+        return file.read()
+
+
 def copies(box, repo):
     """A container that began meanwhile has a copy of the mount, and the copy keeps its process alive: who has it is told."""
     if os.geteuid() != 0:
@@ -287,6 +311,7 @@ def run(box, args):
         other_users(box, local)
         not_allowed(box, local)
     cancelled(box, remote, proxy)
+    passing(box, local)
     copies(box, local)
 
 

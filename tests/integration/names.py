@@ -115,8 +115,8 @@ def mounts_of(pid):
 
 
 def run(box, args):
-    if os.geteuid() != 0:
-        raise lib.Skip("not root: no mount namespace")
+    if subprocess.run([OWN_MOUNTS, "true"], check=False).returncode == 77:
+        raise lib.Skip("no mount namespace of our own")
     s3 = lib.S3(box, HOST)
     box.gateway = lambda command: subprocess.run(
         [os.path.join(lib.LIB, "radosgw.sh"), command, s3.dir], check=True, timeout=60)
