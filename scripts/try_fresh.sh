@@ -45,6 +45,8 @@ if [ ! -e "$dir/.complete" ]; then
 	touch "$dir/.complete"
 fi
 cp -L /etc/resolv.conf /etc/hosts "$dir/etc/"
+# As installers leave it; fusermount3 -u reads it.
+ln -sfn ../proc/self/mounts "$dir/etc/mtab"
 rm -rf "$dir/srv/dsfs"
 git clone -q --no-hardlinks "$root" "$dir/srv/dsfs"
 git -C "$dir/srv/dsfs" checkout -q --detach "$(git -C "$root" rev-parse HEAD)"

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "util/clock.h"
+#include "util/file.h"
 #include "util/mem.h"
 #include "util/str.h"
 
@@ -290,29 +291,45 @@ const char *cli_mount_state_text(enum cli_mount_state state)
 	return texts[state];
 }
 
+/* Its only reason that is known beforehand is a mount in use; any other is passed on to stderr, as it stands. */
 static int run_fusermount(const char *mountpoint, bool lazy)
 {
-	int status;
-	pid_t pid = fork();
+	char said[512];
+	size_t len = 0;
+	int status, fds[2];
+	pid_t pid;
 
-	if (pid < 0)
+	if (pipe2(fds, O_CLOEXEC) < 0)
 		return -errno;
-	if (pid == 0) {
-		int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+	pid = fork();
+	if (pid < 0) {
+		int r = -errno;
 
-		/* Its message says no more than our own will. */
-		if (null >= 0)
-			dup2(null, STDERR_FILENO);
+		close(fds[0]);
+		close(fds[1]);
+		return r;
+	}
+	if (pid == 0) {
+		dup2(fds[1], STDERR_FILENO);
 		execlp("fusermount3", "fusermount3", lazy ? "-uz" : "-u", "--", mountpoint,
 		       (char *)NULL);
 		_exit(127);
 	}
+	close(fds[1]);
+	ds_read_full(fds[0], said, sizeof(said) - 1, &len);
+	close(fds[0]);
+	said[len] = '\0';
 	while (waitpid(pid, &status, 0) < 0)
 		if (errno != EINTR)
 			return -errno;
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
 		return 0;
-	return WIFEXITED(status) && WEXITSTATUS(status) == 127 ? -ENOSYS : -EBUSY;
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
+		return -ENOSYS;
+	if (strstr(said, strerror(EBUSY)))
+		return -EBUSY;
+	fprintf(stderr, "dsfs:   %s\n", said[0] ? strtok(said, "\n") : "fusermount3 fails");
+	return -EPERM;
 }
 
 int cli_unmount(const char *mountpoint, bool lazy)

@@ -88,7 +88,8 @@ size_t cli_mount_print_holders(const struct cli_mount *mount);
  * it or ended, mount_namespaces(7). At most 4. */
 void cli_mount_print_copies(const struct cli_mount *mount);
 
-/* Unmounts: umount2(2) as root, else fusermount3. lazy: detach now. -EBUSY, -EINVAL (not mounted), ...; fusermount3 gives no reason: -EBUSY. */
+/* Unmounts: umount2(2) as root, else fusermount3. lazy: detach now. -EBUSY, -EINVAL (not mounted), ...; what else
+ * fusermount3 says goes to stderr: -EPERM. */
 int cli_unmount(const char *mountpoint, bool lazy);
 
 #endif
