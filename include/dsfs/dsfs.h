@@ -68,6 +68,8 @@ struct dsfs_info { /* what a version record says; strings live as long as the ca
 	uint64_t number;      /* of the branch entry; 0 if it was found by id or tag */
 	const char *branch;   /* "" if none */
 	struct timespec time; /* of the record */
+	/* Of the branch entry, to the millisecond, by which a selector finds it; zero without one. */
+	struct timespec entry_time;
 	const char *author, *message;
 	uint64_t files_n, directories_n, symlinks_n, bytes, rejected_n;
 	const char *record; /* the record's JSON text */
@@ -80,7 +82,7 @@ DSFS_PUBLIC int dsfs_history(struct dsfs_repository *repository, const char *bra
 			     int (*each)(void *ctx, const struct dsfs_info *info), void *ctx,
 			     struct dsfs_error *reterr);
 
-/* selector: number, tag, branch, BRANCH:number, date, id prefix; NULL: newest of the default branch. */
+/* selector: number, tag, branch, BRANCH:number, date or time, id prefix; NULL: newest of the default branch. */
 DSFS_PUBLIC int dsfs_version_open(struct dsfs_repository *repository, const char *selector,
 				  struct dsfs_version **ret_version, struct dsfs_error *reterr);
 DSFS_PUBLIC void dsfs_version_close(struct dsfs_version *version);

@@ -81,6 +81,7 @@ struct cli_call {
 	size_t values_n;
 	struct ds_diag diag;	 /* what the command passes down to the layers */
 	struct dsfs_error error; /* and to libdsfs; a whole line already */
+	int output_error;	 /* standard output failed: a negative errno */
 };
 
 extern const struct cli_command *const cli_commands[]; /* ends with NULL */
@@ -108,6 +109,10 @@ void cli_tell_waits(void *ctx, const char *why, uint64_t left_ms);
 int cli_fail(struct cli_call *call, int code, const char *what);
 /* The one place where codes become exit statuses. */
 enum cli_exit cli_exit_of(int code);
+/* For who prints within a callback: 0, or a code that ends the walk if stdout fails; cli_fail then blames it and nothing else. */
+int cli_check_output(struct cli_call *call);
+/* A write to standard output failed with this code, which is returned. */
+int cli_output_failed(struct cli_call *call, int code);
 /* 0, or the exit status if stdout could not be written to the end. Call last. */
 int cli_finish_output(struct cli_call *call);
 

@@ -348,7 +348,7 @@ static int export_tree(struct export *export)
 	return r;
 }
 
-/* Opens the target, making it if need be; -ENOTEMPTY if something is in it. */
+/* Opens the target, making it if need be; -DS_E_USAGE if something is in it. */
 static int open_target(struct cli_call *call, const char *path, int *ret_fd)
 {
 	struct dirent *entry;
@@ -363,7 +363,7 @@ static int open_target(struct cli_call *call, const char *path, int *ret_fd)
 	dir = fdopendir(dup(fd));
 	while (dir && (entry = readdir(dir)))
 		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-			r = -ENOTEMPTY;
+			r = -DS_E_USAGE;
 	if (dir)
 		closedir(dir);
 	if (r < 0) {
@@ -398,6 +398,10 @@ static int run_export(struct cli_call *call)
 		cli_progress_start(&export.progress, call);
 		r = export_tree(&export);
 		cli_progress_end(&export.progress);
+		if (r == -DS_E_INTERRUPTED)
+			ds_diag_set(&call->diag, r, call->args[1],
+				    "the copy is incomplete: remove it and export again (what was "
+				    "fetched is in the cache)");
 	}
 	if (r == 0 && call->json)
 		cli_print_json(json_pack("{s:s, s:I, s:I}", "version",
@@ -425,7 +429,9 @@ const struct cli_command cli_command_export = {
 	.arguments = "REPO[@VERSION] DIR",
 	.summary = "write a plain copy of a version into an empty directory",
 	.details = "Keeps the executable bit, modification times, hard links, symlinks and holes. "
-		   "DIR is made if it is not there, and refused if it is not empty.",
+		   "DIR is made if it is not there, and refused (2) if it is not empty. What an "
+		   "export that failed or was "
+		   "interrupted leaves is incomplete: remove it and export again.",
 	.takes_store = true,
 	.takes_json = true,
 	.args_min = 2,

@@ -145,29 +145,33 @@ const struct cli_command cli_command_refs = {
 };
 
 struct log_call {
+	struct cli_call *call;
 	json_t *rows;
 	bool verbose;
 };
 
 static int log_one(void *ctx, const struct dsfs_info *info)
 {
-	struct ds_time time = {.s = info->time.tv_sec, .ns = (uint32_t)info->time.tv_nsec};
+	const struct timespec *of = info->number ? &info->entry_time : &info->time;
+	struct ds_time time = {.s = of->tv_sec, .ns = (uint32_t)of->tv_nsec};
 	struct log_call *log = ctx;
 	char when[DS_TIME_TEXT_MAX], size[32], text[512];
 
+	ds_time_format(time, when);
 	if (log->rows) {
-		json_t *row = json_pack("{s:s, s:s, s:o, s:o}", "version", info->id, "branch",
+		json_t *row = json_pack("{s:s, s:s, s:o, s:s?, s:o}", "version", info->id, "branch",
 					info->branch, "number",
 					info->number ? json_integer((json_int_t)info->number)
 						     : json_null(),
-					"record", json_loads(info->record, 0, NULL));
+					"entry_time", info->number ? when : NULL, "record",
+					json_loads(info->record, 0, NULL));
 
 		return json_array_append_new(log->rows, row) < 0 ? -ENOMEM : 0;
 	}
 	if (info->number)
 		printf("%s:%" PRIu64 "  ", info->branch, info->number);
 	printf("%s\n", info->id);
-	printf("    %.19sZ  %" PRIu64 " files, %s", ds_time_format(time, when), info->files_n,
+	printf("    %s  %" PRIu64 " files, %s", when, info->files_n,
 	       ds_format_size(info->bytes, size, sizeof(size)));
 	if (info->author[0])
 		printf("  %s", cli_safe(info->author, strlen(info->author), text, sizeof(text)));
@@ -182,12 +186,12 @@ static int log_one(void *ctx, const struct dsfs_info *info)
 			at += len + (at[len] != '\0');
 		}
 	}
-	return 0;
+	return cli_check_output(log->call);
 }
 
 static int run_log(struct cli_call *call)
 {
-	struct log_call log = {.verbose = cli_has(call, "verbose")};
+	struct log_call log = {.call = call, .verbose = cli_has(call, "verbose")};
 	struct dsfs_repository *repository = NULL;
 	struct ds_locator locator = {0};
 	uint64_t max_n;
@@ -200,8 +204,10 @@ static int run_log(struct cli_call *call)
 		r = ds_diag_set(&call->diag, -DS_E_USAGE, NULL, "either @VERSION or --branch");
 	if (r == 0) {
 		log.rows = call->json ? json_array() : NULL;
-		r = dsfs_history(repository, cli_text(call, "branch"), locator.selector, max_n,
-				 log_one, &log, &call->error);
+		/* For the library 0 is all; who types it wants none. */
+		if (max_n > 0 || !cli_has(call, "number"))
+			r = dsfs_history(repository, cli_text(call, "branch"), locator.selector,
+					 max_n, log_one, &log, &call->error);
 	}
 	if (r == 0)
 		cli_print_json(log.rows);
@@ -222,8 +228,13 @@ const struct cli_command cli_command_log = {
 	.name = "log",
 	.arguments = "REPO[@VERSION]",
 	.summary = "show the versions of a branch, newest first",
-	.details =
-		"With @VERSION the history begins there. Only the small version records are read.",
+	.details = "With @VERSION the history begins there. Only the small version records are "
+		   "read. The "
+		   "time is that of the branch's entry (with --json entry_time, and record.time is "
+		   "when "
+		   "the commit began): as a selector, REPO@TIME, it finds that version. A version "
+		   "that "
+		   "was found by a tag or an id shows its record's time.",
 	.options = log_options,
 	.takes_store = true,
 	.takes_json = true,

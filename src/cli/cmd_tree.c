@@ -18,18 +18,24 @@
 
 #define CAT_BUFFER_BYTES DS_MIB(4)
 
-/* Paths are given relative to the root; leading, trailing and double slashes do no harm. */
+/* Paths are given relative to the root; leading, trailing and double slashes and "." do no harm. */
 static char *clean_path(const char *path)
 {
 	char *clean = ds_malloc(strlen(path) + 1), *out = clean;
 
 	if (!clean)
 		return NULL;
-	for (const char *at = path; *at; at++)
-		if (*at != '/' || (out > clean && out[-1] != '/'))
-			*out++ = *at;
-	if (out > clean && out[-1] == '/')
-		out--;
+	while (*path) {
+		size_t len = strcspn(path, "/");
+
+		if (len > 0 && !(len == 1 && path[0] == '.')) {
+			if (out > clean)
+				*out++ = '/';
+			memcpy(out, path, len);
+			out += len;
+		}
+		path += len + (path[len] == '/');
+	}
 	*out = '\0';
 	return clean;
 }
@@ -55,9 +61,9 @@ static int ls_json(struct ls_call *ls, const struct dsfs_stat *stat)
 	ds_hex_encode(stat->digest, sizeof(stat->digest), digest);
 	row = json_pack("{s:o, s:s, s:I, s:s, s:b, s:s, s:I, s:I}", "name",
 			cli_name_json(stat->name, stat->name_len), "type", type_names[stat->type],
-			"size", (json_int_t)stat->size_bytes, "mtime", ds_time_format(mtime, when),
-			"executable", stat->executable, "digest", digest, "inode",
-			(json_int_t)stat->inode, "links", (json_int_t)stat->nlink);
+			"size", (json_int_t)stat->size_bytes, "mtime",
+			ds_time_format_ns(mtime, when), "executable", stat->executable, "digest",
+			digest, "inode", (json_int_t)stat->inode, "links", (json_int_t)stat->nlink);
 	if (stat->type == DSFS_SYMLINK &&
 	    dsfs_readlink(ls->version, stat->inode, target, sizeof(target), &ls->call->error) == 0)
 		json_object_set_new(row, "target", cli_name_json(target, strlen(target)));
@@ -78,13 +84,13 @@ static int ls_one(void *ctx, const struct dsfs_stat *stat)
 	cli_safe(stat->name, stat->name_len, name, sizeof(name));
 	if (!ls->is_long) {
 		printf("%s%s\n", name, stat->type == DSFS_DIRECTORY ? "/" : "");
-		return ferror(stdout) ? -EIO : 0;
+		return cli_check_output(ls->call);
 	}
 	printf("%c%s %14" PRIu64 " %.19sZ %s", type_letters[stat->type],
 	       stat->type == DSFS_FILE && !stat->executable ? "r--" : "r-x", stat->size_bytes,
 	       ds_time_format(mtime, when), name);
 	if (stat->type == DSFS_SYMLINK) {
-		char safe[4 * 1024];
+		char safe[4 * sizeof(target)];
 
 		r = dsfs_readlink(ls->version, stat->inode, target, sizeof(target),
 				  &ls->call->error);
@@ -93,7 +99,17 @@ static int ls_one(void *ctx, const struct dsfs_stat *stat)
 		printf(" -> %s", cli_safe(target, strlen(target), safe, sizeof(safe)));
 	}
 	putchar('\n');
-	return ferror(stdout) ? -EIO : 0;
+	return cli_check_output(ls->call);
+}
+
+static int ls_itself(struct ls_call *ls, struct dsfs_stat *stat)
+{
+	/* The root has no name; without -l its mark makes one. */
+	if (stat->name_len == 0 && (ls->rows || ls->is_long)) {
+		strcpy(stat->name, "/");
+		stat->name_len = 1;
+	}
+	return ls_one(ls, stat);
 }
 
 static int run_ls(struct cli_call *call)
@@ -117,7 +133,7 @@ static int run_ls(struct cli_call *call)
 		if (stat.type == DSFS_DIRECTORY && !cli_has(call, "directory"))
 			r = dsfs_list(ls.version, stat.inode, 0, ls_one, &ls, &call->error);
 		else
-			r = ls_one(&ls, &stat);
+			r = ls_itself(&ls, &stat);
 	}
 	if (r == 0)
 		cli_print_json(ls.rows);
@@ -150,6 +166,19 @@ const struct cli_command cli_command_ls = {
 	.run = run_ls,
 };
 
+static int refuse_symlink(struct cli_call *call, struct dsfs_version *version, const char *path,
+			  uint64_t inode)
+{
+	char target[4096], safe[200];
+	int r = dsfs_readlink(version, inode, target, sizeof(target), &call->error);
+
+	if (r < 0)
+		return r;
+	return ds_diag_set(&call->diag, -DS_E_USAGE, path,
+			   "it is a symlink to %s, and cat follows none",
+			   ds_quote(target, strlen(target), safe, sizeof(safe)));
+}
+
 static int cat_file(struct cli_call *call, struct dsfs_version *version, const char *path)
 {
 	_ds_cleanup_free_ char *buffer = ds_malloc(CAT_BUFFER_BYTES);
@@ -162,9 +191,10 @@ static int cat_file(struct cli_call *call, struct dsfs_version *version, const c
 	r = dsfs_stat(version, path, &stat, &call->error);
 	if (r < 0)
 		return r;
-	if (stat.type != DSFS_FILE)
-		return ds_diag_set(&call->diag, stat.type == DSFS_DIRECTORY ? -EISDIR : -EINVAL,
-				   path, "not a file");
+	if (stat.type == DSFS_DIRECTORY)
+		return ds_diag_set(&call->diag, -EISDIR, path, "not a file");
+	if (stat.type == DSFS_SYMLINK)
+		return refuse_symlink(call, version, path, stat.inode);
 	dsfs_prefetch(version, &stat.inode, 1);
 	while (off < stat.size_bytes) {
 		size_t n;
@@ -172,12 +202,11 @@ static int cat_file(struct cli_call *call, struct dsfs_version *version, const c
 		if (cli_interrupted)
 			return -DS_E_INTERRUPTED;
 		r = dsfs_read(version, stat.inode, off, buffer, CAT_BUFFER_BYTES, &n, &call->error);
-		if (r == 0)
-			r = ds_write_full(STDOUT_FILENO, buffer, n);
 		if (r < 0)
-			return call->error.code == r
-				       ? r
-				       : ds_diag_set(&call->diag, r, path, "standard output");
+			return r;
+		r = ds_write_full(STDOUT_FILENO, buffer, n);
+		if (r < 0)
+			return cli_output_failed(call, r);
 		off += n;
 	}
 	return 0;
@@ -221,31 +250,40 @@ struct diff_call {
 	uint64_t added_n, removed_n, changed_n;
 };
 
-static const char *change_of(const struct ds_entry *old, const struct ds_entry *new)
+struct change {
+	char letter;
+	const char *word;
+};
+
+static const struct change added = {'A', "added"}, removed = {'D', "removed"},
+			   changed = {'C', "changed"}, other_type = {'T', "type"},
+			   other_mode = {'M', "mode"}, other_time = {'U', "time"};
+
+static const struct change *change_of(const struct ds_entry *old, const struct ds_entry *new)
 {
 	if (!old)
-		return "added";
+		return &added;
 	if (!new)
-		return "removed";
+		return &removed;
 	if (old->type != new->type)
-		return "type";
+		return &other_type;
 	if (!ds_digest_equal(&old->digest, &new->digest))
-		return "changed";
-	return old->is_executable != new->is_executable ? "mode" : "time";
+		return &changed;
+	return old->is_executable != new->is_executable ? &other_mode : &other_time;
 }
 
 static int diff_one(void *ctx, const char *path, size_t path_len, const struct ds_entry *old,
 		    const struct ds_entry *new)
 {
-	const char *change = change_of(old, new);
+	const struct change *change = change_of(old, new);
 	struct diff_call *diff = ctx;
-	char text[4096];
+	_ds_cleanup_free_ char *text = NULL;
 
 	if (cli_interrupted)
 		return -DS_E_INTERRUPTED;
 	/* A directory that only holds changed things is not one itself. */
 	if (old && new && old->type == DS_ENTRY_DIRECTORY &&new->type == DS_ENTRY_DIRECTORY &&
-	    strcmp(change, "changed") == 0)
+	    change == &changed)
 		return 0;
 	diff->added_n += old ? 0 : 1;
 	diff->removed_n += new ? 0 : 1;
@@ -255,7 +293,7 @@ static int diff_one(void *ctx, const char *path, size_t path_len, const struct d
 	if (diff->rows) {
 		const struct ds_entry *any = new ? new : old;
 		json_t *row = json_pack("{s:o, s:s, s:s}", "path", cli_name_json(path, path_len),
-					"change", change, "type", type_names[any->type]);
+					"change", change->word, "type", type_names[any->type]);
 
 		if (old)
 			json_object_set_new(row, "old_size",
@@ -265,13 +303,12 @@ static int diff_one(void *ctx, const char *path, size_t path_len, const struct d
 					    json_integer((json_int_t) new->size_bytes));
 		return json_array_append_new(diff->rows, row) < 0 ? -ENOMEM : 0;
 	}
-	printf("%c %s%s\n",
-	       !old   ? 'A'
-	       : !new ? 'D'
-		      : change[0] & ~0x20,
-	       cli_safe(path, path_len, text, sizeof(text)),
+	text = ds_malloc(4 * path_len + 8); /* "\x01" for each byte */
+	if (!text)
+		return -ENOMEM;
+	printf("%c %s%s\n", change->letter, cli_safe(path, path_len, text, 4 * path_len + 8),
 	       (new ? new : old)->type == DS_ENTRY_DIRECTORY ? "/" : "");
-	return ferror(stdout) ? -EIO : 0;
+	return cli_check_output(diff->call);
 }
 
 struct side {
@@ -364,8 +401,8 @@ const struct cli_command cli_command_diff = {
 	.arguments = "REPO@A REPO@B",
 	.summary = "show what changed between two versions",
 	.details = "One line a path: A added, D removed, C changed, T other type, M executable "
-		   "bit. Equal "
-		   "directories are skipped unread. The two may lie in different repositories.",
+		   "bit, U only times or hard links (with --mtime). Equal directories are skipped "
+		   "unread. The two may lie in different repositories.",
 	.options = diff_options,
 	.takes_store = true,
 	.takes_json = true,

@@ -74,11 +74,31 @@ enum cli_exit cli_exit_of(int code)
 	}
 }
 
+static int tell_output(int code)
+{
+	fprintf(stderr, "dsfs: standard output: %s\n", strerror(-code));
+	return CLI_EXIT_FAILURE;
+}
+
+int cli_output_failed(struct cli_call *call, int code)
+{
+	if (!call->output_error)
+		call->output_error = code;
+	return code;
+}
+
+int cli_check_output(struct cli_call *call)
+{
+	return ferror(stdout) ? cli_output_failed(call, errno ? -errno : -EIO) : 0;
+}
+
 int cli_fail(struct cli_call *call, int code, const char *what)
 {
 	enum cli_exit status = cli_exit_of(code);
 	char line[1200], text[2100], subject[800];
 
+	if (call->output_error)
+		return tell_output(call->output_error);
 	/* A local path stands for itself. */
 	if (!what && call->subject && code != -DS_E_USAGE && call->diag.object[1] != '/')
 		what = call->subject;
@@ -113,11 +133,10 @@ int cli_fail(struct cli_call *call, int code, const char *what)
 
 int cli_finish_output(struct cli_call *call)
 {
-	if (fflush(stdout) == 0 && !ferror(stdout))
+	if (!call->output_error && fflush(stdout) == 0 && !ferror(stdout))
 		return CLI_EXIT_OK;
-	ds_diag_clear(&call->diag);
-	fprintf(stderr, "dsfs: standard output: %s\n", strerror(errno ? errno : EIO));
-	return CLI_EXIT_FAILURE;
+	return tell_output(cli_output_failed(call, errno ? -errno : -EIO) ? call->output_error
+									  : -EIO);
 }
 
 void cli_print_json(void *take_json)

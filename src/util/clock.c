@@ -110,8 +110,9 @@ static unsigned days_in(int64_t year, unsigned month)
 	return days[month - 1] + (month == 2 && leap ? 1 : 0);
 }
 
-const char *ds_time_format(struct ds_time t, char *buf)
+static const char *format(struct ds_time t, char *buf, bool with_ns)
 {
+	unsigned ns;
 	time_t s = (time_t)t.s;
 	struct tm tm;
 
@@ -121,11 +122,23 @@ const char *ds_time_format(struct ds_time t, char *buf)
 	if (t.s > 253402300799)
 		s = 253402300799, t.ns = 999999999;
 	gmtime_r(&s, &tm);
-	snprintf(buf, DS_TIME_TEXT_MAX, "%04u-%02u-%02uT%02u:%02u:%02u.%03uZ",
+	ns = t.ns % 1000000000u;
+	snprintf(buf, DS_TIME_TEXT_MAX, "%04u-%02u-%02uT%02u:%02u:%02u.%0*uZ",
 		 (unsigned)(tm.tm_year + 1900) % 10000u, (unsigned)(tm.tm_mon + 1) % 100u,
 		 (unsigned)tm.tm_mday % 100u, (unsigned)tm.tm_hour % 100u,
-		 (unsigned)tm.tm_min % 100u, (unsigned)tm.tm_sec % 100u, t.ns / 1000000u % 1000u);
+		 (unsigned)tm.tm_min % 100u, (unsigned)tm.tm_sec % 100u, with_ns ? 9 : 3,
+		 with_ns ? ns : ns / 1000000u);
 	return buf;
+}
+
+const char *ds_time_format(struct ds_time t, char *buf)
+{
+	return format(t, buf, false);
+}
+
+const char *ds_time_format_ns(struct ds_time t, char *buf)
+{
+	return format(t, buf, true);
 }
 
 /* Exactly n digits; -1 if there are not so many. */
@@ -169,11 +182,11 @@ static int parse_zone(const char **at, int64_t *ret_offset_s)
 	return 0;
 }
 
-int ds_time_parse(const char *text, struct ds_time *ret_time, bool *ret_is_date)
+int ds_time_parse(const char *text, struct ds_time *ret_time, int64_t *ret_span_ns)
 {
 	int64_t year, month, day, hour = 0, minute = 0, second = 0, offset_s = 0;
+	int64_t span_ns = DS_DAY_NS;
 	const char *at = text;
-	bool is_date = true;
 	uint32_t ns = 0;
 
 	year = digits(&at, 4);
@@ -186,7 +199,6 @@ int ds_time_parse(const char *text, struct ds_time *ret_time, bool *ret_is_date)
 	if (day < 1 || day > days_in(year, (unsigned)month))
 		return -EINVAL;
 	if (*at) {
-		is_date = false;
 		if (!take(&at, 'T') && !take(&at, 't') && !take(&at, ' '))
 			return -EINVAL;
 		hour = digits(&at, 2);
@@ -195,17 +207,21 @@ int ds_time_parse(const char *text, struct ds_time *ret_time, bool *ret_is_date)
 		minute = digits(&at, 2);
 		if (minute < 0 || minute > 59)
 			return -EINVAL;
+		span_ns = 60 * (int64_t)DS_NS_PER_S;
 		if (take(&at, ':')) {
 			second = digits(&at, 2);
 			if (second < 0 || second > 60)
 				return -EINVAL;
+			span_ns = (int64_t)DS_NS_PER_S;
 			if (take(&at, '.')) {
 				uint32_t scale = 100000000;
 
 				if (*at < '0' || *at > '9')
 					return -EINVAL;
-				for (; *at >= '0' && *at <= '9'; at++, scale /= 10)
+				for (; *at >= '0' && *at <= '9'; at++, scale /= 10) {
 					ns += (uint32_t)(*at - '0') * scale;
+					span_ns = span_ns > 10 ? span_ns / 10 : 1;
+				}
 			}
 		}
 		if (parse_zone(&at, &offset_s) < 0)
@@ -216,8 +232,8 @@ int ds_time_parse(const char *text, struct ds_time *ret_time, bool *ret_is_date)
 	ret_time->s = days_of(year, (unsigned)month, (unsigned)day) * 86400 + hour * 3600 +
 		      minute * 60 + second - offset_s;
 	ret_time->ns = ns;
-	if (ret_is_date)
-		*ret_is_date = is_date;
+	if (ret_span_ns)
+		*ret_span_ns = span_ns;
 	return 0;
 }
 

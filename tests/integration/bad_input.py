@@ -145,7 +145,7 @@ def places(ask, box, repo, mountpoint):
     ask(USAGE, mountpoint, "mount", repo, mountpoint, "-o", f"cache_dir={mountpoint}")
     full = box.new_dir("full")
     put(f"{full}/there", b"")
-    ask(CONFLICT, full, "export", repo, full)
+    ask(USAGE, full, "export", repo, full)
     equal(os.listdir(full), ["there"], "what is in the directory that was refused")
     ask(CONFLICT, "v1", "tag", repo, "v1")
     ask(CONFLICT, "v1", "commit", mountpoint, repo, "--allow-empty", "--tag", "v1", may_json=False)
