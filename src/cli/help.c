@@ -218,9 +218,8 @@ static void print_man_overview(void)
 		"REPO is s3://bucket/prefix, file:///path, or a path. REPO@VERSION names a "
 		"version; the last '@' after the last '/' splits it off. VERSION is tried as a "
 		"number (entry of the default branch), BRANCH:NUMBER, a tag, a branch, a date or "
-		"time as in RFC 3339 (UTC without a zone; a bare date means the end of that day, "
-		"and so does a second or a minute; the newest version at or before it), and the "
-		"first 8 or more digits of an id. "
+		"time as in RFC 3339 (UTC without a zone; a bare date means the end of that day; "
+		"the newest version at or before it), and the first 8 or more digits of an id. "
 		"Without it the newest version of the default branch is meant.");
 	printf(".SH EXIT STATUS\n");
 #define CLI_X(name, number, text)        \

@@ -12,6 +12,7 @@
 
 #define ID_PREFIX_MIN	8u
 #define ID_LIST_MAX	100u /* rows that are looked at for an ambiguous prefix */
+#define DAY_NS		(INT64_C(86400) * (int64_t)DS_NS_PER_S)
 #define TEXT_MAX	300u /* of what there is; a diag holds little more */
 #define TEXT_REF_MAX	60u
 #define VERSIONS_PREFIX "versions/"
@@ -105,12 +106,13 @@ static int try_date(struct ds_repo *repo, const char *selector, struct ds_resolv
 {
 	struct ds_ref_entry entry;
 	struct ds_time time;
-	int64_t span_ns;
+	bool is_date;
 	int r;
 
-	if (ds_time_parse(selector, &time, &span_ns) < 0)
+	if (ds_time_parse(selector, &time, &is_date) < 0)
 		return -DS_E_NO_VERSION;
-	time = ds_time_add_ns(time, span_ns - 1);
+	if (is_date)
+		time = ds_time_add_ns(time, DAY_NS - 1);
 	r = ds_ref_at(repo, ds_repo_default_branch(repo), time, &entry, reterr_diag);
 	return r < 0 ? r : found(&entry, ret_resolved, reterr_diag);
 }

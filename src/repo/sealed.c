@@ -197,9 +197,9 @@ int ds_json_time(const json_t *object, const char *name, struct ds_time *ret_tim
 		 struct ds_diag *reterr_diag)
 {
 	const char *text = json_string_value(json_object_get(object, name));
-	int64_t span_ns;
+	bool is_date;
 
-	if (!text || ds_time_parse(text, ret_time, &span_ns) < 0 || span_ns == DS_DAY_NS)
+	if (!text || ds_time_parse(text, ret_time, &is_date) < 0 || is_date)
 		return ds_diag_set(reterr_diag, -DS_E_MALFORMED, NULL,
 				   "`%s` is missing or not a time", name);
 	return 0;

@@ -182,11 +182,11 @@ static int parse_zone(const char **at, int64_t *ret_offset_s)
 	return 0;
 }
 
-int ds_time_parse(const char *text, struct ds_time *ret_time, int64_t *ret_span_ns)
+int ds_time_parse(const char *text, struct ds_time *ret_time, bool *ret_is_date)
 {
 	int64_t year, month, day, hour = 0, minute = 0, second = 0, offset_s = 0;
-	int64_t span_ns = DS_DAY_NS;
 	const char *at = text;
+	bool is_date = true;
 	uint32_t ns = 0;
 
 	year = digits(&at, 4);
@@ -199,6 +199,7 @@ int ds_time_parse(const char *text, struct ds_time *ret_time, int64_t *ret_span_
 	if (day < 1 || day > days_in(year, (unsigned)month))
 		return -EINVAL;
 	if (*at) {
+		is_date = false;
 		if (!take(&at, 'T') && !take(&at, 't') && !take(&at, ' '))
 			return -EINVAL;
 		hour = digits(&at, 2);
@@ -207,21 +208,17 @@ int ds_time_parse(const char *text, struct ds_time *ret_time, int64_t *ret_span_
 		minute = digits(&at, 2);
 		if (minute < 0 || minute > 59)
 			return -EINVAL;
-		span_ns = 60 * (int64_t)DS_NS_PER_S;
 		if (take(&at, ':')) {
 			second = digits(&at, 2);
 			if (second < 0 || second > 60)
 				return -EINVAL;
-			span_ns = (int64_t)DS_NS_PER_S;
 			if (take(&at, '.')) {
 				uint32_t scale = 100000000;
 
 				if (*at < '0' || *at > '9')
 					return -EINVAL;
-				for (; *at >= '0' && *at <= '9'; at++, scale /= 10) {
+				for (; *at >= '0' && *at <= '9'; at++, scale /= 10)
 					ns += (uint32_t)(*at - '0') * scale;
-					span_ns = span_ns > 10 ? span_ns / 10 : 1;
-				}
 			}
 		}
 		if (parse_zone(&at, &offset_s) < 0)
@@ -232,8 +229,8 @@ int ds_time_parse(const char *text, struct ds_time *ret_time, int64_t *ret_span_
 	ret_time->s = days_of(year, (unsigned)month, (unsigned)day) * 86400 + hour * 3600 +
 		      minute * 60 + second - offset_s;
 	ret_time->ns = ns;
-	if (ret_span_ns)
-		*ret_span_ns = span_ns;
+	if (ret_is_date)
+		*ret_is_date = is_date;
 	return 0;
 }
 

@@ -51,11 +51,10 @@ const char *ds_time_format_ns(struct ds_time t, char *buf);
 /*
  * RFC 3339: "2026-11-21", "2026-11-21T03:47", "2026-11-21T03:47:27[.fraction]", with 'T', 't' or a
  * space, and an optional zone "Z" or "+hh:mm" (none: UTC). A leap second counts as the next second.
- * The instant is the start of what is named; `ret_span_ns` (may be NULL) is how long that lasts: a day,
- * a minute, a second, or one unit of the last digit of the fraction (at least 1). -EINVAL.
+ * `ret_is_date` (may be NULL) says that no time of day was given; the instant is the day's start
+ * then. -EINVAL.
  */
-#define DS_DAY_NS (INT64_C(86400) * (int64_t)DS_NS_PER_S)
-int ds_time_parse(const char *text, struct ds_time *ret_time, int64_t *ret_span_ns);
+int ds_time_parse(const char *text, struct ds_time *ret_time, bool *ret_is_date);
 
 /* IMF-fixdate of RFC 9110, "Sat, 21 Nov 2026 03:47:27 GMT". -EINVAL. */
 int ds_time_parse_http(const char *text, struct ds_time *ret_time);

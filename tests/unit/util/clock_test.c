@@ -17,36 +17,36 @@ Test(clock, times_are_read_with_zone_fraction_and_leap_second)
 		const char *text;
 		int64_t s;
 		uint32_t ns;
-		int64_t span_ns;
+		bool is_date;
 	} good[] = {
-		{"1970-01-01", 0, 0, DS_DAY_NS},
-		{"2026-11-21", 1795219200, 0, DS_DAY_NS},
-		{"2026-11-21T03:47", 1795232820, 0, 60000000000},
-		{"2026-11-21T03:47:27", 1795232847, 0, 1000000000},
-		{"2026-11-21t03:47:27z", 1795232847, 0, 1000000000},
-		{"2026-11-21 03:47:27.123Z", 1795232847, 123000000, 1000000},
-		{"2026-11-21T03:47:27.1234567899Z", 1795232847, 123456789, 1},
-		{"2026-11-21T03:47:27+01:30", 1795232847 - 5400, 0, 1000000000},
-		{"2026-11-21T03:47:27-00:00", 1795232847, 0, 1000000000},
-		{"2026-11-20T23:47:27-04:00", 1795232847, 0, 1000000000},
-		{"2024-02-29", 1709164800, 0, DS_DAY_NS},
-		{"2000-02-29", 951782400, 0, DS_DAY_NS},
-		{"2038-01-19T03:14:08Z", 2147483648, 0, 1000000000},
-		{"1969-12-31T23:59:59.5Z", -1, 500000000, 100000000},
-		{"1900-03-01", -2203891200, 0, DS_DAY_NS},
-		{"2016-12-31T23:59:60Z", 1483228800, 0, 1000000000},
-		{"9999-12-31T23:59:59Z", 253402300799, 0, 1000000000},
-		{"0000-01-01", -62167219200, 0, DS_DAY_NS},
+		{"1970-01-01", 0, 0, true},
+		{"2026-11-21", 1795219200, 0, true},
+		{"2026-11-21T03:47", 1795232820, 0, false},
+		{"2026-11-21T03:47:27", 1795232847, 0, false},
+		{"2026-11-21t03:47:27z", 1795232847, 0, false},
+		{"2026-11-21 03:47:27.123Z", 1795232847, 123000000, false},
+		{"2026-11-21T03:47:27.1234567899Z", 1795232847, 123456789, false},
+		{"2026-11-21T03:47:27+01:30", 1795232847 - 5400, 0, false},
+		{"2026-11-21T03:47:27-00:00", 1795232847, 0, false},
+		{"2026-11-20T23:47:27-04:00", 1795232847, 0, false},
+		{"2024-02-29", 1709164800, 0, true},
+		{"2000-02-29", 951782400, 0, true},
+		{"2038-01-19T03:14:08Z", 2147483648, 0, false},
+		{"1969-12-31T23:59:59.5Z", -1, 500000000, false},
+		{"1900-03-01", -2203891200, 0, true},
+		{"2016-12-31T23:59:60Z", 1483228800, 0, false},
+		{"9999-12-31T23:59:59Z", 253402300799, 0, false},
+		{"0000-01-01", -62167219200, 0, true},
 	};
 
 	for (size_t i = 0; i < DS_ARRAY_SIZE(good); i++) {
 		struct ds_time t = {0};
-		int64_t span_ns = 0;
+		bool is_date = !good[i].is_date;
 
-		cr_assert_eq(ds_time_parse(good[i].text, &t, &span_ns), 0, "%s", good[i].text);
+		cr_assert_eq(ds_time_parse(good[i].text, &t, &is_date), 0, "%s", good[i].text);
 		cr_assert_eq(t.s, good[i].s, "%s: %lld", good[i].text, (long long)t.s);
 		cr_assert_eq(t.ns, good[i].ns, "%s", good[i].text);
-		cr_assert_eq(span_ns, good[i].span_ns, "%s", good[i].text);
+		cr_assert_eq(is_date, good[i].is_date, "%s", good[i].text);
 		cr_assert_eq(ds_time_parse(good[i].text, &t, NULL), 0);
 	}
 }
@@ -91,10 +91,10 @@ Test(clock, what_is_not_a_time_is_refused)
 		"42",
 	};
 	struct ds_time t = {.s = 7, .ns = 8};
-	int64_t span_ns = 7;
+	bool is_date = true;
 
 	for (size_t i = 0; i < DS_ARRAY_SIZE(bad); i++)
-		cr_assert_eq(ds_time_parse(bad[i], &t, &span_ns), -EINVAL, "\"%s\"", bad[i]);
+		cr_assert_eq(ds_time_parse(bad[i], &t, &is_date), -EINVAL, "\"%s\"", bad[i]);
 	cr_assert_eq(t.s, 7);
 	cr_assert_eq(t.ns, 8);
 }
