@@ -83,15 +83,17 @@ watchdogs() {
 # In a session of its own, and holding none of the caller's descriptors: a test runner waits until
 # its pipe is closed.
 launch() {
-	setsid -f "$@" </dev/null >>"$dir/daemons.log" 2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
+	setsid "$@" </dev/null >>"$dir/daemons.log" 2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- &
+	launched=$!
 }
 
-# Waits for a condition while a daemon lives: wait_for DAEMON SECONDS COMMAND...
+# Waits for a condition while the daemon that was launched last lives: wait_for DAEMON SECONDS COMMAND...
+# By its pid, since it has its name only some time after it was launched; a zombie has no exe.
 wait_for() {
 	local daemon=$1 deadline=$((SECONDS + $2))
 	shift 2
 	until "$@" >>"$dir/setup.log" 2>&1; do
-		[ -n "$(pids_of "$daemon")" ] || { echo "$daemon ended" >>"$dir/setup.log"; return 1; }
+		readlink "/proc/$launched/exe" >/dev/null || { echo "$daemon ended" >>"$dir/setup.log"; return 1; }
 		[ $SECONDS -lt $deadline ] || { echo "$daemon: time out" >>"$dir/setup.log"; return 1; }
 		sleep 0.05
 	done
