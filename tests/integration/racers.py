@@ -74,7 +74,8 @@ def race(box, store, racers, versions, seed):
                        place=box.new_dir("m")) as mount:
             lines = tree.compare(snap, tree.snapshot(mount.path))
             check(not lines, f"version {result['number']}: " + "\n".join(lines))
-    box.dsfs("verify", repo, "--read-data", env=store.env)
+    found = box.dsfs("verify", repo, "--read-data", env=store.env, status=None)
+    check(found.status == 0, f"{found}: {found.text}{found.errors}")
     races = sum(result["races"] for result, _, _, _ in acknowledged)
     say(f"{store.kind}: {racers} x {versions} commits in {took:.1f} s, {races} races lost, "
         f"{total} entries in a row")
