@@ -93,7 +93,7 @@ static int compare_candidates(const void *a, const void *b)
 	return r ? r : memcmp(x->id.bytes, y->id.bytes, DS_DIGEST_LEN);
 }
 
-static int check_record(struct verify *verify, const struct ds_digest *id,
+static int check_record(struct verify *verify, const struct ds_digest *id, bool is_named,
 			struct ds_record **ret_record)
 {
 	char key[DS_RECORD_KEY_MAX];
@@ -105,9 +105,9 @@ static int check_record(struct verify *verify, const struct ds_digest *id,
 	verify->result.objects_n++;
 	if (ds_verify_is_damage(r))
 		ds_verify_find_diag(verify, ds_record_key(id, key), r, &diag);
-	else if (r == -DS_E_NO_VERSION)
+	else if (r == -DS_E_NO_VERSION && is_named)
 		ds_verify_find(verify, ds_record_key(id, key), "missing");
-	else if (r < 0)
+	else if (r < 0 && r != -DS_E_NO_VERSION) /* else a collector was faster */
 		return ds_verify_fail(verify, r, &diag);
 	return 0;
 }
@@ -132,13 +132,13 @@ static int check_records(struct verify *verify, struct candidate *candidates, si
 			continue; /* a signature */
 		if (ds_map_get(verify->named, id.bytes, DS_DIGEST_LEN))
 			continue; /* below */
-		r = check_record(verify, &id, &record);
+		r = check_record(verify, &id, false, &record);
 		ds_record_free(record);
 	}
 	ds_store_listing_release(&listing);
 	while (r == 0 && ds_map_each(verify->named, &cursor, &name, &name_len, NULL)) {
 		memcpy(candidates[n].id.bytes, name, DS_DIGEST_LEN);
-		r = check_record(verify, &candidates[n].id, &record);
+		r = check_record(verify, &candidates[n].id, true, &record);
 		if (record)
 			candidates[n++].time = record->time;
 		ds_record_free(record);
@@ -154,7 +154,7 @@ static int check_version(struct verify *verify, const struct ds_digest *id)
 	struct ds_record *record;
 	int r;
 
-	r = check_record(verify, id, &record);
+	r = check_record(verify, id, true, &record);
 	if (r < 0 || !record)
 		return r;
 	r = ds_verify_version(verify, record);

@@ -1,7 +1,7 @@
 /*
  * A version's manifest, from its index down: each node and each page is checked and put into one local file, which goes on from version to version.
  *
- * INV-1: page i of the file holds bytes whose digest is digests[i] (zero: a page of zeros), unless bad[i].
+ * INV-1: page i of the file holds bytes whose digest is digests[i] (zero: a page of zeros), unless bad[i]. The file never shrinks: a later version may have more pages again.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "codec/page_index.h"
@@ -123,6 +124,17 @@ static int write_page(struct verify *verify, uint64_t page, const void *raw)
 	int r = ds_pwrite_full(pages->fd, raw, pages->page_size, page * pages->page_size);
 
 	return r < 0 ? fail_scratch(verify, r) : 0;
+}
+
+/* Bad pages at the end were never written. */
+static int lengthen(const struct verify_pages *pages)
+{
+	off_t size = (off_t)(pages->pages_n * pages->page_size);
+	struct stat st;
+
+	if (fstat(pages->fd, &st) < 0 || (st.st_size < size && ftruncate(pages->fd, size) < 0))
+		return -errno;
+	return 0;
 }
 
 static int leaf_page(struct verify *verify, struct wants *wants, uint64_t page,
@@ -326,7 +338,6 @@ int ds_verify_index(struct verify *verify, const struct ds_record *record, bool 
 	pages->bad_n = 0;
 	for (uint64_t i = 0; i < pages->pages_n; i++)
 		pages->bad_n += pages->bad[i];
-	if (ftruncate(pages->fd, (off_t)(pages->pages_n * pages->page_size)) < 0)
-		return fail_scratch(verify, -errno);
-	return 0;
+	r = lengthen(pages);
+	return r < 0 ? fail_scratch(verify, r) : 0;
 }

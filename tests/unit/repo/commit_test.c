@@ -439,6 +439,73 @@ Test(commit, tags_and_branches)
 	box_release(&box);
 }
 
+static void fill_many(struct box *box, const char *dir, unsigned n)
+{
+	char path[64];
+
+	box_mkdir(box, dir);
+	for (unsigned i = 0; i < n; i++) {
+		snprintf(path, sizeof(path), "%s/a file with a long name %04u", dir, i);
+		box_fill(box, path, i + 1, 10);
+	}
+}
+
+/* verify goes from version to version by time: a large manifest, a small one, the large one with most pages as they were. */
+Test(commit, verify_goes_over_branches_of_different_sizes)
+{
+	struct box box;
+
+	box_init(&box);
+	fill_many(&box, "a", 10);
+	box_commit(&box);
+	box.options.branch = "small";
+	box_fill(&box, "small", 1, 10);
+	box_commit(&box);
+	box.options.branch = NULL;
+	fill_many(&box, "b", 1500);
+	box_commit(&box);
+	box_rename(&box, "b", "../b");
+	box.options.branch = "small";
+	box_fill(&box, "small", 2, 10);
+	box_commit(&box);
+	box.options.branch = NULL;
+	box_rename(&box, "../b", "b");
+	box_fill(&box, "a/new", 1, 10);
+	box_commit(&box);
+	cr_assert_eq(box_verify(&box, false), 5);
+	box_release(&box);
+}
+
+static const char listed_key[] = "versions/"
+				 "0123456789abcdef0123456789abcdef"
+				 "0123456789abcdef0123456789abcdef";
+
+static void remove_listed(void *ctx, const struct ds_store_req *req)
+{
+	struct ds_store_req removal = {.op = DS_STORE_DELETE, .key = listed_key};
+	struct box *box = ctx;
+
+	if (req->op == DS_STORE_GET && strcmp(req->key, listed_key) == 0)
+		cr_assert_eq(ds_store_perform(box->inner, &removal), 0);
+}
+
+/* A record that nobody names may be removed by a collector between LIST and GET. */
+Test(commit, verify_beside_a_collector)
+{
+	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(64);
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 10);
+	box_commit(&box);
+	cr_assert_eq(ds_store_put(box.inner, listed_key, "{}", 2, NULL), 0);
+	box.spy.before = remove_listed;
+	box.spy.ctx = &box;
+	cr_assert_eq(box_verify(&box, false), 1);
+	cr_assert_eq(ds_store_get(box.inner, listed_key, &buf, NULL), -DS_E_ABSENT);
+	box_release(&box);
+}
+
 /* The commit is refused for a name before anything is uploaded. */
 static void refuse_names(struct box *box, const char *branch, const char *tag, const char *taken)
 {
