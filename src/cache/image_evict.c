@@ -11,7 +11,6 @@
  *
  * Images that this process has open are its working set: they are taken only when nothing else is left.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -97,30 +96,6 @@ static int walk_image(struct walk *walk, int parent_fd, const char *name)
 	return 0;
 }
 
-/* Calls fn for each entry but . and .. of the directory. */
-static int each_entry(int parent_fd, const char *path,
-		      int (*fn)(void *ctx, int dir_fd, const char *name), void *ctx)
-{
-	struct dirent *entry;
-	int fd, r = 0;
-	DIR *dir;
-
-	fd = openat(parent_fd, path, DIR_FLAGS);
-	if (fd < 0)
-		return -errno;
-	dir = fdopendir(fd);
-	if (!dir) {
-		r = -errno;
-		close(fd);
-		return r;
-	}
-	while (r == 0 && (entry = readdir(dir)))
-		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-			r = fn(ctx, dirfd(dir), entry->d_name);
-	closedir(dir);
-	return r;
-}
-
 static int walk_entry(void *ctx, int dir_fd, const char *name)
 {
 	return walk_image(ctx, dir_fd, name);
@@ -128,7 +103,7 @@ static int walk_entry(void *ctx, int dir_fd, const char *name)
 
 static int walk_dir(void *ctx, int dir_fd, const char *name)
 {
-	int r = each_entry(dir_fd, name, walk_entry, ctx);
+	int r = ds_each_entry_at(dir_fd, name, walk_entry, ctx);
 
 	/* What is not a directory does not belong here, and costs nothing. */
 	return r == -ENOMEM || r == -EMFILE || r == -ENFILE ? r : 0;
@@ -161,7 +136,7 @@ int ds_evict_scan_locked(struct ds_cache *cache, struct ds_cache_root *root)
 	uint64_t total;
 	int r;
 
-	r = each_entry(root->images_fd, ".", walk_dir, &walk);
+	r = ds_each_entry_at(root->images_fd, ".", walk_dir, &walk);
 	if (r < 0) {
 		ds_free(walk.list);
 		return r;
@@ -194,7 +169,7 @@ static int clean_entry(void *ctx, int dir_fd, const char *name)
 
 void ds_evict_clean_tmp(struct ds_cache_root *root)
 {
-	each_entry(root->tmp_fd, ".", clean_entry, NULL);
+	ds_each_entry_at(root->tmp_fd, ".", clean_entry, NULL);
 }
 
 /* ---- one image */

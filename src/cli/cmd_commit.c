@@ -224,8 +224,7 @@ static int run_commit(struct cli_call *call)
 		print_result(call, repo, &options, &result, ui.rejected);
 	if (r == -DS_E_NO_REPO && !call->diag.detail[0])
 		ds_diag_set(&call->diag, r, call->args[1], "make it with 'dsfs init' or --init");
-	if (ui.rejected)
-		json_decref(ui.rejected);
+	json_decref(ui.rejected);
 	ds_free(ui.state_dir);
 	ds_repo_unref(repo);
 	ds_locator_release(&locator);
@@ -373,8 +372,7 @@ static int run_fingerprint(struct cli_call *call)
 		cli_print_json(json_pack("{s:s}", "fingerprint", text));
 	else if (r == 0)
 		puts(text);
-	if (ui.rejected)
-		json_decref(ui.rejected);
+	json_decref(ui.rejected);
 	ds_free(ui.state_dir);
 	return r < 0 ? cli_fail(call, r, NULL) : cli_finish_output(call);
 }

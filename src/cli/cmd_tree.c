@@ -345,12 +345,9 @@ static int open_side(struct cli_call *call, const char *text, struct side *side)
 
 static void close_side(struct side *side)
 {
-	if (side->view)
-		ds_view_close(side->view);
-	if (side->fetcher)
-		ds_fetcher_free(side->fetcher);
-	if (side->cache)
-		ds_cache_unref(side->cache);
+	ds_view_close(side->view);
+	ds_fetcher_free(side->fetcher);
+	ds_cache_unref(side->cache);
 	ds_record_free(side->record);
 	ds_repo_unref(side->repo);
 	ds_locator_release(&side->locator);
@@ -378,8 +375,7 @@ static int run_diff(struct cli_call *call)
 	else if (r == 0 && !cli_has(call, "quiet"))
 		printf("%" PRIu64 " added, %" PRIu64 " removed, %" PRIu64 " changed\n",
 		       diff.added_n, diff.removed_n, diff.changed_n);
-	if (diff.rows)
-		json_decref(diff.rows);
+	json_decref(diff.rows);
 	close_side(&new);
 	close_side(&old);
 	if (r < 0)

@@ -78,8 +78,7 @@ static int run_verify(struct cli_call *call)
 		       result.findings_n);
 	if (r == 0 && !ui.findings && result.imported_n && !cli_has(call, "quiet"))
 		printf("not checked: %" PRIu64 " files in imported objects\n", result.imported_n);
-	if (ui.findings)
-		json_decref(ui.findings);
+	json_decref(ui.findings);
 	ds_repo_unref(repo);
 	ds_locator_release(&locator);
 	if (r < 0)

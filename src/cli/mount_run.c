@@ -263,12 +263,9 @@ static int open_everything(struct mount_job *job)
 
 static void release_everything(struct mount_job *job)
 {
-	if (job->view)
-		ds_view_close(job->view);
-	if (job->fetcher)
-		ds_fetcher_free(job->fetcher);
-	if (job->cache)
-		ds_cache_unref(job->cache);
+	ds_view_close(job->view);
+	ds_fetcher_free(job->fetcher);
+	ds_cache_unref(job->cache);
 	ds_record_free(job->record);
 	ds_repo_unref(job->repo);
 	ds_locator_release(&job->locator);

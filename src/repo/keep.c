@@ -446,8 +446,7 @@ struct ds_keep *ds_keep_free(struct ds_keep *keep)
 {
 	if (!keep)
 		return NULL;
-	if (keep->versions)
-		ds_map_free(keep->versions, version_free);
+	ds_map_free(keep->versions, version_free);
 	ds_free(keep->newest);
 	ds_free(keep->longest);
 	ds_free(keep);

@@ -89,12 +89,9 @@ void dsfs_repository_close(struct dsfs_repository *repository)
 {
 	if (!repository)
 		return;
-	if (repository->fetcher)
-		ds_fetcher_free(repository->fetcher);
-	if (repository->cache)
-		ds_cache_unref(repository->cache);
-	if (repository->repo)
-		ds_repo_unref(repository->repo);
+	ds_fetcher_free(repository->fetcher);
+	ds_cache_unref(repository->cache);
+	ds_repo_unref(repository->repo);
 	ds_free(repository);
 }
 
@@ -224,8 +221,7 @@ void dsfs_version_close(struct dsfs_version *version)
 {
 	if (!version)
 		return;
-	if (version->view)
-		ds_view_close(version->view);
+	ds_view_close(version->view);
 	ds_record_free(version->record);
 	free(version->text);
 	ds_free(version);

@@ -130,23 +130,8 @@ static int fill_json(const struct ds_record *record, const json_t *extra, json_t
 	return r == 0 ? 0 : -ENOMEM;
 }
 
-struct sink {
-	struct ds_buf *buf;
-	int r;
-};
-
-static int sink_write(const char *data, size_t len_bytes, void *ctx)
-{
-	struct sink *sink = ctx;
-
-	if (sink->r == 0)
-		sink->r = ds_buf_append(sink->buf, data, len_bytes);
-	return sink->r < 0 ? -1 : 0;
-}
-
 int ds_record_encode(struct ds_record *record, const void *extra, struct ds_buf *buf)
 {
-	struct sink sink = {.buf = buf};
 	size_t start = buf->len_bytes;
 	json_t *object;
 	int r;
@@ -160,8 +145,8 @@ int ds_record_encode(struct ds_record *record, const void *extra, struct ds_buf 
 	if (!object)
 		return -ENOMEM;
 	r = fill_json(record, extra, object);
-	if (r == 0 && json_dump_callback(object, sink_write, &sink, JSON_COMPACT) < 0)
-		r = sink.r < 0 ? sink.r : -ENOMEM;
+	if (r == 0)
+		r = ds_json_store(object, buf);
 	if (r == 0 && buf->len_bytes - start > DS_RECORD_MAX)
 		r = -DS_E_LIMIT;
 	if (r == 0)

@@ -22,18 +22,25 @@ static int sink_write(const char *data, size_t len_bytes, void *ctx)
 	return sink->r < 0 ? -1 : 0;
 }
 
-int ds_sealed_encode(const json_t *object, struct ds_buf *buf)
+int ds_json_store(const json_t *object, struct ds_buf *buf)
 {
 	struct sink sink = {.buf = buf};
+
+	if (json_dump_callback(object, sink_write, &sink, JSON_COMPACT) < 0)
+		return sink.r < 0 ? sink.r : -ENOMEM;
+	return 0;
+}
+
+int ds_sealed_encode(const json_t *object, struct ds_buf *buf)
+{
 	size_t start = buf->len_bytes;
 	char text[DS_DIGEST_TEXT_MAX];
 	struct ds_digest digest;
 	int r;
 
-	if (json_dump_callback(object, sink_write, &sink, JSON_COMPACT) < 0) {
-		r = sink.r < 0 ? sink.r : -ENOMEM;
+	r = ds_json_store(object, buf);
+	if (r < 0)
 		goto undo;
-	}
 	r = ds_buf_append_byte(buf, '\n');
 	if (r < 0)
 		goto undo;

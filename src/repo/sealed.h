@@ -19,7 +19,9 @@ int ds_sealed_encode(const json_t *object, struct ds_buf *buf);
 int ds_sealed_parse(const void *data, size_t len_bytes, const char *key, json_t **ret_object,
 		    struct ds_digest *ret_digest, struct ds_diag *reterr_diag);
 
-/* JSON without a seal (records): one object without duplicate keys, and its `format`. -ENOMEM, -DS_E_MALFORMED, -DS_E_TOO_NEW. */
+/* JSON without a seal (records): appended, compact, keys in the order in which they were set. -ENOMEM, or buf's limit; then a part of it may be there. */
+int ds_json_store(const json_t *object, struct ds_buf *buf);
+/* Parses it: one object without duplicate keys, and its `format`. -ENOMEM, -DS_E_MALFORMED, -DS_E_TOO_NEW. */
 int ds_json_load(const void *data, size_t len_bytes, const char *key, json_t **ret_object,
 		 struct ds_diag *reterr_diag);
 

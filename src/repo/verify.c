@@ -225,10 +225,8 @@ int ds_verify(struct ds_repo *repo, const struct ds_verify_options *options,
 							    : check_all(&verify);
 	if (ds_verify_is_over(&verify))
 		r = verify.error;
-	if (verify.packs)
-		ds_map_free(verify.packs, ds_verify_pack_free);
-	if (verify.named)
-		ds_map_free(verify.named, NULL);
+	ds_map_free(verify.packs, ds_verify_pack_free);
+	ds_map_free(verify.named, NULL);
 	ds_verify_pages_release(&verify.pages);
 	pthread_mutex_destroy(&verify.mutex);
 	if (r < 0)

@@ -42,8 +42,7 @@ void ds_verify_pack_free(void *value)
 
 	ds_free(pack->toc);
 	ds_free(pack->targets);
-	if (pack->bad_chunks)
-		ds_map_free(pack->bad_chunks, NULL);
+	ds_map_free(pack->bad_chunks, NULL);
 	ds_free(pack);
 }
 

@@ -59,8 +59,7 @@ struct ds_view *ds_view_close(struct ds_view *view)
 {
 	if (!view)
 		return NULL;
-	if (view->manifest)
-		ds_manifest_free(view->manifest);
+	ds_manifest_free(view->manifest);
 	view_pages_release(view);
 	for (size_t i = 0; i < VIEW_RECENT_N; i++)
 		if (view->locked.recent[i].bytes)

@@ -205,20 +205,15 @@ int ds_mkdir_p(int dir_fd, const char *path, mode_t mode)
 	return S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
 }
 
-/* Depth is bounded by what the kernel lets a path of ours become; each level holds one descriptor. */
-int ds_rmtree_at(int dir_fd, const char *path)
+int ds_each_entry_at(int dir_fd, const char *path, ds_entry_fn *fn, void *ctx)
 {
 	struct dirent *entry;
 	int fd, r = 0;
 	DIR *dir;
 
-	if (unlinkat(dir_fd, path, 0) == 0 || errno == ENOENT)
-		return 0;
-	if (errno != EISDIR && errno != EPERM)
-		return -errno;
 	fd = openat(dir_fd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (fd < 0)
-		return errno == ENOENT ? 0 : -errno;
+		return -errno;
 	dir = fdopendir(fd);
 	if (!dir) {
 		r = -errno;
@@ -227,8 +222,29 @@ int ds_rmtree_at(int dir_fd, const char *path)
 	}
 	while (r == 0 && (entry = readdir(dir)))
 		if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-			r = ds_rmtree_at(dirfd(dir), entry->d_name);
+			r = fn(ctx, dirfd(dir), entry->d_name);
 	closedir(dir);
+	return r;
+}
+
+static int rm_entry(void *ctx, int dir_fd, const char *name)
+{
+	(void)ctx;
+	return ds_rmtree_at(dir_fd, name);
+}
+
+/* Depth is bounded by what the kernel lets a path of ours become; each level holds one descriptor. */
+int ds_rmtree_at(int dir_fd, const char *path)
+{
+	int r;
+
+	if (unlinkat(dir_fd, path, 0) == 0 || errno == ENOENT)
+		return 0;
+	if (errno != EISDIR && errno != EPERM)
+		return -errno;
+	r = ds_each_entry_at(dir_fd, path, rm_entry, NULL);
+	if (r == -ENOENT)
+		return 0;
 	if (r == 0 && unlinkat(dir_fd, path, AT_REMOVEDIR) < 0 && errno != ENOENT)
 		r = -errno;
 	return r;

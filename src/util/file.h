@@ -40,6 +40,11 @@ int ds_file_write_atomic(int dir_fd, const char *name, const void *data, size_t 
 /* mkdir -p below dir_fd (AT_FDCWD and absolute paths are allowed); no error if it is there. */
 int ds_mkdir_p(int dir_fd, const char *path, mode_t mode);
 
+/* Calls fn for each name but . and .. in a directory (no symlink), in no order, with the directory's descriptor, which is closed afterwards.
+ * The first that is not 0 ends it and is returned; or -errno of opening. */
+typedef int ds_entry_fn(void *ctx, int dir_fd, const char *name);
+int ds_each_entry_at(int dir_fd, const char *path, ds_entry_fn *fn, void *ctx);
+
 /* Removes a directory with everything below it, without following links. No error if absent. */
 int ds_rmtree_at(int dir_fd, const char *path);
 

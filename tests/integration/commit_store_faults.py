@@ -104,34 +104,28 @@ def interrupts(box, s3, proxy):
     box.commit(source, repo, "--allow-empty", env=proxy.env)
 
 
+def at_the_lock(box, repo, args):
+    """Signals at a lock that another process holds end the command; once it is free, the command goes on."""
+    for number in signal.SIGINT, signal.SIGTERM, None:
+        with open(f"{repo}/lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            process = box.start(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            line = process.stderr.readline()
+            check(b"another process has locked" in line, f"{args[0]} where the lock is held: {line}")
+            if number:
+                process.send_signal(number)
+                equal(process.wait(SOON_S), INTERRUPTED, f"status of {args[0]} after a signal at the lock")
+        equal(process.wait(lib.TIMEOUT_S), INTERRUPTED if number else 0, f"status of {args[0]} that waited")
+        process.communicate()
+
+
 def locked(box):
     """A directory store that another process has locked is waited for by all who write refs, which is said, and a signal ends it."""
     repo, source = box.path("locked"), new_source(box)
     box.dsfs("commit", "--init", source, repo)
-    for number in signal.SIGINT, signal.SIGTERM, None:
-        with open(f"{repo}/lock", "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            process = box.start(["commit", "--allow-empty", source, repo], stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)
-            line = process.stderr.readline()
-            check(b"another process has locked" in line, f"where the lock is held: {line}")
-            if number:
-                process.send_signal(number)
-                equal(process.wait(SOON_S), INTERRUPTED, "status after a signal at the lock")
-        equal(process.wait(lib.TIMEOUT_S), INTERRUPTED if number else 0, "status of a commit that waited")
-        process.communicate()
+    at_the_lock(box, repo, ["commit", "--allow-empty", source, repo])
     equal(len(box.json("log", repo)), 2, "versions")
-    for number in signal.SIGINT, signal.SIGTERM, None:
-        with open(f"{repo}/lock", "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            process = box.start(["tag", repo, "v1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            line = process.stderr.readline()
-            check(b"another process has locked" in line, f"a tag where the lock is held: {line}")
-            if number:
-                process.send_signal(number)
-                equal(process.wait(SOON_S), INTERRUPTED, "status of a tag after a signal at the lock")
-        equal(process.wait(lib.TIMEOUT_S), INTERRUPTED if number else 0, "status of a tag that waited")
-        process.communicate()
+    at_the_lock(box, repo, ["tag", repo, "v1"])
     equal([row["name"] for row in box.json("refs", repo)], ["main", "v1"], "refs")
 
 

@@ -126,8 +126,30 @@ static void change(struct tree *tree)
 	}
 }
 
+/* A directory that makes the manifest several times as large, or small again. */
+static void toggle_bulk(struct tree *tree)
+{
+	struct box *box = &tree->box;
+	char path[64];
+
+	if (kind_of(tree, "bulk") != NOTHING) {
+		box_rename(box, "bulk", "../bulk");
+		return;
+	}
+	if (kind_of(tree, "../bulk") != NOTHING) {
+		box_rename(box, "../bulk", "bulk");
+		return;
+	}
+	box_mkdir(box, "bulk");
+	for (unsigned i = 0; i < 600; i++) {
+		snprintf(path, sizeof(path), "bulk/%u", i);
+		box_fill(box, path, i % 20, 20);
+	}
+}
+
 static void run(uint64_t seed, unsigned versions_n)
 {
+	static const char *const branches[] = {NULL, "one", "two"};
 	struct tree *tree = calloc(1, sizeof(*tree));
 	uint64_t made_n = 0;
 
@@ -142,10 +164,13 @@ static void run(uint64_t seed, unsigned versions_n)
 			change(tree);
 		if (below(tree, 4) == 0)
 			tree->box.options.state_dir = below(tree, 2) ? "" : tree->box.state;
+		if (below(tree, 5) == 0)
+			toggle_bulk(tree);
 		tree->box.options.rehash = below(tree, 5) == 0;
+		tree->box.options.branch = branches[i ? below(tree, 3) : 0];
 		box_commit(&tree->box);
 		made_n += !tree->box.result.unchanged;
-		box_check(&tree->box, NULL);
+		box_check(&tree->box, tree->box.options.branch);
 	}
 	cr_assert_gt(made_n, versions_n / 2);
 	box_release(&tree->box);

@@ -279,39 +279,38 @@ Test(commit_rules, D08_a_commit_that_always_takes_half_a_grace_publishes_nothing
 	box_release(&box);
 }
 
-Test(commit_rules, D08_a_commit_that_took_half_a_grace_starts_anew)
+/* The commit starts anew once: four days pass before its first PUT of such a key. */
+static void commit_anew(struct box *box, const char *key)
 {
-	struct jump jump = {.key = "versions/", .by_s = 4 * DAY, .times_n = 1};
+	struct jump jump = {.key = key, .by_s = 4 * DAY, .times_n = 1};
 	unsigned anew_n;
 	struct ds_time now;
+
+	cr_assert_eq(commit_with_jumps(box, &jump, &now, &anew_n), 0);
+	cr_assert_eq(anew_n, 1);
+	cr_assert_eq(box->result.number, 2);
+	box->spy.before = NULL;
+	box_check(box, NULL);
+	cr_assert_eq(box_verify(box, true), 2);
+	box_release(box);
+}
+
+Test(commit_rules, D08_a_commit_that_took_half_a_grace_starts_anew)
+{
 	struct box box;
 
-	cr_assert_eq(commit_with_jumps(&box, &jump, &now, &anew_n), 0);
-	cr_assert_eq(anew_n, 1);
-	cr_assert_eq(box.result.number, 2);
+	commit_anew(&box, "versions/");
 	/* Its own packs had become as old as those that a collector may take: they were put again. */
 	cr_assert_gt(box.result.uploaded_data_bytes, 4000000);
-	box.spy.before = NULL;
-	box_check(&box, NULL);
-	cr_assert_eq(box_verify(&box, true), 2);
-	box_release(&box);
 }
 
 Test(commit_rules, D08_a_new_start_uses_what_the_one_before_has_put_lately)
 {
-	struct jump jump = {.key = "packs/", .by_s = 4 * DAY, .times_n = 1};
-	unsigned anew_n;
-	struct ds_time now;
 	struct box box;
 
-	cr_assert_eq(commit_with_jumps(&box, &jump, &now, &anew_n), 0);
-	cr_assert_eq(anew_n, 1);
-	cr_assert_eq(box.result.number, 2);
+	commit_anew(&box, "packs/");
 	cr_assert_lt(box.result.uploaded_data_bytes, 2100000);
 	cr_assert_geq(box.result.reused_bytes, 2000000);
-	box.spy.before = NULL;
-	box_check(&box, NULL);
-	box_release(&box);
 }
 
 struct meanwhile {
