@@ -268,12 +268,16 @@ def is_mounted(path):
 
 
 def is_alive(pid):
-    """A zombie has ended: who is to reap it is not our business."""
+    """A zombie has ended, once all its threads have: who is to reap it is not our business."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/stat", encoding="ascii", errors="replace") as file:
+                if file.read().rsplit(")", 1)[1].split()[0] not in "ZX":
+                    return True
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        # A thread that went meanwhile: who is left?
+        return os.path.exists(f"/proc/{pid}/task/{pid}") and is_alive(pid)
+    return False
 
 
 class Box:
