@@ -2,6 +2,10 @@
  * The control directory `/.dsfs`: looked up by name, never listed in the root, so that no
  * class-per-folder loader trips over it. version.json is the version's record, stats counters of
  * this mount as text.
+ *
+ * Who looks up `stats` gets a node of his own, which shows one moment for as long as it is known to
+ * the kernel: so it needs no handle (there is none where opens are not asked for), and may be cached
+ * like everything else.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -14,19 +18,20 @@
 #include "util/buf.h"
 #include "util/mem.h"
 
+/* From NODE_END on: snapshots. */
 enum { NODE_DIR = 1, NODE_VERSION, NODE_STATS, NODE_END };
 
 static const char *const node_names[NODE_END] = {
 	[NODE_DIR] = ".dsfs", [NODE_VERSION] = "version.json", [NODE_STATS] = "stats"};
 
-static fuse_ino_t ino_of(unsigned node)
+static fuse_ino_t ino_of(uint64_t node)
 {
 	return FS_SLOT_CONTROL << FS_SLOT_SHIFT | node;
 }
 
-static unsigned node_of(fuse_ino_t ino)
+static uint64_t node_of(fuse_ino_t ino)
 {
-	return (unsigned)(ino & ((UINT64_C(1) << FS_SLOT_SHIFT) - 1));
+	return ino & ((UINT64_C(1) << FS_SLOT_SHIFT) - 1);
 }
 
 int fs_control_init(struct ds_fs *fs)
@@ -63,26 +68,105 @@ static void print_stats(struct ds_fs *fs, struct ds_buf *buf)
 		       (unsigned long long)fetch.waiting_n);
 }
 
-static void fill(struct ds_fs *fs, unsigned node, struct stat *ret_st)
+/* What a node of `stats` shows. Never changes; goes when the kernel has forgotten the node. */
+struct snapshot {
+	struct ds_list node; /* in fs->locked.snapshots */
+	uint64_t number;     /* of the node */
+	size_t len;
+	char text[];
+};
+
+static struct snapshot *snapshot_new(struct ds_fs *fs)
 {
+	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(DS_KIB(64));
+	struct snapshot *snapshot;
+
+	print_stats(fs, &buf);
+	snapshot = ds_malloc(sizeof(*snapshot) + buf.len_bytes);
+	if (!snapshot)
+		return NULL;
+	snapshot->len = buf.len_bytes;
+	memcpy(snapshot->text, buf.data, buf.len_bytes);
+	pthread_mutex_lock(&fs->mutex);
+	snapshot->number = NODE_END + fs->locked.snapshots_n++;
+	ds_list_push_back(&fs->locked.snapshots, &snapshot->node);
+	pthread_mutex_unlock(&fs->mutex);
+	return snapshot;
+}
+
+/* It stays as long as the kernel knows it, and so while a request for it runs. */
+static struct snapshot *snapshot_of(struct ds_fs *fs, uint64_t number)
+{
+	struct snapshot *found = NULL;
+
+	pthread_mutex_lock(&fs->mutex);
+	ds_list_for_each (node, &fs->locked.snapshots) {
+		struct snapshot *snapshot = ds_list_entry(node, struct snapshot, node);
+
+		if (snapshot->number == number)
+			found = snapshot;
+	}
+	pthread_mutex_unlock(&fs->mutex);
+	return found;
+}
+
+static void snapshot_free(struct ds_fs *fs, struct snapshot *snapshot)
+{
+	if (!snapshot)
+		return;
+	pthread_mutex_lock(&fs->mutex);
+	ds_list_remove(&snapshot->node);
+	pthread_mutex_unlock(&fs->mutex);
+	ds_free(snapshot);
+}
+
+void fs_control_end(struct ds_fs *fs)
+{
+	while (!ds_list_is_empty(&fs->locked.snapshots))
+		snapshot_free(fs, ds_list_entry(fs->locked.snapshots.next, struct snapshot, node));
+	free(fs->version_json);
+}
+
+void fs_control_forget(struct ds_fs *fs, fuse_ino_t ino)
+{
+	/* Each was looked up once. */
+	snapshot_free(fs, snapshot_of(fs, node_of(ino)));
+}
+
+/* The text of a file; NULL: it is none. */
+static const char *text_of(struct ds_fs *fs, uint64_t node, size_t *ret_len)
+{
+	struct snapshot *snapshot = node >= NODE_END ? snapshot_of(fs, node) : NULL;
+
+	*ret_len = snapshot ? snapshot->len : node == NODE_VERSION ? strlen(fs->version_json) : 0;
+	return snapshot ? snapshot->text : node == NODE_VERSION ? fs->version_json : NULL;
+}
+
+static void fill(struct ds_fs *fs, uint64_t node, struct stat *ret_st)
+{
+	size_t len;
+
+	text_of(fs, node, &len);
 	*ret_st = (struct stat){
 		.st_ino = ino_of(node),
 		.st_mode = node == NODE_DIR ? S_IFDIR | 0555 : S_IFREG | 0444,
 		.st_nlink = node == NODE_DIR ? 2 : 1,
 		.st_uid = fs->options.uid,
 		.st_gid = fs->options.gid,
+		.st_size = (off_t)len,
 		.st_blksize = FS_BLOCK_BYTES,
 		.st_mtim = {.tv_sec = fs->record->time.s, .tv_nsec = fs->record->time.ns},
 	};
 	ret_st->st_mode &= ~(mode_t)fs->options.umask;
-	if (node == NODE_VERSION)
-		ret_st->st_size = (off_t)strlen(fs->version_json);
 }
 
 bool fs_control_lookup(struct ds_fs *fs, fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-	struct fuse_entry_param param = {0};
-	unsigned node = 0;
+	struct fuse_entry_param param = {.generation = 1,
+					 .attr_timeout = FS_TIMEOUT_S,
+					 .entry_timeout = FS_TIMEOUT_S};
+	struct snapshot *snapshot = NULL;
+	uint64_t node = 0;
 
 	if (parent == DS_ROOT_ID && strcmp(name, node_names[NODE_DIR]) == 0)
 		node = NODE_DIR;
@@ -93,15 +177,25 @@ bool fs_control_lookup(struct ds_fs *fs, fuse_req_t req, fuse_ino_t parent, cons
 	for (unsigned i = NODE_VERSION; !node && i < NODE_END; i++)
 		if (strcmp(name, node_names[i]) == 0)
 			node = i;
-	if (!node || node >= NODE_END) {
-		fuse_reply_err(req, ENOENT);
+	/* "." by a file handle of NFS, which may be older than this mount. */
+	if (!node || (node >= NODE_END && !snapshot_of(fs, node))) {
+		fuse_reply_err(req, node ? ESTALE : ENOENT);
 		return true;
 	}
+	if (node == NODE_STATS) {
+		snapshot = snapshot_new(fs);
+		if (!snapshot) {
+			fuse_reply_err(req, ENOMEM);
+			return true;
+		}
+		node = snapshot->number;
+		param.entry_timeout = 0;
+	}
 	param.ino = ino_of(node);
-	param.generation = 1;
-	param.attr_timeout = param.entry_timeout = FS_TIMEOUT_S;
 	fill(fs, node, &param.attr);
-	fuse_reply_entry(req, &param);
+	/* What the kernel did not take, it does not forget. */
+	if (fuse_reply_entry(req, &param) < 0)
+		snapshot_free(fs, snapshot);
 	return true;
 }
 
@@ -113,101 +207,17 @@ void fs_control_getattr(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino)
 	fuse_reply_attr(req, &st, FS_TIMEOUT_S);
 }
 
-/* What one handle of `stats` shows: one moment. */
-struct snapshot {
-	struct ds_list node; /* in fs->locked.snapshots */
-	struct ds_buf text;
-};
-
-static int snapshot_new(struct ds_fs *fs, struct snapshot **ret_snapshot)
+void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off)
 {
-	struct snapshot *snapshot = ds_calloc(1, sizeof(*snapshot));
-
-	if (!snapshot)
-		return -ENOMEM;
-	ds_buf_init(&snapshot->text, DS_KIB(64));
-	print_stats(fs, &snapshot->text);
-	pthread_mutex_lock(&fs->mutex);
-	ds_list_push_back(&fs->locked.snapshots, &snapshot->node);
-	pthread_mutex_unlock(&fs->mutex);
-	*ret_snapshot = snapshot;
-	return 0;
-}
-
-static void snapshot_free(struct ds_fs *fs, struct snapshot *snapshot)
-{
-	if (!snapshot)
-		return;
-	pthread_mutex_lock(&fs->mutex);
-	ds_list_remove(&snapshot->node);
-	pthread_mutex_unlock(&fs->mutex);
-	ds_buf_release(&snapshot->text);
-	ds_free(snapshot);
-}
-
-static struct snapshot *snapshot_of(const struct fuse_file_info *fi)
-{
-	return (struct snapshot *)(uintptr_t)fi->fh;
-}
-
-void fs_control_end(struct ds_fs *fs)
-{
-	while (!ds_list_is_empty(&fs->locked.snapshots))
-		snapshot_free(fs, ds_list_entry(fs->locked.snapshots.next, struct snapshot, node));
-	free(fs->version_json);
-}
-
-void fs_control_open(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
-{
-	struct snapshot *snapshot = NULL;
-	int r;
-
-	fi->noflush = 1;
-	if (node_of(ino) == NODE_STATS) {
-		r = snapshot_new(fs, &snapshot);
-		if (r < 0) {
-			fuse_reply_err(req, -r);
-			return;
-		}
-		/* The length is not known before: the page cache must stay out. */
-		fi->direct_io = 1;
-	} else {
-		fi->keep_cache = 1;
-	}
-	fi->fh = (uintptr_t)snapshot;
-	/* An open that was interrupted gets no release. */
-	if (fuse_reply_open(req, fi) < 0)
-		snapshot_free(fs, snapshot);
-}
-
-void fs_control_release(struct ds_fs *fs, const struct fuse_file_info *fi)
-{
-	snapshot_free(fs, snapshot_of(fi));
-}
-
-void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
-		     const struct fuse_file_info *fi)
-{
-	const char *text = fs->version_json;
-	_ds_cleanup_free_ char *copy = NULL;
 	size_t len;
+	const char *text = text_of(fs, node_of(ino), &len);
 
-	if (node_of(ino) == NODE_STATS)
-		text = ds_buf_str(&snapshot_of(fi)->text);
-	len = strlen(text);
-	if ((size_t)off >= len) {
+	if (!text)
+		fuse_reply_err(req, EISDIR);
+	else if ((size_t)off >= len)
 		fuse_reply_buf(req, NULL, 0);
-		return;
-	}
-	/*
-	 * The reader may have the reply, and have closed the file, before fuse_reply_buf returns.
-	 */
-	size = DS_MIN(size, len - (size_t)off);
-	copy = ds_memdup(text + off, size);
-	if (copy)
-		fuse_reply_buf(req, copy, size);
 	else
-		fuse_reply_err(req, ENOMEM);
+		fuse_reply_buf(req, text + off, DS_MIN(size, len - (size_t)off));
 }
 
 void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
@@ -228,7 +238,8 @@ void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t
 		fill(fs, node, &param.attr);
 		if (i == 1)
 			param.attr.st_ino = DS_ROOT_ID;
-		if (i >= 2) {
+		/* Nobody has looked up `stats` by being listed: no node then. */
+		if (i >= 2 && node != NODE_STATS) {
 			param.ino = ino_of(node);
 			param.attr_timeout = param.entry_timeout = FS_TIMEOUT_S;
 		}

@@ -41,7 +41,8 @@ struct ds_fs {
 		/* Every request that is not answered yet and has left its FUSE thread. */
 		struct ds_list requests;
 		size_t requests_n;
-		struct ds_list snapshots; /* of open handles in the control directory */
+		struct ds_list snapshots; /* of nodes in the control directory */
+		uint64_t snapshots_n;	  /* ever */
 		bool is_ending;
 	} locked;
 };
@@ -101,10 +102,9 @@ void fs_control_end(struct ds_fs *fs);
 /* True if the name is the control directory's in the root: then it is answered. */
 bool fs_control_lookup(struct ds_fs *fs, fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_control_getattr(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino);
-void fs_control_open(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
-void fs_control_release(struct ds_fs *fs, const struct fuse_file_info *fi);
-void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
-		     const struct fuse_file_info *fi);
+void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off);
+/* The kernel has let go of a node of it. */
+void fs_control_forget(struct ds_fs *fs, fuse_ino_t ino);
 void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 			bool plus);
 

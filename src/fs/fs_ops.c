@@ -142,10 +142,6 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_reply_err(req, EROFS);
 		return;
 	}
-	if (fs_control_is(ino)) {
-		fs_control_open(fuse_req_userdata(req), req, ino, fi);
-		return;
-	}
 	fi->keep_cache = 1;
 	fi->noflush = 1;
 	fuse_reply_open(req, fi);
@@ -153,18 +149,38 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	if (!fs_control_is(ino)) {
-		fi->keep_cache = 1;
-		fi->cache_readdir = 1;
-	}
+	(void)ino;
+	fi->keep_cache = 1;
+	fi->cache_readdir = 1;
 	fuse_reply_open(req, fi);
 }
 
 static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	if (fs_control_is(ino))
-		fs_control_release(fuse_req_userdata(req), fi);
+	(void)ino;
+	(void)fi;
 	fuse_reply_err(req, 0);
+}
+
+static void forget(fuse_req_t req, fuse_ino_t ino)
+{
+	/* All others follow from the manifest: there is nothing to let go of. */
+	if (fs_control_is(ino))
+		fs_control_forget(fuse_req_userdata(req), ino);
+}
+
+static void op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t lookups_n)
+{
+	(void)lookups_n;
+	forget(req, ino);
+	fuse_reply_none(req);
+}
+
+static void op_forget_multi(fuse_req_t req, size_t n, struct fuse_forget_data *forgets)
+{
+	for (size_t i = 0; i < n; i++)
+		forget(req, forgets[i].ino);
+	fuse_reply_none(req);
 }
 
 static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
@@ -181,8 +197,9 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 	struct fs_request fields = {
 		.run = fs_run_read, .op = "read", .ino = ino, .off = (uint64_t)off, .size = size};
 
+	(void)fi;
 	if (fs_control_is(ino))
-		fs_control_read(fuse_req_userdata(req), req, ino, size, off, fi);
+		fs_control_read(fuse_req_userdata(req), req, ino, size, off);
 	else
 		fs_request_start(req, &fields);
 }
@@ -351,6 +368,8 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, of
 const struct fuse_lowlevel_ops fs_ops = {
 	.init = op_init,
 	.lookup = op_lookup,
+	.forget = op_forget,
+	.forget_multi = op_forget_multi,
 	.getattr = op_getattr,
 	.readlink = op_readlink,
 	.open = op_open,

@@ -318,6 +318,14 @@ def check_control(mount, version):
     slots = {os.stat(f"{mount.path}/{name}").st_ino >> 40 for name in ("", "small", "wide")}
     equal(slots, {0}, "slots of the mount's version")
     equal(os.stat(f"{mount.path}/.dsfs/stats").st_ino >> 40, (1 << 24) - 1, "slot of the control")
+    with open(f"{mount.path}/.dsfs/stats", "rb") as one:
+        first = one.read()
+        os.listdir(f"{mount.path}/.dsfs")
+        refused(errno.ENOENT, "a name", lambda: os.stat(f"{mount.path}/no such name"))
+        check(stats(mount)["requests"] > int(first.split()[1]), "stats stand still")
+        one.seek(0)
+        equal(one.read(), first, "stats through one handle")
+        equal(os.fstat(one.fileno()).st_size, len(first), "size of stats")
 
 
 def check_rotation(box, source):
