@@ -1,10 +1,11 @@
 #!/bin/bash
-# usage: setup.sh [--build | --test]
-# Installs what building (--build) or building and testing (--test, the default) need on Debian 12,
-# with apt-get alone, as root or through sudo; fetches the pinned libfuse and the SigV4 test vectors
-# into subprojects/packagecache. Quiet and quick when nothing is to do.
-# Exit status: 0 all there, 1 something needed is missing. What only some tests need (the S3 server)
-# may be missing: one line says so, and those tests are skipped.
+# usage: setup.sh [--build | --test | --bench]
+# Installs what building (--build), building and testing (--test, the default) or these and the
+# benchmark (--bench) need on Debian 12, with apt-get alone, as root or through sudo; fetches the
+# pinned libfuse and the SigV4 test vectors into subprojects/packagecache. Quiet and quick when nothing
+# is to do. Debian's nginx (--bench) also starts a server of its own on port 80, which nothing here needs.
+# Exit status: 0 all there, 1 something needed is missing. What only some tests or rows of the benchmark
+# need (the S3 server, nginx, the peers) may be missing: one line says so, and those are skipped.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 what=test
@@ -12,12 +13,13 @@ for arg; do
 	case $arg in
 	--build) what=build ;;
 	--test) what=test ;;
+	--bench) what=bench ;;
 	-h | --help)
-		sed -n '2,7s/^# \{0,1\}//p' "$0"
+		sed -n '2,9s/^# \{0,1\}//p' "$0"
 		exit 0
 		;;
 	*)
-		echo "setup.sh: unknown argument '$arg'; usage: setup.sh [--build | --test]" >&2
+		echo "setup.sh: unknown argument '$arg'; usage: setup.sh [--build | --test | --bench]" >&2
 		exit 2
 		;;
 	esac
@@ -29,6 +31,8 @@ build_packages="gcc libc6-dev meson ninja-build pkg-config patch python3 ca-cert
 test_packages="clang-14 clang-format-14 libclang-rt-14-dev ccache libcriterion-dev gcovr git curl
 	sqlite3 attr faketime openssl procps psmisc strace"
 server_packages="ceph-mon ceph-osd radosgw ceph-common"
+# Each may be missing.
+bench_packages="nginx s3fs rclone restic squashfs-tools squashfuse"
 
 # Prints those of its arguments that are not installed.
 missing() {
@@ -75,8 +79,14 @@ if ! install $(missing $packages); then
 	exit 1
 fi
 "$root/scripts/fetch_fuse.sh" || true
-if [ $what = test ]; then
+if [ $what != build ]; then
 	install $(missing $server_packages) ||
 		echo "setup: Ceph radosgw cannot be installed; tests on a real S3 server are skipped" >&2
 	"$root/scripts/fetch_vectors.sh" || true
+fi
+if [ $what = bench ]; then
+	for package in $(missing $bench_packages); do
+		install "$package" ||
+			echo "setup: $package cannot be installed; what needs it is not measured" >&2
+	done
 fi

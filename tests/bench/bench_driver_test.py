@@ -1,0 +1,43 @@
+#!/usr/bin/env python3
+"""usage: bench_driver_test.py DSFS
+The driver of the benchmark runs a row that needs neither root nor a server, with very little data, and
+reports figures of all that it was to measure. How large they are counts for nothing."""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def main():
+    with tempfile.TemporaryDirectory(prefix="dsfs-bench.") as base:
+        out = f"{base}/figures.json"
+        done = subprocess.run(
+            [f"{HERE}/bench.py", "--only", "epoch-warm", "--scale", "0.001", "--rounds", "2",
+             "--peers", "none", "--variant", "other=umask=077", "--dir", f"{base}/data",
+             "--json", out], env={**os.environ, "DSFS": sys.argv[1]}, timeout=300,
+            capture_output=True, text=True)
+        if done.returncode == 77:
+            print(done.stderr, file=sys.stderr)
+            return 77
+        if done.returncode:
+            sys.exit(f"bench_driver_test: status {done.returncode}:\n{done.stdout}{done.stderr}")
+        with open(out, encoding="utf-8") as file:
+            report = json.load(file)
+        measured = {row["contender"] for row in report["figures"]
+                    if row["what"] == "4 readers" and len(row["samples"]) == 2}
+        missing = {"local", "bare-classic", "bare-stateless", "dsfs", "dsfs:other"} - measured
+        if missing:
+            sys.exit(f"bench_driver_test: not measured: {missing}\n{done.stdout}{done.stderr}")
+        if len(report["wanted"]) != 4:
+            sys.exit(f"bench_driver_test: {report['wanted']}")
+        left = [name for name in os.listdir(f"{base}/data") if not name.startswith("scale-")]
+        if left:
+            sys.exit(f"bench_driver_test: left behind: {left}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""The rows of many files, of mounting, of committing, and of memory."""
+import concurrent.futures
+import hashlib
+import os
+import shutil
+import threading
+import time
+
+from bench_contenders import Bare, Dsfs, Local, bare_modes, variants
+from bench_data import HUGE_FILES
+from bench_epochs import Epochs
+from bench_lib import KIB, MIB, Unavailable, bench_read, drop_caches, own_memory, timed, lib
+
+WALK = "import os, sys; print(sum(len(files) for _, _, files in os.walk(sys.argv[1])))"
+
+
+class Walk(Epochs):
+    """A walk over many files, the first time and the second. The manifest is local, and in the page
+    cache, as the local file system's tables are: `echo 2 > drop_caches` leaves them."""
+    command = ()
+
+    def look(self, place, seed):
+        return timed([*self.command, place])
+
+    def command_of(self, place):
+        return [arg.replace("PLACE", place) for arg in self.command]
+
+    def one(self, contender, seed):
+        files_n = self.data.many_n
+        with contender.opened("filled") as place:
+            drop_caches(2)
+            for what in "first", "second":
+                before = contender.cpu()
+                took = self.look(place, seed)
+                self.report.add(self.name, what, contender.name, files_n / took, "files/s")
+                if contender.pid:
+                    self.report.add(self.name, what + ", CPU", contender.name,
+                                    (contender.cpu() - before) * 1e6 / files_n, "us/file")
+
+    def run(self):
+        self.local = Local(self.data.many)
+        bare = [Bare(self.box, mode, self.data.many_list, "-") for mode in bare_modes()]
+        dsfs = self.dsfs(self.data.repo(self.box, "many", self.data.many))
+        for contender in dsfs:
+            contender.fill("stat", "PLACE", self.data.many_list)
+        self.rounds([self.local, *bare, *dsfs])
+        self.wants(dsfs, bare)
+
+    def wants(self, dsfs, bare):
+        pass
+
+
+class Find(Walk):
+    command = ("find", "PLACE", "-printf", "%s %p\\n")
+
+    def look(self, place, seed):
+        return timed(self.command_of(place))
+
+    def wants(self, dsfs, bare):
+        for contender in dsfs:
+            name = contender.name
+            self.want("first", name, self.report.get(self.name, "first", "local"), 0.8)
+            self.want("first", name, self.report.best(self.name, "first", [b.name for b in bare]),
+                      0.7)
+            self.want("second", name, self.report.get(self.name, "second", "local"), 0.95)
+
+
+class Ls(Find):
+    command = ("ls", "-lR", "PLACE")
+
+    def wants(self, dsfs, bare):
+        pass
+
+
+class OsWalk(Ls):
+    command = ("python3", "-c", WALK, "PLACE")
+
+
+class Stat(Ls):
+    """lstat of each, shuffled, four at once."""
+
+    def look(self, place, seed):
+        return bench_read("-n", 4, "-s", seed, "stat", place, self.data.many_list)["seconds"]
+
+
+class MountTime(Epochs):
+    """Until `dsfs mount` has returned and the root was listed, with an empty cache, against the number
+    of files. Repositories of names alone, in directories."""
+
+    def sizes(self):
+        sizes = [1000, max(int(100_000 * self.data.scale), 2000),
+                 max(int(1_000_000 * self.data.scale), 5000)]
+        if self.bench.args.huge or os.path.exists(self.data.path(f"repo-names-{HUGE_FILES}")):
+            sizes.append(HUGE_FILES)
+        else:
+            self.report.note(self.name, f"{HUGE_FILES} files only with --huge (it takes many minutes, "
+                             "once)")
+        return sizes
+
+    def one(self, contender, seed):
+        started = time.monotonic()
+        with contender.opened("cold") as place:
+            os.listdir(place)
+            took = time.monotonic() - started
+        self.report.add(self.name, "mount, cold", contender.name, 1000 * took, "ms")
+
+    def run(self):
+        sizes = self.sizes()
+        found = [Dsfs(self.box, self.data.repo_of_names(self.box, n), name=f"{n} files")
+                 for n in sizes]
+        # They are short: more rounds cost little.
+        self.bench.rounds(found, self.one, 5)
+        get = [self.report.get(self.name, "mount, cold", c.name) for c in found]
+        self.report.want(self.name, "mount, cold", get[-1], get[0], found[0].name, 1.5,
+                         at_most=True)
+
+
+def digest_part(path, off, size):
+    """SHA-256 by OpenSSL; Python lets other threads run meanwhile."""
+    sha, buffer = hashlib.sha256(), bytearray(4 * MIB)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(off)
+        while size:
+            n = file.readinto(memoryview(buffer)[:min(size, len(buffer))])
+            sha.update(memoryview(buffer)[:n])
+            size -= n
+
+
+def copy_with_fsync(source, target):
+    buffer = bytearray(4 * MIB)
+    with open(source, "rb", buffering=0) as old, open(target, "wb", buffering=0) as new:
+        while n := old.readinto(buffer):
+            new.write(memoryview(buffer)[:n])
+        os.fsync(new.fileno())
+
+
+class Commit(Epochs):
+    """New data into an empty repository in a directory, the source in page cache. The reference: the
+    SHA-256 of the same on all cores (one file: of its parts), then a copy with fsync."""
+
+    def reference(self, paths, target):
+        cores = len(os.sched_getaffinity(0))
+        os.mkdir(target)
+        started = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+            if len(paths) == 1:
+                part = -(-os.path.getsize(paths[0]) // cores)
+                jobs = [pool.submit(digest_part, paths[0], i * part,
+                                    min(part, os.path.getsize(paths[0]) - i * part))
+                        for i in range(cores)]
+            else:
+                jobs = [pool.submit(digest_part, path, 0, os.path.getsize(path)) for path in paths]
+            for job in jobs:
+                job.result()
+            hashed = time.monotonic() - started
+            for job in [pool.submit(copy_with_fsync, path, f"{target}/{i}")
+                        for i, path in enumerate(paths)]:
+                job.result()
+        return time.monotonic() - started, hashed
+
+    def one(self, case, seed):
+        what, source = case
+        paths = [os.path.join(source, name) for name in sorted(os.listdir(source))]
+        for path in paths:  # into the page cache
+            digest_part(path, 0, os.path.getsize(path))
+        size = sum(map(os.path.getsize, paths)) / 1e6
+        for name in "reference", "dsfs":
+            target = self.box.path("target")
+            os.sync()
+            before = os.times()
+            started = time.monotonic()
+            if name == "dsfs":
+                self.box.commit(source, target, "--init", "--state-dir", "")
+            else:
+                _, hashed = self.reference(paths, target)
+                self.report.add(self.name, what, "SHA-256 alone", size / hashed, "MB/s")
+            took, after = time.monotonic() - started, os.times()
+            self.report.add(self.name, what, name, size / took, "MB/s")
+            cpu = (sum(after[:4]) - sum(before[:4]))
+            self.report.add(self.name, what + ", CPU", name, cpu / (size / 1073.741824), "s/GiB")
+            shutil.rmtree(target)
+
+    def run(self):
+        cases = [("32 files", self.data.parts), ("one file", self.data.large_dir)]
+        self.bench.rounds(cases, self.one)
+        for what, _ in cases:
+            self.want(what, "dsfs", self.report.get(self.name, what, "reference"), 0.6)
+
+
+class Sampler(threading.Thread):
+    """The peak of a process's own memory while it runs."""
+
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.pid, self.peak, self.over = pid, 0, threading.Event()
+
+    def run(self):
+        while not self.over.wait(0.02):
+            self.peak = max(self.peak, own_memory(self.pid))
+
+    def stop(self):
+        self.over.set()
+        self.join()
+        return self.peak
+
+
+class Memory(Epochs):
+    """64 readers over epochs from the store, with a cache that holds a quarter of the data, so that
+    every epoch has misses."""
+    epochs, seconds, budget = 10, 6, 64 * MIB
+
+    def run(self):
+        url, _ = self.bench.s3_repo("small", self.data.small)
+        options = [f"cache_size={max(self.data.small_bytes // 4, 64 * MIB) // MIB}M"]
+        if "inflight=" in self.box.dsfs("mount", "--help").text:
+            options.append(f"inflight={self.budget // MIB}M")
+        else:
+            self.report.note(self.name, "this dsfs has no inflight=; 64 MiB are taken for the budget")
+        for name, more in variants(self.bench.args.variant):
+            self.one(Dsfs(self.box, url, options + more, self.bench.servers.env(), name), 0)
+
+    def one(self, contender, seed):
+        peaks = []
+        with contender.opened("cold") as place:
+            for epoch in range(self.epochs):
+                drop_caches()
+                sampler = Sampler(contender.pid)
+                sampler.start()
+                bench_read("-n", 64, "-s", epoch + 1, "-t", self.seconds, "epoch", place,
+                           self.data.small_list)
+                peaks.append(sampler.stop() / MIB)
+                self.report.add(self.name, "peak of an epoch", contender.name, peaks[-1], "MiB")
+        for what, value in (("highest peak", max(peaks)), ("second epoch", peaks[1]),
+                            ("last epoch", peaks[-1])):
+            self.report.add(self.name, what, contender.name, value, "MiB")
+        name = contender.name
+        self.report.want(self.name, "highest peak", self.report.get(self.name, "highest peak", name),
+                         (self.budget + 64 * MIB) / MIB, "budget + 64 MiB", 1.0, at_most=True)
+        self.report.want(self.name, "last epoch", self.report.get(self.name, "last epoch", name),
+                         peaks[1], "second epoch", 1.1, at_most=True)
