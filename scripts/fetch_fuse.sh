@@ -17,16 +17,7 @@ cache=$root/subprojects/packagecache
 
 is_right() { [ -f "$1" ] && echo "$hash  $1" | sha256sum --check --status; }
 
-# Meson does not unpack again when one of our patches changes.
-unpacked=$root/subprojects/${name%.tar.gz}
-if [ -d "$unpacked" ]; then
-	stamp=$unpacked/.meson-subproject-wrap-hash.txt
-	if [ ! -e "$stamp" ] || [ -n "$(find "$root/subprojects/fuse3.wrap" \
-		"$root/subprojects/packagefiles" -newer "$stamp" -type f)" ]; then
-		rm -rf "$unpacked"
-	fi
-fi
-
+"$root/scripts/lib/fuse_unpacked.sh" check
 is_right "$cache/$name" && exit 0
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT

@@ -34,6 +34,7 @@ mount_stalls	20	mount_stalls.py --strict
 mount_semantics	10	mount_semantics.py
 mount_cache	20	mount_cache.py
 commit_options	10	commit_options.py
+fuse_uring	12	fuse_uring.py
 moving_source	20	moving_source.py --seconds 900
 racers	60	racers.py --racers 16 --versions 40
 trees_dir	120	trees.py --seeds 1-200 --store dir
@@ -69,7 +70,7 @@ done
 if [ ! -f "$build/build.ninja" ]; then
 	meson setup "$build" --buildtype=release || exit 1
 fi
-ninja --quiet -C "$build" src/cli/dsfs || exit 1
+ninja --quiet -C "$build" src/cli/dsfs tests/stress/fuse_uring_stress || exit 1
 DSFS=$(realpath "$build/src/cli/dsfs")
 export DSFS PYTHONDONTWRITEBYTECODE=1
 out=$build/soak
