@@ -106,6 +106,25 @@ int ds_image_fill(struct ds_image *image, const struct ds_image_slot *slot, cons
 const void *ds_image_map_slots(struct ds_image *image, const struct ds_image_slot *slots,
 			       size_t slots_n);
 
+/*
+ * The kernel reads `data` itself: begin, then in the order of the slots each of them, then take, then end. -ENOENT from begin: there is
+ * nothing on the disk. `dev` and `ino` name what is: with the same ones, what was found before still holds. The disk is
+ * asked: not for FUSE's threads, but for begin, take and end. An image that was taken is never punched again, only unlinked.
+ */
+struct ds_image_backing {
+	struct ds_image *image;
+	uint64_t dev, ino;
+	void *disk; /* the cache's own */
+};
+int ds_image_backing_begin(struct ds_image *image, struct ds_image_backing *ret_backing);
+void ds_image_backing_end(struct ds_image_backing *backing);
+/* Trusted under this claim. */
+bool ds_image_backing_has(struct ds_image_backing *backing, const struct ds_image_slot *slot);
+/* Reserves a slot that stands for zeros from `raw_off` on, so that nobody fills it. -DS_E_MISMATCH: somebody has; or errors of the disk. */
+int ds_image_backing_add_zeros(struct ds_image_backing *backing, uint32_t slot, uint64_t raw_off);
+/* A descriptor of `data`, the caller's to close. Errors: of the disk, -EMFILE. */
+int ds_image_backing_take(struct ds_image_backing *backing, int *ret_fd);
+
 /* Evicts until `bytes` more fit under quota and floor, as far as possible. */
 int ds_cache_make_room(struct ds_cache *cache, uint64_t bytes);
 

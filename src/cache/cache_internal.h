@@ -3,7 +3,8 @@
  *
  *   cache.c        the directory, its checks, the counter of used bytes, the thread that looks after it
  *   image.c        the table of images; who uses the files of one, and who may close them
- *   image_slot.c   looking, reading, filling, handing out
+ *   image_slot.c   looking, reading, filling, mapping
+ *   image_backing.c  handing out to the kernel
  *   image_disk.c   the files of one image: opening, making, throwing away
  *   image_map.c    the map: header, slots, claims, locks
  *   image_evict.c  quota, floor, eviction

@@ -73,6 +73,11 @@ static void check_kernel(struct doctor *doctor)
 		    "--device /dev/fuse --cap-add SYS_ADMIN");
 	if (geteuid() != 0 && system("command -v fusermount3 >/dev/null 2>&1") != 0)
 		say(doctor, BAD, "fusermount3", "is missing: install the package fuse3");
+	if (ds_fs_no_passthrough())
+		say(doctor, NOTE, "passthrough", "%s", ds_fs_no_passthrough());
+	else
+		say(doctor, GOOD, "passthrough",
+		    "large files can be read by the kernel from the cache (Linux 6.9)");
 	if (ds_file_read_at(AT_FDCWD, "/sys/module/fuse/parameters/enable_uring", &buf) == 0)
 		say(doctor, NOTE, "io_uring",
 		    "the kernel has fuse-over-io_uring (%s); this release does not use it yet",

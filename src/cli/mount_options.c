@@ -46,6 +46,11 @@ const struct cli_option cli_mount_option_table[] = {
 	 false},
 	{0, "timeout", "TIME", "how long a read waits for the store before it fails with EIO (60s)",
 	 false},
+	{0, "kernel", "auto|stateless|passthrough|classic",
+	 "how the kernel reads: stateless is best for small files, passthrough (root, Linux 6.9) "
+	 "for "
+	 "large ones; auto chooses by the version's sizes of files (auto)",
+	 false},
 	{0, "log", "FILE|syslog|stderr",
 	 "where messages go (syslog in the background, stderr with -f)", false},
 	{0, "debug", NULL, "log more", false},
@@ -103,7 +108,7 @@ void cli_mount_options_release(struct cli_mount_options *options)
 	ds_free(options->region);
 	ds_free(options->profile);
 	ds_free(options->log);
-	ds_free(options->kernel);
+	ds_free(options->flags);
 	cli_mount_options_init(options);
 }
 
@@ -186,6 +191,8 @@ static int apply(struct cli_mount_options *options, const char *name, const char
 		return ds_parse_duration_ms(value, &options->timeout_ms) < 0 || !options->timeout_ms
 			       ? -EINVAL
 			       : 0;
+	if (strcmp(name, "kernel") == 0)
+		return ds_fs_mode_parse(value, &options->mode);
 	if (strcmp(name, "log") == 0)
 		return value[0] ? set_text(&options->log, value) : -EINVAL;
 	if (strcmp(name, "allow_other") == 0)
@@ -225,12 +232,11 @@ static int add_kernel(struct cli_mount_options *options, const char *name, const
 		*out++ = *value;
 	}
 	*out = '\0';
-	whole = options->kernel ? ds_asprintf("%s,%s", options->kernel, escaped)
-				: ds_strdup(escaped);
+	whole = options->flags ? ds_asprintf("%s,%s", options->flags, escaped) : ds_strdup(escaped);
 	if (!whole)
 		return -ENOMEM;
-	ds_free(options->kernel);
-	options->kernel = whole;
+	ds_free(options->flags);
+	options->flags = whole;
 	return 0;
 }
 

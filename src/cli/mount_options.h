@@ -5,6 +5,7 @@
 #define DS_CLI_MOUNT_OPTIONS_H
 
 #include "cli/cli.h"
+#include "fs/fs.h"
 
 struct cli_mount_options {
 	char *version; /* NULL: not given */
@@ -19,7 +20,8 @@ struct cli_mount_options {
 	uint64_t timeout_ms;
 	char *log; /* "syslog", "stderr", a path; NULL: default */
 	bool debug;
-	char *kernel; /* what libfuse is to tell the kernel, escaped for it; NULL: nothing */
+	char *flags; /* what libfuse is to tell the kernel, escaped for it; NULL: nothing */
+	enum ds_fs_mode mode;
 	bool is_remount;
 	bool is_fake;	/* only mount.dsfs -f */
 	bool is_sloppy; /* only mount.dsfs -s: what is unknown is a warning */

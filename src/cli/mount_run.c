@@ -274,8 +274,16 @@ static void release_everything(struct mount_job *job)
 	ds_free(job->mountpoint);
 }
 
+static void log_mounted(const struct mount_job *job, const char *how)
+{
+	char id[DS_DIGEST_TEXT_MAX];
+
+	ds_log_info("mounted %s (version %s) on %s: %s", job->request->source,
+		    ds_digest_format(&job->record->id, id), job->mountpoint, how);
+}
+
 /* Called once the kernel's INIT was answered: from now on paths below the mountpoint work. */
-static void on_ready(void *ctx)
+static void on_ready(void *ctx, const char *how)
 {
 	struct mount_job *job = ctx;
 	const char *log = job->request->options->log;
@@ -289,13 +297,12 @@ static void on_ready(void *ctx)
 	job->is_ready = true;
 	ds_close_ptr(&job->place_fd);
 	if (job->ready_fd < 0) {
-		ds_log_info("mounted %s (version %s) on %s", job->request->source, id,
-			    job->mountpoint);
+		log_mounted(job, how);
 		return;
 	}
 	if (!log)
 		ds_log_init("syslog", ds_log_get_level());
-	ds_log_info("mounted %s (version %s) on %s", job->request->source, id, job->mountpoint);
+	log_mounted(job, how);
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null >= 0) {
 		dup2(null, STDIN_FILENO);
@@ -324,7 +331,8 @@ static int serve(struct mount_job *job)
 	struct ds_fs_options options = {
 		.mountpoint = job->mountpoint,
 		.source = job->request->source,
-		.kernel = o->kernel,
+		.flags = o->flags,
+		.mode = o->mode,
 		.allow_other = o->allow_other,
 		.uid = o->has_uid ? o->uid : (uint32_t)geteuid(),
 		.gid = o->has_gid ? o->gid : (uint32_t)getegid(),

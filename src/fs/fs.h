@@ -13,10 +13,18 @@
 #include "repo/record.h"
 #include "repo/view.h"
 
+/* How the kernel reaches the bytes; `auto` chooses by the version's sizes of files and by what can be had. */
+enum ds_fs_mode { DS_FS_AUTO, DS_FS_CLASSIC, DS_FS_STATELESS, DS_FS_PASSTHROUGH };
+/* "auto", "classic", "stateless", "passthrough"; -EINVAL. */
+int ds_fs_mode_parse(const char *text, enum ds_fs_mode *ret_mode);
+/* What this process would need for passthrough, as a sentence; NULL: nothing that can be seen before a mount. */
+const char *ds_fs_no_passthrough(void);
+
 struct ds_fs_options {
 	const char *mountpoint; /* absolute */
 	const char *source;	/* as typed: what mountinfo shows */
-	const char *kernel; /* more mount options, as libfuse takes them: "noexec"; NULL: none */
+	const char *flags;    /* more mount options, as libfuse takes them: "noexec"; NULL: none */
+	enum ds_fs_mode mode; /* one that cannot be had is an error */
 	bool allow_other;
 	uint32_t uid, gid;   /* owner of everything */
 	uint32_t umask;	     /* permission bits that are taken away */
@@ -24,9 +32,10 @@ struct ds_fs_options {
 	/* Called on SIGHUP, in the signal handler; NULL: SIGHUP ends the mount. */
 	void (*hangup)(int signal);
 	/*
-	 * Called once, from a worker, when the mount has answered its first request; may be NULL.
+	 * Called once, from a worker, when the mount has answered its first request; may be NULL. `how` says which
+	 * ways of the kernel it uses, and why.
 	 */
-	void (*ready)(void *ctx);
+	void (*ready)(void *ctx, const char *how);
 	void *ctx;
 };
 
@@ -35,7 +44,7 @@ const char *ds_fs_fuse_version(void);
 
 /*
  * Mounts, serves, unmounts. 0 after an orderly end. Errors before `ready`: -ENOENT, -EACCES and
- * others of mount(2), -EINTR, with a reason in the diag. The view must be non-blocking; all
+ * others of mount(2), -EINTR, -EOPNOTSUPP (the mode), with a reason in the diag. The view must be non-blocking; all
  * requests of it are over on return.
  */
 int ds_fs_run(const struct ds_fs_options *options, struct ds_view *view,

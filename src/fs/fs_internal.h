@@ -13,6 +13,7 @@
 #include <pthread.h>
 
 #include "fs/fs.h"
+#include "util/map.h"
 #include "util/work.h"
 
 #define FS_SLOT_SHIFT	40
@@ -22,6 +23,7 @@
 
 struct fs_stats {
 	_Atomic uint64_t requests_n, parked_n, interrupted_n, timeouts_n, failures_n, read_bytes;
+	_Atomic uint64_t passthrough_opens_n;
 };
 
 struct ds_fs {
@@ -31,6 +33,15 @@ struct ds_fs {
 	struct ds_fetcher *fetcher;
 	struct fuse_session *session;
 	struct ds_work *work; /* what may hash or wait for the disk */
+	enum ds_fs_mode mode; /* auto until INIT */
+	bool is_large;	      /* most bytes are in files that passthrough serves */
+	char how[256];	      /* in words */
+	const char *refusal;  /* why the mode that was asked for cannot be had */
+	struct {
+		pthread_mutex_t mutex;
+		struct ds_map *files; /* inode -> struct open_file (fs_open.c) */
+		_Atomic bool is_off;  /* the kernel takes no file */
+	} opens;
 	struct fs_stats stats;
 	char *version_json; /* contents of /.dsfs/version.json */
 	struct ds_work_item ready_work;
@@ -87,6 +98,18 @@ void fs_reply_error(struct fs_request *request, int code);
 void fs_stat_fill(const struct ds_fs *fs, const struct ds_entry *entry, struct stat *ret_st);
 void fs_entry_fill(const struct ds_fs *fs, const struct ds_entry *entry,
 		   struct fuse_entry_param *ret_param);
+
+/* fs_kernel.c: before the session starts; it may wait for the disk. */
+void fs_kernel_prepare(struct ds_fs *fs);
+/* At INIT: what is asked of the kernel, and the mode. */
+void fs_kernel_init(struct ds_fs *fs, struct fuse_conn_info *conn);
+
+/* fs_open.c: opens and releases in passthrough mode. */
+int fs_open_init(struct ds_fs *fs);
+void fs_open_end(struct ds_fs *fs);
+int fs_run_open(struct fs_request *request);
+/* Before the reply to the release. */
+void fs_open_release(struct ds_fs *fs, fuse_req_t req, uint64_t ino);
 
 /* fs_ready.c: called by INIT; tells the owner as soon as the mount answers, from a worker. */
 void fs_ready_start(struct ds_fs *fs);

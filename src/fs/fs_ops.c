@@ -15,30 +15,12 @@
 static void op_init(void *userdata, struct fuse_conn_info *conn)
 {
 	struct ds_fs *fs = userdata;
-	/* Readdirplus always: what is listed is looked at next (T17). */
-	unsigned wanted = FUSE_CAP_READDIRPLUS | FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_ASYNC_READ |
-			  FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_EXPORT_SUPPORT;
-	unsigned unwanted = FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_AUTO_INVAL_DATA |
-			    FUSE_CAP_SPLICE_READ | FUSE_CAP_ATOMIC_O_TRUNC |
-			    FUSE_CAP_WRITEBACK_CACHE;
 
-#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
-	for (unsigned bit = 0; bit < 32; bit++) {
-		if (wanted & 1u << bit)
-			fuse_set_feature_flag(conn, UINT64_C(1) << bit);
-		if (unwanted & 1u << bit)
-			fuse_unset_feature_flag(conn, UINT64_C(1) << bit);
-	}
-#else
-	conn->want |= conn->capable & wanted;
-	conn->want &= ~unwanted;
-#endif
-	conn->max_readahead = (unsigned)DS_MIB(16);
-	/* Parked reads must not use up what the kernel lets run in the background (T5). */
-	conn->max_background = 4096;
-	conn->congestion_threshold = 3072;
-	conn->time_gran = 1;
-	fs_ready_start(fs);
+	fs_kernel_init(fs, conn);
+	if (fs->refusal)
+		fuse_session_exit(fs->session);
+	else
+		fs_ready_start(fs);
 }
 
 /* "." and ".." are what NFS asks for when it knows nothing but the number. */
@@ -138,24 +120,46 @@ static void op_readlink(fuse_req_t req, fuse_ino_t ino)
 
 static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	if ((fi->flags & O_ACCMODE) != O_RDONLY) {
-		fuse_reply_err(req, EROFS);
-		return;
-	}
+	struct fs_request fields = {.run = fs_run_open, .op = "open", .ino = ino};
+	struct ds_fs *fs = fuse_req_userdata(req);
+
 	fi->keep_cache = 1;
 	fi->noflush = 1;
-	fuse_reply_open(req, fi);
+	if ((fi->flags & O_ACCMODE) != O_RDONLY)
+		fuse_reply_err(req, EROFS);
+	else if (fs->mode == DS_FS_STATELESS)
+		fuse_reply_err(req, ENOSYS);
+	else if (fs->mode == DS_FS_PASSTHROUGH && !fs_control_is(ino))
+		fs_request_start(req, &fields);
+	else
+		fuse_reply_open(req, fi);
 }
 
 static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
+	struct ds_fs *fs = fuse_req_userdata(req);
+
 	(void)ino;
 	fi->keep_cache = 1;
 	fi->cache_readdir = 1;
-	fuse_reply_open(req, fi);
+	/* Directories have no handles in any mode: only `classic` is asked for them. */
+	if (fs->mode == DS_FS_CLASSIC)
+		fuse_reply_open(req, fi);
+	else
+		fuse_reply_err(req, ENOSYS);
 }
 
 static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct ds_fs *fs = fuse_req_userdata(req);
+
+	(void)fi;
+	if (fs->mode == DS_FS_PASSTHROUGH)
+		fs_open_release(fs, req, ino);
+	fuse_reply_err(req, 0);
+}
+
+static void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	(void)ino;
 	(void)fi;
@@ -379,7 +383,7 @@ const struct fuse_lowlevel_ops fs_ops = {
 	.opendir = op_opendir,
 	.readdir = op_readdir,
 	.readdirplus = op_readdirplus,
-	.releasedir = op_release,
+	.releasedir = op_releasedir,
 	.fsyncdir = op_fsync,
 	.statfs = op_statfs,
 	.getxattr = op_getxattr,

@@ -55,7 +55,7 @@ static void run_ready(struct ds_work_item *item)
 	fs->is_ready = true;
 	raise_readahead(fs->options.mountpoint);
 	if (fs->options.ready)
-		fs->options.ready(fs->options.ctx);
+		fs->options.ready(fs->options.ctx, fs->how);
 }
 
 void fs_ready_start(struct ds_fs *fs)

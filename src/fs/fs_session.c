@@ -60,10 +60,10 @@ static int make_options(const struct ds_fs_options *options, struct ds_buf *buf)
 	r = ds_buf_append_str(buf, "ro,nosuid,nodev,noatime,default_permissions,subtype=dsfs");
 	if (r == 0 && options->allow_other)
 		r = ds_buf_append_str(buf, ",allow_other");
-	if (r == 0 && options->kernel)
+	if (r == 0 && options->flags)
 		r = ds_buf_append_byte(buf, ',');
-	if (r == 0 && options->kernel)
-		r = ds_buf_append_str(buf, options->kernel);
+	if (r == 0 && options->flags)
+		r = ds_buf_append_str(buf, options->flags);
 	if (r == 0)
 		r = ds_buf_append_str(buf, ",fsname=");
 	return r < 0 ? r : append_escaped(buf, options->source);
@@ -176,7 +176,10 @@ static int run(struct ds_fs *fs, struct ds_diag *reterr_diag)
 	unsigned workers_n = DS_MAX(ds_cpu_count() * 2, WORKERS_MIN);
 	int r;
 
+	fs_kernel_prepare(fs);
 	r = fs_control_init(fs);
+	if (r == 0)
+		r = fs_open_init(fs);
 	if (r == 0)
 		r = ds_work_new(workers_n, "dsfs-work", &fs->work);
 	if (r == 0)
@@ -185,7 +188,10 @@ static int run(struct ds_fs *fs, struct ds_diag *reterr_diag)
 		r = loop(fs);
 		fs_request_end_all(fs);
 		fuse_session_unmount(fs->session);
-		if (r == 0 && !fs->is_ready)
+		if (r == 0 && fs->refusal)
+			r = ds_diag_set(reterr_diag, -EOPNOTSUPP, fs->options.mountpoint, "%s",
+					fs->refusal);
+		else if (r == 0 && !fs->is_ready)
 			r = ds_diag_set(reterr_diag, -EINTR, fs->options.mountpoint,
 					"ended before the mount answered");
 	}
@@ -221,6 +227,7 @@ int ds_fs_run(const struct ds_fs_options *options, struct ds_view *view,
 	ds_list_init(&fs.locked.snapshots);
 	r = run(&fs, reterr_diag);
 	fs_control_end(&fs);
+	fs_open_end(&fs);
 	pthread_cond_destroy(&fs.idle);
 	pthread_mutex_destroy(&fs.mutex);
 	return r;

@@ -43,6 +43,8 @@ int ds_view_open(struct ds_repo *repo, struct ds_cache *cache, struct ds_fetcher
 	if (r == 0)
 		r = ds_map_new(&view->locked.images);
 	if (r == 0)
+		r = ds_map_new(&view->locked.backed);
+	if (r == 0)
 		r = view_pages_init(view);
 	if (r == 0)
 		r = ds_manifest_new(&view->source, &view->manifest);
@@ -66,6 +68,7 @@ struct ds_view *ds_view_close(struct ds_view *view)
 			ds_chunk_bytes_unref(view->locked.recent[i].bytes);
 	view_images_release(view);
 	ds_map_free(view->locked.packs, ds_free);
+	ds_map_free(view->locked.backed, ds_free);
 	pthread_mutex_destroy(&view->mutex);
 	ds_cache_unref(view->cache);
 	ds_repo_unref(view->repo);
@@ -218,6 +221,13 @@ int ds_view_readlink(struct ds_view *view, struct ds_demand *demand, uint64_t in
 {
 	demand_clear(demand);
 	return ds_manifest_readlink(view->manifest, demand, ino, buf);
+}
+
+int ds_view_total(struct ds_view *view, struct ds_demand *demand, const char *key,
+		  uint64_t *ret_value)
+{
+	demand_clear(demand);
+	return ds_manifest_total(view->manifest, demand, key, ret_value);
 }
 
 int ds_view_walk(struct ds_view *view, struct ds_demand *demand, const char *path,

@@ -78,6 +78,9 @@ int ds_view_list(struct ds_view *view, struct ds_demand *demand, uint64_t dir, u
 		 ds_manifest_list_fn *fn, void *ctx);
 int ds_view_readlink(struct ds_view *view, struct ds_demand *demand, uint64_t ino,
 		     struct ds_buf *buf);
+/* As ds_manifest_total. */
+int ds_view_total(struct ds_view *view, struct ds_demand *demand, const char *key,
+		  uint64_t *ret_value);
 /*
  * Reads up to len bytes at off of a file; fewer only at its end. All or nothing: on -DS_E_NOT_LOCAL
  * every missing chunk of the range (up to DS_DEMAND_TARGETS_MAX) is in demand->targets.
@@ -90,6 +93,12 @@ int ds_view_read(struct ds_view *view, struct ds_demand *demand, uint64_t ino, u
  * keep it. Look-ups wait: for blocking views.
  */
 void ds_view_prefetch(struct ds_view *view, const uint64_t *inodes, size_t inodes_n);
+/*
+ * A descriptor (the caller's to close) of a cached file that is, byte for byte, this file, for the kernel to read: once all of it
+ * is here and checked. -ENODATA: it is not, or it is too small to have a file of its own. The cached file never changes
+ * afterwards, and stays readable through the descriptor after it was evicted. Errors besides: as above, -EMFILE, -EIO.
+ */
+int ds_view_backing(struct ds_view *view, struct ds_demand *demand, uint64_t ino, int *ret_fd);
 /*
  * The next data (or hole, with `hole`) at or after off: SEEK_DATA and SEEK_HOLE. -ENXIO past the
  * end.

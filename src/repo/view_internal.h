@@ -39,6 +39,7 @@ struct ds_view {
 	struct {
 		struct ds_map *packs;  /* number -> struct ds_pack_row */
 		struct ds_map *images; /* name -> struct view_image */
+		struct ds_map *backed; /* inode -> struct view_backed (view_backing.c) */
 		struct ds_list lru;    /* of view_image, least recently used first */
 		struct view_recent {
 			struct ds_digest digest;
@@ -69,6 +70,10 @@ bool view_chunk_is_local(const struct ds_fetch_target *target);
 int view_image_get(struct ds_view *view, enum ds_image_kind kind, const struct ds_digest *id,
 		   uint32_t slots_n, uint64_t size_bytes, struct ds_image **ret_image);
 void view_images_release(struct ds_view *view);
+
+/* Where an extent's chunk lies and goes; -DS_E_MALFORMED: nowhere. */
+int view_extent_target(struct ds_view *view, struct ds_demand *demand, struct ds_image *image,
+		       const struct ds_extent *extent, struct ds_fetch_target *ret_target);
 
 /* The manifest's pages (view_pages.c). */
 int view_pages_init(struct ds_view *view);

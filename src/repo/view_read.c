@@ -225,8 +225,8 @@ static int read_small(struct ds_view *view, struct ds_demand *demand, const stru
 	return r;
 }
 
-static int extent_target(struct ds_view *view, struct ds_demand *demand, struct ds_image *image,
-			 const struct ds_extent *extent, struct ds_fetch_target *ret_target)
+int view_extent_target(struct ds_view *view, struct ds_demand *demand, struct ds_image *image,
+		       const struct ds_extent *extent, struct ds_fetch_target *ret_target)
 {
 	struct ds_pack_row pack;
 	int r;
@@ -261,7 +261,7 @@ static int read_extent(struct ds_view *view, struct ds_demand *demand, struct ds
 		memset(to, 0, end - start);
 		return 0;
 	}
-	r = extent_target(view, demand, image, extent, &target);
+	r = view_extent_target(view, demand, image, extent, &target);
 	if (r == 0)
 		r = view_chunk_read(view, demand, &target, start - extent->off, end - start, to);
 	if (r == -DS_E_NOT_LOCAL && view_may_check(view, demand)) {
@@ -281,7 +281,7 @@ static void prefetch_extents(struct ds_view *view, struct ds_image *image,
 
 	for (size_t i = 0; i < n; i++)
 		if (!extents[i].is_zeros &&
-		    extent_target(view, NULL, image, &extents[i], &targets[targets_n]) == 0 &&
+		    view_extent_target(view, NULL, image, &extents[i], &targets[targets_n]) == 0 &&
 		    !view_chunk_is_local(&targets[targets_n]))
 			targets_n++;
 	if (targets_n)
@@ -313,7 +313,8 @@ static void follow_stream(struct ds_view *view, struct ds_demand *demand,
 						1, extents, 1, &n) == 0 &&
 			    n == 1;
 		if (is_stream && !extents[0].is_zeros)
-			is_stream = extent_target(view, &quiet, image, &extents[0], &before) == 0 &&
+			is_stream = view_extent_target(view, &quiet, image, &extents[0], &before) ==
+					    0 &&
 				    view_chunk_is_local(&before);
 	}
 	if (is_stream &&
@@ -440,7 +441,7 @@ static void ahead_large(struct ds_view *view, const struct ds_entry *entry, stru
 				STREAM_EXTENTS, &n) == 0)
 		for (size_t i = 0; i < n; i++)
 			if (!extents[i].is_zeros && extents[i].slot < entry->extents_n &&
-			    extent_target(view, NULL, image, &extents[i], &target) == 0)
+			    view_extent_target(view, NULL, image, &extents[i], &target) == 0)
 				add_ahead(view, ahead, &target);
 	ds_image_unref(image);
 }

@@ -437,6 +437,27 @@ class Box:
             shutil.rmtree(os.fsencode(self.dir), ignore_errors=True)
 
 
+class User:
+    """Another user of this machine, with a home of its own in the box."""
+
+    def __init__(self, box, number=65534):
+        self.box = box
+        self.number = number
+        self.home = box.new_dir("user")
+        os.chmod(box.dir, 0o755)
+        for name in "cache", "mnt", "run":
+            os.mkdir(f"{self.home}/{name}")
+            os.chown(f"{self.home}/{name}", number, number)
+
+    def dsfs(self, *args, **kwargs):
+        env = {"HOME": self.home, "XDG_RUNTIME_DIR": f"{self.home}/run",
+               "DSFS_CACHE_DIR": f"{self.home}/cache",
+               # Its reports cannot go where root's go.
+               "ASAN_OPTIONS": "", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+        return self.box.dsfs(*args, env=env, user=self.number, group=self.number, extra_groups=[],
+                             **kwargs)
+
+
 def need_fuse():
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise Skip("/dev/fuse cannot be opened")

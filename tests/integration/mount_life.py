@@ -5,6 +5,8 @@ once, mount points that are symlinks, options that must reach the kernel, what a
 Needs root for some of it; on a real S3 server behind a proxy."""
 import ctypes
 import os
+import random
+import re
 import signal
 import stat
 import subprocess
@@ -16,7 +18,6 @@ from lib import check, equal, say
 
 libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
-
 
 
 def mounts_at(path):
@@ -181,30 +182,9 @@ def stopped(box, repo):
     say("a stopped daemon: shown as stuck")
 
 
-class User:
-    """Another user of this machine, with a home of its own in the box."""
-
-    def __init__(self, box, number=65534):
-        self.box = box
-        self.number = number
-        self.home = box.new_dir("user")
-        os.chmod(box.dir, 0o755)
-        for name in "cache", "mnt", "run":
-            os.mkdir(f"{self.home}/{name}")
-            os.chown(f"{self.home}/{name}", number, number)
-
-    def dsfs(self, *args, **kwargs):
-        env = {"HOME": self.home, "XDG_RUNTIME_DIR": f"{self.home}/run",
-               "DSFS_CACHE_DIR": f"{self.home}/cache",
-               # Its reports cannot go where root's go.
-               "ASAN_OPTIONS": "", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
-        return self.box.dsfs(*args, env=env, user=self.number, group=self.number, extra_groups=[],
-                             **kwargs)
-
-
 def other_users(box, repo):
     """Each user sees its own mounts; root sees all, and says what it does not know."""
-    user, mine = User(box), box.mount(repo)
+    user, mine = lib.User(box), box.mount(repo)
     place = f"{user.home}/mnt"
     equal(user.dsfs("mount", "--json").json, [], "mounts of a user that has none")
     equal(user.dsfs("mount").text, "", "list of a user that has none")
@@ -234,7 +214,7 @@ def other_users(box, repo):
 
 def not_allowed(box, repo):
     """A user is told why fusermount3 has refused, and what would help."""
-    user = User(box)
+    user = lib.User(box)
     place = f"{user.home}/mnt"
     with open("/etc/fuse.conf", encoding="utf-8") as file:
         allowed = "user_allow_other" in map(str.strip, file)
@@ -247,6 +227,26 @@ def not_allowed(box, repo):
     result = user.dsfs("mount", repo, place, status=4)
     check(place in result.errors.splitlines()[-1], f"said: {result.errors}")
     say("what fusermount3 refuses: told with the remedy")
+
+
+def without_privilege(box):
+    """A user who may not: passthrough is refused in one line, and auto does without, and says why."""
+    source, repo = box.new_dir("large"), box.path("large-repo")
+    with open(f"{source}/file", "wb") as file:
+        file.write(random.Random(1).randbytes(5 << 20))
+    box.commit(source, repo, "--init")
+    user = lib.User(box)
+    place, log = f"{user.home}/mnt", f"{user.home}/run/log"
+    errors = user.dsfs("mount", repo, place, "-o", "kernel=passthrough", status=1).errors
+    equal(len(errors.splitlines()), 1, f"lines of {errors!r}")
+    check("CAP_SYS_ADMIN" in errors, f"said: {errors}")
+    check(not lib.is_mounted(place), "a refused mount is there")
+    user.dsfs("mount", repo, place, "-o", f"log={log}")
+    with open(log, encoding="utf-8") as file:
+        text = file.read()
+    check(re.search("kernel=stateless, .*CAP_SYS_ADMIN", text), f"said: {text}")
+    user.dsfs("umount", place)
+    say("passthrough without the right to it: refused, and auto does without")
 
 
 def passing(box, repo):
@@ -310,6 +310,7 @@ def run(box, args):
     if os.geteuid() == 0:
         other_users(box, local)
         not_allowed(box, local)
+        without_privilege(box)
     cancelled(box, remote, proxy)
     passing(box, local)
     copies(box, local)

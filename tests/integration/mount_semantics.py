@@ -76,12 +76,21 @@ def check_flags(mount, repo):
     check("default_permissions" in superblock, f"default_permissions is missing: {line}")
 
 
+def write_through(path, flags):
+    """Where the kernel does not ask for opens, and the superblock is writable, the first write is what is refused."""
+    fd = os.open(path, flags)
+    try:
+        os.write(fd, b"x")
+    finally:
+        os.close(fd)
+
+
 def writes(root):
     """Every system call that would change something, by name."""
     b = os.fsencode(root)
     return {
-        "open to write": lambda: os.open(f"{root}/small", os.O_WRONLY),
-        "open to read and write": lambda: os.open(f"{root}/small", os.O_RDWR),
+        "open to write": lambda: write_through(f"{root}/small", os.O_WRONLY),
+        "open to read and write": lambda: write_through(f"{root}/small", os.O_RDWR),
         "open and truncate": lambda: os.open(f"{root}/small", os.O_RDONLY | os.O_TRUNC),
         "create": lambda: os.open(f"{root}/new", os.O_CREAT | os.O_EXCL | os.O_RDONLY),
         "mkdir": lambda: os.mkdir(f"{root}/new"),
@@ -126,6 +135,8 @@ def check_writes(mount):
         for name, action in writes(mount.path).items():
             refused(errno.EROFS, f"{name} (superblock remounted rw)", action)
         remount(mount, MS_RDONLY)
+        with open(f"{mount.path}/small", "rb") as file:
+            equal(file.read(), b"0123456789" * 1000, "what was to be written over")
         count *= 2
     say(f"{count} writes refused with EROFS")
 

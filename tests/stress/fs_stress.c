@@ -72,10 +72,11 @@ static void *troubler_thread(void *ctx)
 	return NULL;
 }
 
-static void on_ready(void *ctx)
+static void on_ready(void *ctx, const char *how)
 {
 	struct daemon *daemon = ctx;
 
+	(void)how;
 	STRESS_CHECK(pthread_create(&daemon->troubler, NULL, troubler_thread, daemon) == 0);
 	STRESS_CHECK(write(daemon->ready_fd, "", 1) == 1);
 }
@@ -86,6 +87,9 @@ static int run_daemon(const char *mountpoint, uint64_t seed, int ready_fd)
 	struct ds_fs_options options = {.mountpoint = mountpoint,
 					.source = "stress, of commas",
 					.timeout_ms = 150,
+					/* Passthrough only where it can be had. */
+					.mode = (enum ds_fs_mode)(seed %
+								  (ds_fs_no_passthrough() ? 3 : 4)),
 					.ready = on_ready,
 					.ctx = &daemon};
 	struct ds_diag diag = {0};

@@ -333,6 +333,83 @@ Test(image, a_mapping_shows_the_file_with_its_holes)
 	support_pack_release(&pack);
 }
 
+/* The kernel's file: each slot in turn, every other one zeros. */
+static int back(struct ds_image *image, const struct support_pack *pack, int *ret_fd)
+{
+	struct ds_image_backing backing;
+	int r = ds_image_backing_begin(image, &backing);
+
+	if (r < 0)
+		return r;
+	for (uint32_t i = 0; i < 20 && r == 0; i++) {
+		if (i % 2)
+			r = ds_image_backing_add_zeros(&backing, i, pack->slots[i].raw_off);
+		else if (!ds_image_backing_has(&backing, &pack->slots[i]))
+			r = -ENODATA;
+	}
+	if (r == 0)
+		r = ds_image_backing_take(&backing, ret_fd);
+	ds_image_backing_end(&backing);
+	return r;
+}
+
+Test(image, a_file_for_the_kernel_stays_as_it_is)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	uint8_t want[5000], have[5000];
+	struct support_pack pack;
+	struct ds_image *image;
+	int fd;
+
+	support_pack_init(&pack, 7, 20, 5000, true);
+	image = support_image(cache, &pack);
+	cr_assert_eq(back(image, &pack, &fd), -ENOENT);
+	for (uint32_t i = 0; i < 18; i += 2)
+		cr_assert_eq(support_fill(image, &pack, i), 0);
+	cr_assert_eq(back(image, &pack, &fd), -ENODATA);
+	cr_assert_eq(support_fill(image, &pack, 18), 0);
+	cr_assert_eq(back(image, &pack, &fd), 0);
+	/* Who believes that there is something where zeros are cannot put it there any more, in whatever process. */
+	for (uint32_t i = 1; i < 20; i += 2)
+		cr_assert_eq(support_fill(image, &pack, i), -DS_E_MISMATCH);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	cache = support_open(support_path("c"), DS_MIB(64), 1);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill(image, &pack, 5), -DS_E_MISMATCH);
+	cr_assert_eq(support_count(image, &pack, false), 10);
+	for (uint32_t i = 0; i < 20; i++) {
+		support_bytes(&pack, i, want);
+		if (i % 2)
+			memset(want, 0, sizeof(want));
+		cr_assert_eq(pread(fd, have, 5000, (off_t)pack.slots[i].raw_off), 5000);
+		cr_assert_arr_eq(want, have, 5000);
+	}
+	close(fd);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+/* Somebody's other idea of the same file, which was here first, is no file for the kernel. */
+Test(image, a_file_with_something_in_its_holes_is_not_for_the_kernel)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack;
+	struct ds_image *image;
+	int fd;
+
+	support_pack_init(&pack, 7, 20, 5000, true);
+	image = support_image(cache, &pack);
+	for (uint32_t i = 0; i < 20; i += 2)
+		cr_assert_eq(support_fill(image, &pack, i), 0);
+	cr_assert_eq(support_fill(image, &pack, 7), 0);
+	cr_assert_eq(back(image, &pack, &fd), -DS_E_MISMATCH);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
 /* ---- allocation failures */
 
 Test(image, J01_every_allocation_may_fail)

@@ -71,7 +71,7 @@ Test(mount_options, what_fstab_means_for_itself_is_passed_over)
 Test(mount_options, what_the_kernel_is_to_know_arrives_in_libfuses_words)
 {
 	static const struct {
-		const char *text, *kernel;
+		const char *text, *flags;
 	} rows[] = {
 		{"rw,nofail", NULL},
 		{"noexec", "noexec"},
@@ -93,10 +93,10 @@ Test(mount_options, what_the_kernel_is_to_know_arrives_in_libfuses_words)
 		struct cli_mount_options options;
 
 		cr_assert_eq(parse(&options, rows[i].text), 0, "%s", rows[i].text);
-		if (rows[i].kernel)
-			cr_expect_str_eq(options.kernel ? options.kernel : "", rows[i].kernel);
+		if (rows[i].flags)
+			cr_expect_str_eq(options.flags ? options.flags : "", rows[i].flags);
 		else
-			cr_expect_null(options.kernel, "%s", rows[i].text);
+			cr_expect_null(options.flags, "%s", rows[i].text);
 		cli_mount_options_release(&options);
 	}
 }

@@ -1,0 +1,160 @@
+/*
+ * Opens, and which of them the kernel serves from the cache's file itself.
+ *
+ * INV-1 All handles of an inode that are open at the same time are of one kind, cached or passthrough with one backing id: else the
+ *       kernel answers the open with EIO (T46). The first one decides. The table counts an inode's handles from before the
+ *       reply to the open until after the kernel has let go, so that it never believes an inode closed that is open.
+ * INV-2 Only large files in passthrough mode are in the table.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "fs/fs_internal.h"
+#include "util/error.h"
+#include "util/file.h"
+#include "util/log.h"
+#include "util/mem.h"
+
+struct open_file {
+	uint64_t handles_n;
+	int backing_id; /* 0: cached */
+};
+
+int fs_open_init(struct ds_fs *fs)
+{
+	pthread_mutex_init(&fs->opens.mutex, NULL);
+	return ds_map_new(&fs->opens.files);
+}
+
+void fs_open_end(struct ds_fs *fs)
+{
+	ds_map_free(fs->opens.files, ds_free);
+	pthread_mutex_destroy(&fs->opens.mutex);
+}
+
+/* 0: the kernel does not take it. */
+static int register_backing(struct ds_fs *fs, fuse_req_t req, int fd)
+{
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+	int id;
+
+	errno = 0;
+	id = fuse_passthrough_open(req, fd);
+	if (id > 0)
+		return id;
+	/* The same for every file, so said once: no privilege after all, or the cache is on a stacked file system. */
+	if (!atomic_exchange(&fs->opens.is_off, true))
+		ds_log_warning("the kernel does not read the cache's files itself: %s%s",
+			       strerror(errno),
+			       errno == ELOOP ? " (the cache is on a stacked file system, such as "
+						"overlayfs: give -o cache_dir=)"
+					      : "");
+	return 0;
+#else
+	(void)fs, (void)req, (void)fd;
+	return 0;
+#endif
+}
+
+static void unregister_backing(fuse_req_t req, int id)
+{
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+	if (id)
+		fuse_passthrough_close(req, id);
+#else
+	(void)req, (void)id;
+#endif
+}
+
+/* One more handle of an inode that is open, or the first, with `fd` (-1: none) to read from. */
+static int add_handle_locked(struct ds_fs *fs, fuse_req_t req, uint64_t ino, int fd,
+			     int *ret_backing_id)
+{
+	struct open_file *file = ds_map_get(fs->opens.files, &ino, sizeof(ino));
+
+	if (!file) {
+		file = ds_calloc(1, sizeof(*file));
+		if (!file)
+			return -ENOMEM;
+		if (ds_map_put(fs->opens.files, &ino, sizeof(ino), file, NULL) < 0) {
+			ds_free(file);
+			return -ENOMEM;
+		}
+		file->backing_id = fd >= 0 ? register_backing(fs, req, fd) : 0;
+	}
+	file->handles_n++;
+	*ret_backing_id = file->backing_id;
+	return 0;
+}
+
+void fs_open_release(struct ds_fs *fs, fuse_req_t req, uint64_t ino)
+{
+	struct open_file *file;
+
+	pthread_mutex_lock(&fs->opens.mutex);
+	file = ds_map_get(fs->opens.files, &ino, sizeof(ino));
+	if (file && --file->handles_n == 0) {
+		unregister_backing(req, file->backing_id);
+		ds_free(ds_map_remove(fs->opens.files, &ino, sizeof(ino)));
+	}
+	pthread_mutex_unlock(&fs->opens.mutex);
+}
+
+static bool is_open(struct ds_fs *fs, uint64_t ino)
+{
+	bool found;
+
+	pthread_mutex_lock(&fs->opens.mutex);
+	found = ds_map_get(fs->opens.files, &ino, sizeof(ino));
+	pthread_mutex_unlock(&fs->opens.mutex);
+	return found;
+}
+
+static int reply_large(struct fs_request *request, int fd)
+{
+	struct fuse_file_info fi = {.noflush = 1};
+	struct ds_fs *fs = request->fs;
+	int backing_id, r;
+
+	pthread_mutex_lock(&fs->opens.mutex);
+	r = add_handle_locked(fs, request->req, request->ino, fd, &backing_id);
+	pthread_mutex_unlock(&fs->opens.mutex);
+	if (r < 0)
+		return r;
+	/* What the kernel reads itself, it need not keep twice. */
+	fi.keep_cache = backing_id == 0;
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+	fi.backing_id = backing_id;
+#endif
+	fs->stats.passthrough_opens_n += backing_id != 0;
+	/* An open that was interrupted gets no release. */
+	if (fuse_reply_open(request->req, &fi) < 0)
+		fs_open_release(fs, request->req, request->ino);
+	return 0;
+}
+
+int fs_run_open(struct fs_request *request)
+{
+	struct fuse_file_info fi = {.keep_cache = 1, .noflush = 1};
+	struct ds_fs *fs = request->fs;
+	_ds_cleanup_close_ int fd = -1;
+	struct ds_entry entry;
+	int r = ds_view_get(fs->view, &request->demand, request->ino, &entry);
+
+	if (r < 0)
+		return r;
+	if (entry.type != DS_ENTRY_FILE || entry.extents_n == 0) {
+		fuse_reply_open(request->req, &fi);
+		return 0;
+	}
+	if (!is_open(fs, request->ino) && !fs->opens.is_off) {
+		r = ds_view_backing(fs->view, &request->demand, request->ino, &fd);
+		if (r == -DS_E_NOT_LOCAL || r == -ENOMEM)
+			return r;
+		/* Whatever is wrong with it, reads will tell. */
+	}
+	return reply_large(request, fd);
+}
