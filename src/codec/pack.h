@@ -28,9 +28,13 @@ struct ds_pack_entry {
 	uint64_t raw_off;    /* sum of what precedes: place in the pack's cache image */
 };
 
-/* Writer: chunks go into one buffer in memory (at most DS_PACK_TARGET + DS_CHUNK_MAX + table). */
+/* Writer: chunks go into one buffer in memory (at most DS_PACK_TARGET + DS_CHUNK_MAX + table), which is aligned to
+ * DS_PACK_ALIGN so that a store may write it without a copy. */
+#define DS_PACK_ALIGN 4096
 struct ds_pack_writer;
-int ds_pack_writer_new(enum ds_pack_kind kind, struct ds_pack_writer **ret_writer);
+/* `take_memory`: an object that is done with, whose memory is used again; or NULL. */
+int ds_pack_writer_new(enum ds_pack_kind kind, struct ds_buf *take_memory,
+		       struct ds_pack_writer **ret_writer);
 struct ds_pack_writer *ds_pack_writer_free(struct ds_pack_writer *writer);
 /* Appends an encoded chunk; gives its ordinal and stored offset. -ENOMEM, -DS_E_LIMIT. */
 int ds_pack_writer_add(struct ds_pack_writer *writer, const struct ds_digest *digest,

@@ -8,6 +8,9 @@
 #include "util/mem.h"
 #include "util/random.h"
 
+#define SMALL_BYTES DS_MIB(1)
+#define FULL_BYTES  (DS_PACK_TARGET + DS_KIB(64)) /* with its table */
+
 struct ds_pack_writer {
 	struct ds_buf object; /* magic and chunks */
 	struct ds_buf table;  /* its number of chunks is filled in by close */
@@ -15,7 +18,8 @@ struct ds_pack_writer {
 	uint64_t raw_bytes;
 };
 
-int ds_pack_writer_new(enum ds_pack_kind kind, struct ds_pack_writer **ret_writer)
+int ds_pack_writer_new(enum ds_pack_kind kind, struct ds_buf *take_memory,
+		       struct ds_pack_writer **ret_writer)
 {
 	struct ds_pack_writer *writer = ds_calloc(1, sizeof(*writer));
 	uint8_t nonce[PACK_NONCE_LEN];
@@ -24,6 +28,13 @@ int ds_pack_writer_new(enum ds_pack_kind kind, struct ds_pack_writer **ret_write
 	if (!writer)
 		return -ENOMEM;
 	ds_buf_init(&writer->object, DS_PACK_MAX);
+	writer->object.align_bytes = DS_PACK_ALIGN;
+	if (take_memory && take_memory->align_bytes == DS_PACK_ALIGN) {
+		writer->object.data = take_memory->data;
+		writer->object.capacity_bytes = take_memory->capacity_bytes;
+		take_memory->data = NULL;
+		ds_buf_release(take_memory);
+	}
 	ds_buf_init(&writer->table, PACK_TABLE_MAX);
 	ds_random_bytes(nonce, sizeof(nonce));
 	r = ds_buf_append(&writer->object, PACK_MAGIC, PACK_MAGIC_LEN);
@@ -53,6 +64,16 @@ struct ds_pack_writer *ds_pack_writer_free(struct ds_pack_writer *writer)
 	return NULL;
 }
 
+/* What has outgrown a small pack will be a full one: once is enough. */
+static int reserve_object(struct ds_buf *object, size_t len_bytes)
+{
+	size_t want_bytes = object->len_bytes + len_bytes;
+
+	if (want_bytes > SMALL_BYTES && want_bytes < FULL_BYTES)
+		len_bytes = FULL_BYTES - object->len_bytes;
+	return ds_buf_reserve(object, len_bytes);
+}
+
 int ds_pack_writer_add(struct ds_pack_writer *writer, const struct ds_digest *digest,
 		       const void *stored, uint32_t stored_len_bytes, uint32_t raw_len_bytes,
 		       uint32_t *ret_ordinal, uint64_t *ret_stored_off)
@@ -69,6 +90,8 @@ int ds_pack_writer_add(struct ds_pack_writer *writer, const struct ds_digest *di
 		return -DS_E_LIMIT;
 	/* Room for the entry first, so that nothing fails after the chunk is in. */
 	r = ds_buf_reserve(&writer->table, PACK_TABLE_ENTRY_LEN);
+	if (r == 0)
+		r = reserve_object(&writer->object, stored_len_bytes);
 	if (r == 0)
 		r = ds_buf_append(&writer->object, stored, stored_len_bytes);
 	if (r < 0)

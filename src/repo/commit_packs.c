@@ -230,11 +230,14 @@ static int reserve_unnamed(struct commit_packs *packs)
 
 static int open_pack(struct commit_packs *packs)
 {
+	struct ds_buf memory;
 	int r;
 
 	if (packs->writer)
 		return 0;
-	r = ds_pack_writer_new(packs->kind, &packs->writer);
+	commit_uploads_spare(packs->uploads, &memory);
+	r = ds_pack_writer_new(packs->kind, &memory, &packs->writer);
+	ds_buf_release(&memory);
 	if (r == 0)
 		r = append_pack(packs, &packs->open);
 	if (r < 0) {

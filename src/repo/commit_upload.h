@@ -2,7 +2,8 @@
  * Uploads of a commit: several objects on their way at once, within a memory budget. How long they are tried: by_headway of
  * store.h.
  *
- * INV-1  At most `flights_max` objects are on their way; each holds its bytes until the store has answered.
+ * INV-1  At most `flights_max` objects are on their way; each holds its bytes until the store has answered. Advisory ones, which are
+ *        small, do not wait for them: else packs that arrive together have no index object that names them yet.
  * INV-2  The first error stays: nothing is started after it, and every call returns it. Advisory objects fail in silence.
  *
  * Threads: the caller's one; the store's threads call back. Put and wait block; they end with -DS_E_INTERRUPTED when the watch
@@ -25,6 +26,8 @@ struct commit_uploads *commit_uploads_free(struct commit_uploads *uploads);
 /* Put if absent of a name that nobody else can have. Takes the body, whatever comes of it. */
 int commit_uploads_put(struct commit_uploads *uploads, const char *key, struct ds_buf *take_body,
 		       bool is_advisory);
+/* The memory of an object that has arrived, for the next one; empty if there is none. */
+void commit_uploads_spare(struct commit_uploads *uploads, struct ds_buf *ret_memory);
 /* Until nothing is on its way. */
 int commit_uploads_wait(struct commit_uploads *uploads);
 /* 0 or the first error, with its diag. */

@@ -71,7 +71,7 @@ struct ds_store_req {
 	uint64_t len_bytes;
 	bool from_end;
 	struct ds_buf *into; /* GET: appended here; its maximum bounds what is accepted */
-	const void *body;    /* PUT */
+	const void *body;    /* PUT; a long one aligned to 4,096 spares a directory a copy */
 	size_t body_len_bytes;
 	bool if_absent; /* PUT */
 	/* PUT, S3: every attempt is signed with this time of the store's clock (.s 0: each with the

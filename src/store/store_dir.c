@@ -28,7 +28,7 @@
 #include "util/mem.h"
 #include "util/str.h"
 
-#define DIR_THREADS_N 8
+#define DIR_THREADS_N 10 /* 8 packs on their way, and index objects of theirs */
 /* Directories remembered as synced; beyond, they are synced each time. packs/ has 256. */
 #define SYNCED_MAX_N 4096
 
@@ -243,7 +243,7 @@ static int write_named(struct ds_store_req *req, int dir_fd, const char *name,
 	fd = ds_dir_make_tmp(dir_fd, tmp);
 	if (fd < 0)
 		return fd;
-	r = ds_write_full(fd, req->body, req->body_len_bytes);
+	r = ds_dir_write_body(fd, req->body, req->body_len_bytes);
 	if (r == 0 && fsync(fd) < 0)
 		r = -errno;
 	if (r == 0 && fstat(fd, &st) < 0)

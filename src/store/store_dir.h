@@ -32,6 +32,8 @@ int ds_dir_open_parent(struct dir_store *dir, const char *key, bool make, int *r
 #define DS_DIR_TMP_MAX 22 /* ".tmp-", 16 digits, NUL */
 /* A new temporary file: its descriptor and name, or an errno. */
 int ds_dir_make_tmp(int dir_fd, char *ret_name);
+/* Writes a new, empty file, past the page cache where that can be done. */
+int ds_dir_write_body(int fd, const void *body, size_t len_bytes);
 /* The first time, removes from the directory with this key what killed writers left there a day before `now`. */
 void ds_dir_sweep_once(struct dir_store *dir, const char *path, size_t len, int dir_fd,
 		       struct timespec now);

@@ -34,7 +34,15 @@ int ds_buf_reserve(struct ds_buf *buf, size_t extra_bytes)
 		return 0;
 	capacity = DS_MAX(want, DS_MIN(buf->capacity_bytes * 2, buf->max_bytes));
 	capacity = DS_MAX(capacity, DS_MIN((size_t)64, buf->max_bytes));
-	data = ds_realloc(buf->data, capacity + 1);
+	if (buf->align_bytes) {
+		data = ds_malloc_aligned(buf->align_bytes, capacity + 1);
+		if (data && buf->data)
+			memcpy(data, buf->data, buf->len_bytes);
+		if (data)
+			ds_free(buf->data);
+	} else {
+		data = ds_realloc(buf->data, capacity + 1);
+	}
 	if (!data)
 		return -ENOMEM;
 	buf->data = data;

@@ -17,6 +17,7 @@ struct ds_buf {
 	size_t len_bytes;
 	size_t capacity_bytes; /* without the NUL */
 	size_t max_bytes;
+	size_t align_bytes; /* of data, a power of two; 0: as malloc aligns */
 };
 
 #define DS_BUF_INIT(max)           \

@@ -46,6 +46,15 @@ void *ds_calloc(size_t n, size_t size)
 	return must_fail() ? NULL : calloc(n ? n : 1, size ? size : 1);
 }
 
+void *ds_malloc_aligned(size_t align, size_t size)
+{
+	void *ptr;
+
+	if (must_fail())
+		return NULL;
+	return posix_memalign(&ptr, align, size ? size : 1) == 0 ? ptr : NULL;
+}
+
 void *ds_realloc(void *ptr, size_t size)
 {
 	return must_fail() ? NULL : realloc(ptr, size ? size : 1);

@@ -13,6 +13,9 @@
 void *ds_malloc(size_t size) __attribute__((malloc, alloc_size(1), warn_unused_result));
 void *ds_calloc(size_t n, size_t size)
 	__attribute__((malloc, alloc_size(1, 2), warn_unused_result));
+/* `align`: a power of two, at least the size of a pointer. */
+void *ds_malloc_aligned(size_t align, size_t size)
+	__attribute__((malloc, alloc_size(2), warn_unused_result));
 /* On failure the old block is untouched. */
 void *ds_realloc(void *ptr, size_t size) __attribute__((alloc_size(2), warn_unused_result));
 /* n * size with a check for overflow; otherwise as ds_realloc. */

@@ -25,7 +25,7 @@ void stored_pack_init(struct stored_pack *stored, const struct support_pack *pac
 	uint64_t size, off, len;
 
 	stored->refs = calloc(n, sizeof(stored->refs[0]));
-	check(ds_pack_writer_new(DS_PACK_DATA, &writer), "writer");
+	check(ds_pack_writer_new(DS_PACK_DATA, NULL, &writer), "writer");
 	for (uint32_t i = 0; i < n; i++) {
 		const struct ds_image_slot *slot = &pack->slots[first + i];
 		struct ds_chunk_ref *ref = &stored->refs[i];

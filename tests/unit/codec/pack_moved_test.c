@@ -122,7 +122,7 @@ Test(pack_moved, what_was_written_is_read)
 	struct ds_pack_moved moved = {0};
 	uint64_t off, len;
 
-	cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, &writer), 0);
+	cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, NULL, &writer), 0);
 	support_fill(&prng, packs[0].bytes, sizeof(packs));
 	for (int i = 0; i < 200; i++) {
 		size_t pack = (size_t)ds_prng_below(&prng, 6);

@@ -94,7 +94,7 @@ Test(pack, a_pack_is_written_as_the_format_says)
 	uint32_t ordinal;
 
 	cr_assert_eq(ds_digest_parse(RUN_DIGEST, &run_digest), 0);
-	cr_assert_eq(ds_pack_writer_new(DS_PACK_MANIFEST, &writer), 0);
+	cr_assert_eq(ds_pack_writer_new(DS_PACK_MANIFEST, NULL, &writer), 0);
 	cr_assert_eq(ds_pack_writer_len_bytes(writer), 8 + TABLE_HEAD_LEN + 8);
 	cr_assert_eq(ds_pack_writer_add(writer, &run_digest, run, 14, 1000, &ordinal, &off), 0);
 	cr_assert_eq(ordinal, 0);
@@ -138,13 +138,54 @@ Test(pack, two_packs_of_the_same_chunks_have_different_ids)
 		uint32_t ordinal;
 		uint64_t off;
 
-		cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, &writer), 0);
+		cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, NULL, &writer), 0);
 		cr_assert_eq(ds_pack_writer_add(writer, &one, "one", 3, 3, &ordinal, &off), 0);
 		cr_assert_eq(ds_pack_writer_close(writer, &ids[i], &object), 0);
 		ds_pack_writer_free(writer);
 		ds_buf_release(&object);
 	}
 	cr_assert_not(ds_digest_equal(&ids[0], &ids[1]));
+}
+
+Test(pack, an_object_is_aligned_and_its_memory_serves_the_next)
+{
+	struct ds_buf object = {0}, none = DS_BUF_INIT(100);
+	struct ds_digest one = support_digest_of("one"), id;
+	uint8_t *chunk = calloc(1, DS_CHUNK_MAX), *memory = NULL;
+	uint32_t ordinal;
+	uint64_t off;
+
+	for (int i = 0; i < 3; i++) {
+		struct ds_pack_writer *writer = NULL;
+
+		cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, &object, &writer), 0);
+		cr_assert_null(object.data, "it was taken");
+		for (int j = 0; j < 8; j++)
+			cr_assert_eq(ds_pack_writer_add(writer, &one, chunk,
+							(uint32_t)DS_CHUNK_MAX - 100, DS_CHUNK_MAX,
+							&ordinal, &off),
+				     0);
+		cr_assert_eq(ordinal, 7);
+		cr_assert_eq(off, 8 + 7 * (DS_CHUNK_MAX - 100));
+		cr_assert_eq(ds_pack_writer_close(writer, &id, &object), 0);
+		ds_pack_writer_free(writer);
+		cr_assert_eq((uintptr_t)object.data % DS_PACK_ALIGN, 0);
+		cr_assert(i == 0 || object.data == memory, "the same memory");
+		cr_assert_arr_eq(object.data, "dsfspak1", 8);
+		memory = object.data;
+	}
+	/* What has grown by somebody else's rules is left alone. */
+	cr_assert_eq(ds_buf_append_str(&none, "x"), 0);
+	{
+		struct ds_pack_writer *writer = NULL;
+
+		cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, &none, &writer), 0);
+		ds_pack_writer_free(writer);
+	}
+	cr_assert_str_eq(ds_buf_str(&none), "x");
+	ds_buf_release(&none);
+	ds_buf_release(&object);
+	free(chunk);
 }
 
 /* Random chunks in, out through the table and ds_chunk_decode. */
@@ -159,7 +200,7 @@ Test(pack, what_was_packed_is_found_again)
 	uint64_t off, len, raw_off = 0, start = prng.state;
 	struct ds_buf object;
 
-	cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, &writer), 0);
+	cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, NULL, &writer), 0);
 	for (int pass = 0; pass < 2; pass++) {
 		prng.state = start;
 		for (uint32_t i = 0; i < chunks_n; i++) {
@@ -213,7 +254,7 @@ Test(pack, an_empty_pack_is_read)
 	struct ds_buf object;
 	uint64_t off, len;
 
-	cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, &writer), 0);
+	cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, NULL, &writer), 0);
 	cr_assert_eq(ds_pack_writer_close(writer, &id, &object), 0);
 	cr_assert_eq(ds_pack_toc_locate(object.data, object.len_bytes, object.len_bytes, &off,
 					&len),
@@ -381,7 +422,7 @@ Test(pack, a_chunk_of_impossible_length_is_a_wrong_call, .signal = SIGABRT)
 	uint32_t ordinal;
 	uint64_t off;
 
-	cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, &writer), 0);
+	cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, NULL, &writer), 0);
 	ds_pack_writer_add(writer, &one, "one", 3, 2, &ordinal, &off);
 }
 
@@ -403,7 +444,7 @@ Test(pack, J01_a_writer_survives_every_failed_allocation)
 		int r;
 
 		ds_mem_fail_after(n, 0);
-		r = ds_pack_writer_new(DS_PACK_DATA, &writer);
+		r = ds_pack_writer_new(DS_PACK_DATA, NULL, &writer);
 		for (uint32_t i = 0; i < 50 && r == 0; i++) {
 			r = ds_pack_writer_add(writer, &digest, chunk, sizeof(chunk), sizeof(chunk),
 					       &ordinal, &off);
@@ -462,7 +503,7 @@ Test(pack, a_writer_refuses_one_chunk_too_many, .timeout = 60)
 	uint32_t ordinal;
 	uint64_t off;
 
-	cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, &writer), 0);
+	cr_assert_eq(ds_pack_writer_new(DS_PACK_DATA, NULL, &writer), 0);
 	for (uint32_t i = 0; i < DS_PACK_CHUNKS_MAX; i++)
 		if (ds_pack_writer_add(writer, &digest, "x", 1, 1, &ordinal, &off) != 0)
 			cr_assert_fail("chunk %u", i);

@@ -1,13 +1,17 @@
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -284,6 +288,102 @@ Test(store_dir, F01_a_write_that_fails_leaves_nothing_and_names_the_path)
 	cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
 	cr_assert_eq(ds_store_put_if_absent(store, "dir/big", body, 10000, NULL), 0);
 	free(body);
+	close_and_remove(store);
+}
+
+static uint8_t *random_pages(size_t len)
+{
+	struct ds_prng prng = {3};
+	uint8_t *pages = aligned_alloc(4096, len);
+
+	cr_assert_not_null(pages);
+	for (size_t i = 0; i < len; i += 8) {
+		uint64_t word = ds_prng_next(&prng);
+
+		memcpy(pages + i, &word, 8);
+	}
+	return pages;
+}
+
+Test(store_dir, a_long_body_is_whole_whatever_its_length_and_place)
+{
+	static const size_t lens[] = {DS_MIB(1) - 1,	DS_MIB(1),	 DS_MIB(1) + 1,
+				      DS_MIB(3) + 4095, DS_MIB(5) + 512, DS_MIB(8)};
+	struct ds_store *store = open_new();
+	uint8_t *pages = random_pages(DS_MIB(9));
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(lens) * 3; i++) {
+		const uint8_t *body = pages + (size_t[]){0, 1, 512}[i % 3];
+		struct ds_buf buf = DS_BUF_INIT(DS_MIB(9));
+		char key[32];
+
+		snprintf(key, sizeof(key), "d/%zu", i);
+		cr_assert_eq(ds_store_put_if_absent(store, key, body, lens[i / 3], NULL), 0);
+		cr_assert_eq(ds_store_get(store, key, &buf, NULL), 0);
+		cr_assert_eq(buf.len_bytes, lens[i / 3]);
+		cr_assert(memcmp(buf.data, body, lens[i / 3]) == 0, "length %zu", lens[i / 3]);
+		ds_buf_release(&buf);
+	}
+	free(pages);
+	close_and_remove(store);
+}
+
+/* Where the directory can do it (open(2), O_DIRECT): the two that are known not to keep such pages. */
+Test(store_dir, a_long_aligned_body_does_not_stay_in_the_page_cache)
+{
+	struct ds_store *store = open_new();
+	uint8_t *pages = random_pages(DS_MIB(8));
+	unsigned char resident[DS_MIB(8) / 4096];
+	size_t resident_n = 0;
+	struct statfs fs;
+	void *map;
+	int fd;
+
+	cr_assert_eq(statfs(root, &fs), 0);
+	if ((fs.f_type != EXT4_SUPER_MAGIC && fs.f_type != XFS_SUPER_MAGIC) ||
+	    sysconf(_SC_PAGESIZE) != 4096) {
+		fprintf(stderr, "skipped: /tmp is neither ext4 nor xfs, or its pages are larger\n");
+	} else {
+		cr_assert_eq(ds_store_put(store, "k", pages, DS_MIB(8), NULL), 0);
+		fd = open(in_root("k"), O_RDONLY);
+		map = mmap(NULL, DS_MIB(8), PROT_READ, MAP_SHARED, fd, 0);
+		cr_assert_neq(map, MAP_FAILED);
+		cr_assert_eq(mincore(map, DS_MIB(8), resident), 0);
+		for (size_t i = 0; i < sizeof(resident); i++)
+			resident_n += resident[i] & 1;
+		cr_assert_eq(resident_n, 0);
+		munmap(map, DS_MIB(8));
+		close(fd);
+	}
+	free(pages);
+	close_and_remove(store);
+}
+
+/* setrlimit(2): a write stops at the limit, and the next is EFBIG. */
+Test(store_dir, F01_a_long_write_that_fails_half_way_leaves_nothing)
+{
+	static const rlim_t limits[] = {DS_MIB(1), DS_MIB(2) + 4096, DS_MIB(2) + 100};
+	struct rlimit old, limit;
+	struct ds_store *store = open_new();
+	uint8_t *pages = random_pages(DS_MIB(4));
+
+	signal(SIGXFSZ, SIG_IGN);
+	cr_assert_eq(getrlimit(RLIMIT_FSIZE, &old), 0);
+	for (size_t i = 0; i < DS_ARRAY_SIZE(limits); i++) {
+		struct ds_store_listing listing = {0};
+		struct ds_store_req list = {.op = DS_STORE_LIST, .key = "", .listing = &listing};
+
+		limit = old;
+		limit.rlim_cur = limits[i];
+		cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+		cr_assert_eq(ds_store_put_if_absent(store, "d/k", pages, DS_MIB(4), NULL), -EFBIG);
+		cr_assert_eq(setrlimit(RLIMIT_FSIZE, &old), 0);
+		cr_assert_eq(ds_store_perform(store, &list), 0);
+		cr_assert_eq(listing.objects_n, 0);
+		ds_store_listing_release(&listing);
+	}
+	cr_assert_eq(ds_store_put_if_absent(store, "d/k", pages, DS_MIB(4), NULL), 0);
+	free(pages);
 	close_and_remove(store);
 }
 

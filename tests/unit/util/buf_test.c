@@ -1,4 +1,5 @@
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <signal.h>
 #include <string.h>
 
@@ -45,6 +46,27 @@ Test(buf, numbers_are_little_endian)
 	cr_assert_eq(ds_get_le32(buf.data + 2), 0x03040506);
 	cr_assert_eq(ds_get_le64(buf.data + 6), 0x0708090a0b0c0d0e);
 	ds_buf_release(&buf);
+}
+
+Test(buf, memory_stays_aligned_while_it_grows)
+{
+	struct ds_buf buf = {.max_bytes = 100000, .align_bytes = 4096};
+
+	for (uint32_t i = 0; i < 25000; i++) {
+		cr_assert_eq(ds_buf_append_le32(&buf, i), 0);
+		cr_assert_eq((uintptr_t)buf.data % 4096, 0);
+	}
+	cr_assert_eq(ds_buf_append_byte(&buf, 0), -DS_E_LIMIT);
+	for (uint32_t i = 0; i < 25000; i++)
+		cr_assert_eq(ds_get_le32(buf.data + i * 4), i);
+	ds_buf_truncate(&buf, 0);
+	ds_mem_fail_after(0, 1);
+	cr_assert_eq(ds_buf_reserve(&buf, 50000), 0, "there is room");
+	cr_assert_eq(ds_mem_fail_after(-1, 0), 0);
+	ds_buf_release(&buf);
+	ds_mem_fail_after(0, 0);
+	cr_assert_eq(ds_buf_reserve(&buf, 5), -ENOMEM);
+	cr_assert_eq(ds_mem_fail_after(-1, 0), 1);
 }
 
 Test(buf, the_maximum_is_exact_and_an_error_changes_nothing)
