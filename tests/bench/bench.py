@@ -102,6 +102,17 @@ class Bench:
         progress(f"{name}: {time.monotonic() - started:.0f} s")
 
 
+def prepare(bench):
+    """All that is kept."""
+    data, box = bench.data, bench.box
+    for name, source in (("small", data.small), ("large", data.large_dir), ("many", data.many)):
+        data.repo(box, name, source)
+    data.many_list, data.large_list, data.parts
+    bench.row = "mount"
+    for files_n in MountTime(bench).sizes():
+        data.repo_of_names(box, files_n)
+
+
 class Uring:
     """Turns fuse-over-io_uring on for as long as the benchmark runs, where it may."""
 
@@ -135,6 +146,8 @@ def arguments():
     parser.add_argument("--list", action="store_true", help="the rows")
     parser.add_argument("--only", action="append", metavar="ROW", choices=ROWS,
                         help="only this row; may be given several times")
+    parser.add_argument("--prepare", action="store_true",
+                        help="only make the data that are kept")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="(3)")
     parser.add_argument("--scale", type=float, default=1, metavar="X",
                         help="so much of the data: 0.05 for a quick look (1)")
@@ -181,8 +194,11 @@ def main():
         box.deadline = time.monotonic() + 60 * args.minutes
     status, bench, uring = 1, Bench(box, args), None
     try:
+        if args.prepare:
+            prepare(bench)
+            args.only = []
         uring = Uring(args.uring)
-        for name in args.only or ROWS:
+        for name in ROWS if args.only is None else args.only:
             if box.late():
                 bench.report.note(name, "skipped: the time was over")
             else:
