@@ -20,7 +20,7 @@ from lib import KIB, check, equal, say
 
 libc = ctypes.CDLL(None, use_errno=True)
 HANG = {"match": "^GET .*/packs/", "fault": "hang"}
-READERS, LOOKERS, BLOCKED = 200, 20, 64
+LOOKERS, BLOCKED = 20, 64
 
 
 def stats(mount):
@@ -32,7 +32,7 @@ def content(i, size):
     return (b"%07d " % i) * (size // 8)
 
 
-def make(source, files):
+def make(source, files, readers):
     """`local`: what is read beforehand; `cold`: data that is not; `many`: names enough that most pages
     of the manifest are never asked for."""
     os.mkdir(f"{source}/local")
@@ -40,7 +40,7 @@ def make(source, files):
     for i in range(100):
         with open(f"{source}/local/{i:04}", "wb") as file:
             file.write(content(i, 16 * KIB))
-    for i in range(READERS + BLOCKED + 20):
+    for i in range(readers + BLOCKED + 100):
         with open(f"{source}/cold/{i:04}", "wb") as file:
             file.write(os.urandom(64 * KIB))
     os.mkdir(f"{source}/many")
@@ -175,14 +175,14 @@ def threads_and_files(pid):
 
 
 def crowd(box, repo, proxy, args):
-    """200 readers and 20 first look-ups wait; everything else goes on; then all of them are killed,
+    """Many readers and 20 first look-ups wait; everything else goes on; then all of them are killed,
     one by one and together, and nothing of them is left in the daemon."""
     mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('crowd')}", env=proxy.env)
     warm(mount)
     measure(mount, 20)
     hang(proxy)
-    lone = [Waiters(box, reads=[f"{mount.path}/cold/{READERS:04}"]),
-            Waiters(box, looks=[f"{mount.path}/many/0000/000-{'name' * 20}"])]
+    lone = [Waiters(box, reads=[f"{mount.path}/cold/{args.readers:04}"]),
+            Waiters(box, looks=[f"{mount.path}/many/0170/050-{'name' * 20}"])]
     wait_parked(box, mount, 2)
     for waiters, what in zip(lone, ("reader", "stat")):
         took = waiters.kill()
@@ -193,11 +193,11 @@ def crowd(box, repo, proxy, args):
     box.wait(lambda: stats(mount)["interrupted"] >= 1, "the look-up of a killed stat to end")
     before = threads_and_files(mount.pid)
     names = [f"{d * 7 + 1:04}/050-{'name' * 20}" for d in range(LOOKERS)]
-    waiters = Waiters(box, [f"{mount.path}/cold/{i:04}" for i in range(READERS)],
+    waiters = Waiters(box, [f"{mount.path}/cold/{i:04}" for i in range(args.readers)],
                       [f"{mount.path}/many/{name}" for name in names])
-    wait_parked(box, mount, READERS + LOOKERS)
+    wait_parked(box, mount, args.readers + LOOKERS)
     held = proxy.stats()
-    say(f"{READERS} readers and {LOOKERS} look-ups wait, {held['open']} requests at the store:")
+    say(f"{args.readers} readers and {LOOKERS} look-ups wait, {held['open']} requests at the store:")
     tell(measure(mount, 200), args)
     took = waiters.kill()
     say(f"all of them were gone after {1000 * took:.0f} ms")
@@ -235,7 +235,7 @@ def gone(box, repo, proxy):
     mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('gone')}", env=proxy.env)
     warm(mount)
     hang(proxy)
-    waiters = Waiters(box, reads=[f"{mount.path}/cold/{READERS + i:04}" for i in range(BLOCKED)])
+    waiters = Waiters(box, reads=[f"{mount.path}/cold/{1 + i:04}" for i in range(BLOCKED)])
     wait_parked(box, mount, BLOCKED)
     started = time.monotonic()
     os.kill(mount.pid, signal.SIGTERM)
@@ -257,7 +257,7 @@ def deadline(box, repo, proxy):
     mount = box.mount(repo, "timeout=3s", f"cache_dir={box.path('late')}", env=proxy.env)
     warm(mount)
     hang(proxy)
-    paths = [f"{mount.path}/cold/0007", f"{mount.path}/many/0003/005-{'name' * 20}"]
+    paths = [f"{mount.path}/cold/0007", f"{mount.path}/many/0173/005-{'name' * 20}"]
     fd = os.open(paths[0], os.O_RDONLY)
     for what, action in ("read", lambda: os.pread(fd, 100, 0)), ("stat", lambda: os.stat(paths[1])):
         started = time.monotonic()
@@ -282,7 +282,7 @@ def deadline(box, repo, proxy):
     os.close(fd)
     # A store that answers 503 for a while is no error at all, and never ENOENT (T9).
     proxy.rules({"match": "^GET .*/packs/", "fault": "status", "code": 503, "times": 3})
-    with open(f"{mount.path}/cold/{READERS + 70:04}", "rb") as file:
+    with open(f"{mount.path}/cold/{80:04}", "rb") as file:
         equal(len(file.read()), 64 * KIB, "bytes read through 503s")
     check(proxy.stats()["delivered"] > 0, "no 503 was delivered")
     mount.umount()
@@ -291,7 +291,7 @@ def deadline(box, repo, proxy):
 def run(box, args):
     source, store = box.new_dir("src"), box.store("s3")
     repo = store.url("stalls")
-    make(source, args.files)
+    make(source, args.files, args.readers)
     box.commit(source, repo, "--init", env=store.env)
     proxy = lib.Proxy(box, store.env)
     crowd(box, repo, proxy, args)
@@ -301,6 +301,7 @@ def run(box, args):
 
 def add_arguments(parser):
     parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--readers", type=int, default=200)
     parser.add_argument("--strict", action="store_true")
 
 
