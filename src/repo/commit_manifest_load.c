@@ -123,6 +123,7 @@ int commit_manifest_load_index(struct ds_repo *repo, const struct ds_record *rec
 
 struct range { /* chunks of one pack that travel in one GET: places in `order` */
 	size_t first, n;
+	uint64_t end; /* in the pack: of the chunk that ends last, which need not be the last one */
 };
 
 struct load {
@@ -156,7 +157,7 @@ static const struct ds_chunk_ref *ref_at(const struct load *load, size_t i)
 }
 
 /* The longest run from `first` that one GET should fetch. */
-static size_t run_of(const struct load *load, size_t first)
+static struct range run_of(const struct load *load, size_t first)
 {
 	const struct ds_chunk_ref *start = ref_at(load, first);
 	uint64_t end = start->stored_off + start->stored_len_bytes;
@@ -171,7 +172,7 @@ static size_t run_of(const struct load *load, size_t first)
 			break;
 		end = DS_MAX(end, ref->stored_off + ref->stored_len_bytes);
 	}
-	return n;
+	return (struct range){.first = first, .n = n, .end = end};
 }
 
 static int find_ranges(struct load *load)
@@ -183,7 +184,7 @@ static int find_ranges(struct load *load)
 	if (!load->ranges)
 		return -ENOMEM;
 	for (size_t i = 0; i < load->order_n; i += load->ranges[n++].n)
-		load->ranges[n] = (struct range){.first = i, .n = run_of(load, i)};
+		load->ranges[n] = run_of(load, i);
 	load->ranges_n = n;
 	return 0;
 }
@@ -193,13 +194,12 @@ static void start_range(void *ctx, struct commit_batch_slot *slot)
 	const struct load *load = ctx;
 	const struct range *range = &load->ranges[slot->idx];
 	const struct ds_chunk_ref *start = ref_at(load, range->first);
-	const struct ds_chunk_ref *last = ref_at(load, range->first + range->n - 1);
 
 	ds_buf_init(&slot->buf, RANGE_BYTES_MAX + DS_CHUNK_MAX);
 	ds_pack_key(&start->pack, slot->key);
 	slot->req.op = DS_STORE_GET;
 	slot->req.off = start->stored_off;
-	slot->req.len_bytes = last->stored_off + last->stored_len_bytes - start->stored_off;
+	slot->req.len_bytes = range->end - start->stored_off;
 	slot->req.into = &slot->buf;
 }
 

@@ -19,8 +19,9 @@ def head_of(repo, branch="main"):
     return number, json.loads(data.split(b"\n")[0]), hashlib.sha256(data).hexdigest()
 
 
-def forge(box, repo, sql, fingerprint=None):
-    """Appends the version to `main`; gives its id."""
+def forge(box, repo, sql, fingerprint=None, index=None):
+    """Appends the version to `main`; gives its id. index(rows) changes the rows of the index: lists of digest,
+    pack number, ordinal, offset, length and raw length."""
     number, entry, previous = head_of(repo)
     path = box.path(f"forged-{number}.sqlite")
     version = stored.Version(repo, entry["version"], path)
@@ -36,9 +37,13 @@ def forge(box, repo, sql, fingerprint=None):
     assert len(pages) <= 512
     packer = other_writer.PackWriter(1)
     node = b"dsfsidx1" + struct.pack("<IIQII", 0, len(pages), 0, 0, 0)
+    rows = []
     for page in pages:
         digest, ordinal, at, length, _ = packer.add(page) if any(page) else (bytes(32), 0, 0, 0, 0)
-        node += struct.pack("<32sIIQII", digest, 0, ordinal, at, length, size)
+        rows.append([digest, 0, ordinal, at, length, size])
+    if index:
+        index(rows)
+    node += b"".join(struct.pack("<32sIIQII", *row) for row in rows)
     digest, ordinal, at, length, _ = packer.add(node)
     pack, _ = packer.finish(repo)
     record = dict(version.record, nonce=secrets.token_hex(16), parents=[entry["version"]], prefetch=[])

@@ -133,8 +133,29 @@ def the_version_is_named(box):
         check(result.status in (6, 9) and f'"versions/{id}"' in result.errors, f"{sql}: {result}: {result.errors}")
 
 
+def pages_that_overlap(box):
+    """One page is said to lie inside another: what is asked of the store ends where the longer one ends.
+    (What a read over the end of the answer does, ASan says.)"""
+    source, repo = box.new_dir("src"), box.path("repo-overlap")
+    for i in range(100):
+        write(f"{source}/{i}", b"%d" % i)
+    box.commit(source, repo, "--init")
+
+    def overlap(rows):
+        long, short, *rest = [row for row in rows if row[4]]
+        short[3:5] = long[3] + 1, 1
+        for row in rest:
+            row[:5] = bytes(32), 0, 0, 0, 0
+
+    forged.forge(box, repo, "", index=overlap)
+    write(f"{source}/0", b"changed")
+    result = box.dsfs("commit", source, repo, status=None)
+    check(result.status == 6 and "malformed: chunk 1" in result.errors, f"{result}: {result.errors}")
+
+
 def run(box, args):
-    for case in (extents_of_a_small_file, imported, damage_ends_with_the_version, the_version_is_named):
+    for case in (extents_of_a_small_file, imported, damage_ends_with_the_version, the_version_is_named,
+                 pages_that_overlap):
         case(box)
         say(f"{case.__name__}: right")
 
