@@ -164,6 +164,29 @@ static int check_version(struct verify *verify, const struct ds_digest *id)
 	return r;
 }
 
+/*
+ * The versions, and the bytes of what they need that were not read before. A pack may be moved meanwhile, or
+ * go: then once more with what is there now, unless it is known already that not all is right. It ends since a pack
+ * goes once.
+ */
+static int check_versions(struct verify *verify, const struct candidate *candidates, size_t n)
+{
+	bool again = true;
+	int r = 0;
+
+	while (r == 0 && again && !ds_verify_is_over(verify)) {
+		again = false;
+		verify->result.versions_n = verify->result.imported_n = 0;
+		for (size_t i = 0; r == 0 && i < n && !ds_verify_is_over(verify); i++)
+			r = check_version(verify, &candidates[i].id);
+		if (r == 0 && verify->options->read_data && !ds_verify_is_over(verify))
+			r = ds_verify_wanted_packs(verify, &again);
+		again = again && verify->result.findings_n == 0;
+		verify->total_n += again ? n : 0;
+	}
+	return r;
+}
+
 static int check_all(struct verify *verify)
 {
 	_ds_cleanup_free_ struct candidate *candidates = NULL;
@@ -181,8 +204,8 @@ static int check_all(struct verify *verify)
 	verify->total_n += n;
 	if (r == 0)
 		r = ds_verify_packs(verify);
-	for (size_t i = 0; r == 0 && i < n && !ds_verify_is_over(verify); i++)
-		r = check_version(verify, &candidates[i].id);
+	if (r == 0)
+		r = check_versions(verify, candidates, n);
 	while (ds_map_each(verify->packs, &cursor, NULL, NULL, &pack)) {
 		const struct verify_pack *p = pack;
 
@@ -193,6 +216,7 @@ static int check_all(struct verify *verify)
 
 static int check_one(struct verify *verify)
 {
+	struct candidate candidate = {0};
 	struct ds_resolved resolved;
 	struct ds_diag diag = {0};
 	int r;
@@ -200,11 +224,9 @@ static int check_one(struct verify *verify)
 	r = ds_resolve(verify->repo, verify->options->selector, &resolved, &diag);
 	if (r < 0)
 		return ds_verify_fail(verify, r, &diag);
+	candidate.id = resolved.version;
 	verify->total_n = 1;
-	r = check_version(verify, &resolved.version);
-	if (r == 0 && verify->options->read_data)
-		r = ds_verify_wanted_packs(verify);
-	return r;
+	return check_versions(verify, &candidate, 1);
 }
 
 int ds_verify(struct ds_repo *repo, const struct ds_verify_options *options,

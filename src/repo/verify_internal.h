@@ -29,6 +29,7 @@ struct verify_pack {
 	enum verify_pack_state state;
 	bool is_listed, is_wanted;
 	bool is_missed; /* there is a finding that it is missing */
+	bool is_read;	/* its bytes were read (read_data) */
 	uint64_t object_len_bytes;
 	struct ds_pack_toc *toc; /* may be dropped and read again; NULL unless THERE or MOVED */
 	struct ds_pack_moved_to *targets; /* of a note, beside toc */
@@ -87,8 +88,9 @@ struct verify_pack *ds_verify_pack(struct verify *verify, const struct ds_digest
 int ds_verify_pack_load(struct verify *verify, struct verify_pack *pack);
 /* All packs and notes of the store, on several threads. */
 int ds_verify_packs(struct verify *verify);
-/* The bytes of the packs that are wanted (one version only). */
-int ds_verify_wanted_packs(struct verify *verify);
+/* The bytes of the packs that are wanted and were not read. *ret_moved: some are not there any more,
+ * so that the versions have to be checked again. */
+int ds_verify_wanted_packs(struct verify *verify, bool *ret_moved);
 void ds_verify_pack_free(void *pack);
 
 /* Where the bytes of a chunk are. */

@@ -145,7 +145,6 @@ static int load_note(struct verify *verify, const struct ds_digest *id, const ch
 /* 0 with a state, and findings made; or an error that ends the check. */
 static int load(struct verify *verify, struct verify_pack *pack)
 {
-	bool was_seen = pack->state != VERIFY_PACK_UNSEEN;
 	char key[DS_PACK_KEY_MAX];
 	struct ds_pack_moved moved;
 	struct ds_diag diag;
@@ -175,9 +174,9 @@ static int load(struct verify *verify, struct verify_pack *pack)
 		pack->state = VERIFY_PACK_UNSEEN;
 		return ds_verify_fail(verify, r, &diag);
 	}
+	/* Of a bad one nothing is read again, so that this is said once. */
 	pack->state = VERIFY_PACK_BAD;
-	if (!was_seen)
-		ds_verify_find_diag(verify, key, r, &diag);
+	ds_verify_find_diag(verify, key, r, &diag);
 	return 0;
 }
 
@@ -373,9 +372,13 @@ static int check_run(struct verify *verify, struct verify_pack *pack, uint32_t f
 
 	ds_buf_clear(buf);
 	r = get(verify, &req);
-	if (r == -DS_E_ABSENT && !pack->is_wanted)
-		return 1; /* a collector was faster */
-	if (ds_verify_is_damage(r) || r == -DS_E_ABSENT) {
+	/* A collector was faster: what became of it, the versions' checks have to know. */
+	if (r == -DS_E_ABSENT || r == -DS_E_DENIED) {
+		drop_toc(verify, pack);
+		r = load(verify, pack);
+		return r < 0 ? r : 1;
+	}
+	if (ds_verify_is_damage(r)) {
 		ds_verify_find_diag(verify, key, r, &req.diag);
 		return 1;
 	}
@@ -461,6 +464,7 @@ static void item_run(struct ds_work_item *work)
 		check_note(verify, pack);
 	} else if (load(verify, pack) == 0 && pack->state == VERIFY_PACK_THERE) {
 		chunks_n = pack->toc->chunks_n;
+		pack->is_read = verify->options->read_data;
 		if (verify->options->read_data)
 			check_data(verify, pack);
 	}
@@ -550,7 +554,7 @@ int ds_verify_packs(struct verify *verify)
 	return r;
 }
 
-int ds_verify_wanted_packs(struct verify *verify)
+int ds_verify_wanted_packs(struct verify *verify, bool *ret_moved)
 {
 	struct item *items = ds_calloc(ds_map_count(verify->packs) + 1, sizeof(*items));
 	size_t cursor = 0, n = 0;
@@ -562,13 +566,17 @@ int ds_verify_wanted_packs(struct verify *verify)
 	while (ds_map_each(verify->packs, &cursor, NULL, NULL, &value)) {
 		struct verify_pack *pack = value;
 
-		if (!pack->is_wanted || pack->state != VERIFY_PACK_THERE)
+		if (!pack->is_wanted || pack->is_read || pack->state != VERIFY_PACK_THERE)
 			continue;
 		drop_toc(verify, pack);
 		items[n++].pack = pack;
 	}
 	verify->total_n += n;
 	r = run_items(verify, items, n);
+	*ret_moved = false;
+	for (size_t i = 0; i < n; i++)
+		*ret_moved |= items[i].pack->state == VERIFY_PACK_MOVED ||
+			      items[i].pack->state == VERIFY_PACK_MISSING;
 	ds_free(items);
 	return r;
 }

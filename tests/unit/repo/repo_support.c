@@ -64,6 +64,8 @@ static void store_perform(struct ds_store *base, struct ds_store_req *req)
 		req->result = ds_diag_set(&req->diag, -DS_E_DENIED, req->key, NULL);
 		return;
 	}
+	if (store->before)
+		store->before(store, req);
 	if (store->ignore_absent)
 		req->if_absent = false;
 	if (req->op == DS_STORE_PUT && ds_starts_with(req->key, "refs/"))
@@ -168,6 +170,7 @@ void test_store_reset(struct test_store *store)
 	store->swallow_refs = false;
 	store->fail_with = 0;
 	store->hold_put_s = 0;
+	store->before = NULL;
 }
 
 struct ds_digest test_digest(unsigned n)

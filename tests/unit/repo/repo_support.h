@@ -29,6 +29,8 @@ struct test_store {
 	bool ignore_absent; /* a store that takes if_absent for a plain PUT */
 	bool swallow_refs;  /* a PUT of a ref is answered well and forgotten */
 	int64_t hold_put_s; /* a PUT of a ref arrives so much later (moves test_now) */
+	/* Called before a request is performed that the caller waits for; may change `inner`. */
+	void (*before)(struct test_store *store, const struct ds_store_req *req);
 };
 struct ds_store *test_store_new(struct test_store *store); /* in memory, by test_clock */
 void test_store_reset(struct test_store *store);	   /* no faults, counts from 0 */

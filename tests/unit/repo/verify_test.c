@@ -405,6 +405,151 @@ Test(verify, one_version_alone)
 	ds_store_unref(store);
 }
 
+/* What befalls a pack while verify is at it: on the n-th request for it, or for its table. */
+static struct harm {
+	const char *key;
+	void (*befall)(struct ds_store *store, const char *key);
+	bool of_tables; /* only requests for its table count */
+	int at;
+	_Atomic int requests_n;
+} harm;
+
+static void harm_before(struct test_store *store, const struct ds_store_req *req)
+{
+	if (req->op == DS_STORE_GET && strcmp(req->key, harm.key) == 0 &&
+	    (req->from_end || !harm.of_tables) && harm.requests_n++ == harm.at)
+		harm.befall(store->inner, harm.key);
+}
+
+static void befall_damage(struct ds_store *store, const char *key)
+{
+	struct ds_buf buf = DS_BUF_INIT(1 << 20);
+
+	get(store, key, &buf);
+	buf.data[buf.len_bytes - DS_PACK_TRAILER_LEN - 1] ^= 1;
+	put(store, key, buf.data, buf.len_bytes);
+	ds_buf_release(&buf);
+}
+
+static void drop(struct ds_store *store, const char *key)
+{
+	struct ds_store_req req = {.op = DS_STORE_DELETE, .key = key};
+
+	cr_assert_eq(ds_store_perform(store, &req), 0);
+}
+
+/* Its chunks go into another pack, damaged there, and a note says so. */
+static void befall_move(struct ds_store *store, const char *key)
+{
+	struct ds_buf old = DS_BUF_INIT(1 << 20), object, note = DS_BUF_INIT(1 << 20);
+	struct ds_pack_moved_to *targets;
+	struct ds_pack_writer *writer;
+	struct ds_pack_toc *toc;
+	struct ds_digest id, to;
+	char to_key[DS_PACK_KEY_MAX], note_key[DS_PACK_KEY_MAX];
+	uint64_t off, len;
+
+	get(store, key, &old);
+	cr_assert_eq(ds_digest_parse(strrchr(key, '/') + 1, &id), 0);
+	cr_assert_eq(ds_pack_toc_locate(old.data, old.len_bytes, old.len_bytes, &off, &len), 0);
+	cr_assert_eq(ds_pack_toc_parse(old.data + off, len, &id, &toc), 0);
+	targets = ds_calloc(toc->chunks_n + 1, sizeof(*targets));
+	cr_assert_eq(ds_pack_writer_new(toc->kind, NULL, &writer), 0);
+	for (uint32_t i = 0; i < toc->chunks_n; i++) {
+		const struct ds_pack_entry *entry = &toc->entries[i];
+		uint64_t stored_off;
+
+		cr_assert_eq(ds_pack_writer_add(writer, &entry->digest,
+						old.data + entry->stored_off,
+						entry->stored_len_bytes, entry->raw_len_bytes,
+						&targets[i].ordinal, &stored_off),
+			     0);
+	}
+	cr_assert_eq(ds_pack_writer_close(writer, &to, &object), 0);
+	ds_pack_writer_free(writer);
+	for (uint32_t i = 0; i < toc->chunks_n; i++)
+		targets[i].pack = to;
+	object.data[DS_PACK_HEAD_LEN] ^= 1;
+	put(store, ds_pack_key(&to, to_key), object.data, object.len_bytes);
+	cr_assert_eq(ds_pack_moved_encode(old.data + off, len, targets, &note), 0);
+	put(store, ds_pack_moved_key(&id, note_key), note.data, note.len_bytes);
+	drop(store, key);
+	ds_free(targets);
+	ds_free(toc);
+	ds_buf_release(&old);
+	ds_buf_release(&object);
+	ds_buf_release(&note);
+}
+
+/* How often the pack-th pack was asked for before the harm came too late. */
+static int befalls(size_t pack, const char *selector, bool of_tables,
+		   void (*befall)(struct ds_store *store, const char *key))
+{
+	for (int at = 0;; at++) {
+		static struct test_store decorator;
+		struct ds_store *base = test_store_new(&decorator);
+		struct ds_store_listing listing = {0};
+		struct ds_verify_options options = {.read_data = true, .selector = selector};
+		struct ds_verify_result result;
+		struct ds_repo *repo;
+		size_t i, left = pack;
+		int r;
+
+		ds_store_unref(decorator.inner);
+		decorator.inner = golden_load("repo");
+		list(decorator.inner, &listing);
+		for (i = 0; i < listing.objects_n; i++)
+			if (ds_starts_with(listing.objects[i].key, "packs/") &&
+			    !ds_ends_with(listing.objects[i].key, ".moved") && left-- == 0)
+				break;
+		cr_assert_lt(i, listing.objects_n);
+		harm = (struct harm){.key = listing.objects[i].key,
+				     .befall = befall,
+				     .of_tables = of_tables,
+				     .at = at};
+		decorator.before = harm_before;
+		cr_assert_eq(ds_repo_open_store(base, &repo, NULL), 0);
+		r = ds_verify(repo, &options, &result, NULL);
+		if (harm.requests_n > at)
+			cr_assert(r == -DS_E_ABSENT || (r == 0 && result.findings_n > 0),
+				  "%s, request %d: %s", harm.key, at, ds_strerror(r));
+		else
+			cr_assert(r == 0 && result.findings_n == 0, "%s, request %d: %s", harm.key,
+				  at, ds_strerror(r));
+		ds_repo_unref(repo);
+		ds_store_listing_release(&listing);
+		ds_store_unref(base);
+		if (harm.requests_n <= at)
+			return at;
+	}
+}
+
+static void befall_everywhere(bool of_tables, void (*befall)(struct ds_store *, const char *))
+{
+	int again_n = 0;
+
+	for (size_t pack = 0; pack < 7; pack++) {
+		cr_assert_gt(befalls(pack, NULL, of_tables, befall), 0);
+		again_n += befalls(pack, "v1.0", of_tables, befall) > 1;
+	}
+	cr_assert_gt(again_n, 1, "its data and its manifest");
+}
+
+Test(verify, a_table_that_is_damaged_before_it_is_read_again_is_named)
+{
+	befall_everywhere(true, befall_damage);
+}
+
+Test(verify, a_pack_that_goes_before_it_is_read_again_is_not_clean)
+{
+	befall_everywhere(false, drop);
+}
+
+Test(verify, a_pack_that_is_moved_meanwhile_is_read_where_it_is_now)
+{
+	befall_everywhere(false, befall_move);
+}
+
 Test(verify, a_store_that_fails_is_an_error_and_no_finding)
 {
 	static struct test_store decorator;
