@@ -31,6 +31,7 @@ dedup	30	dedup.py --files 50000 --bytes 2000000000
 second_version	30	second_version.py
 million	30	million.py
 mount_stalls	20	mount_stalls.py --strict
+stalls_uring	20	../lib/with_uring.sh env DSFS_MOUNT_OPTIONS=io_uring=on $programs/mount_stalls.py --strict
 mount_semantics	10	mount_semantics.py
 mount_cache	20	mount_cache.py
 commit_options	10	commit_options.py

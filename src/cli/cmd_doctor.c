@@ -55,7 +55,6 @@ static void say(struct doctor *doctor, enum verdict verdict, const char *what, c
 
 static void check_kernel(struct doctor *doctor)
 {
-	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(256);
 	struct utsname name;
 
 	if (uname(&name) == 0)
@@ -78,10 +77,10 @@ static void check_kernel(struct doctor *doctor)
 	else
 		say(doctor, GOOD, "passthrough",
 		    "large files can be read by the kernel from the cache (Linux 6.9)");
-	if (ds_file_read_at(AT_FDCWD, "/sys/module/fuse/parameters/enable_uring", &buf) == 0)
-		say(doctor, NOTE, "io_uring",
-		    "the kernel has fuse-over-io_uring (%s); this release does not use it yet",
-		    ds_buf_str(&buf)[0] == 'Y' ? "switched on" : "switched off");
+	if (ds_fs_no_uring())
+		say(doctor, NOTE, "io_uring", "%s", ds_fs_no_uring());
+	else
+		say(doctor, GOOD, "io_uring", "mounts take the kernel's requests through it");
 }
 
 static void check_cache(struct doctor *doctor)

@@ -51,6 +51,11 @@ const struct cli_option cli_mount_option_table[] = {
 	 "for "
 	 "large ones; auto chooses by the version's sizes of files (auto)",
 	 false},
+	{0, "io_uring", "auto|on|off",
+	 "take the kernel's requests through io_uring, which costs less (Linux 6.14, switched on "
+	 "as "
+	 "'dsfs doctor' says); auto does where it can be had (auto)",
+	 false},
 	{0, "log", "FILE|syslog|stderr",
 	 "where messages go (syslog in the background, stderr with -f)", false},
 	{0, "debug", NULL, "log more", false},
@@ -193,6 +198,8 @@ static int apply(struct cli_mount_options *options, const char *name, const char
 			       : 0;
 	if (strcmp(name, "kernel") == 0)
 		return ds_fs_mode_parse(value, &options->mode);
+	if (strcmp(name, "io_uring") == 0)
+		return ds_fs_uring_parse(value, &options->uring);
 	if (strcmp(name, "log") == 0)
 		return value[0] ? set_text(&options->log, value) : -EINVAL;
 	if (strcmp(name, "allow_other") == 0)

@@ -22,6 +22,7 @@ struct cli_mount_options {
 	bool debug;
 	char *flags; /* what libfuse is to tell the kernel, escaped for it; NULL: nothing */
 	enum ds_fs_mode mode;
+	enum ds_fs_uring uring;
 	bool is_remount;
 	bool is_fake;	/* only mount.dsfs -f */
 	bool is_sloppy; /* only mount.dsfs -s: what is unknown is a warning */

@@ -333,6 +333,7 @@ static int serve(struct mount_job *job)
 		.source = job->request->source,
 		.flags = o->flags,
 		.mode = o->mode,
+		.uring = o->uring,
 		.allow_other = o->allow_other,
 		.uid = o->has_uid ? o->uid : (uint32_t)geteuid(),
 		.gid = o->has_gid ? o->gid : (uint32_t)getegid(),

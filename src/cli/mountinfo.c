@@ -238,6 +238,25 @@ static enum cli_mount_state ask(const struct cli_mount *mount)
 	return errno == ENOTCONN || errno == ECONNABORTED ? CLI_MOUNT_DEAD : CLI_MOUNT_UNKNOWN;
 }
 
+/*
+ * Whether the mount's process is stopped, by SIGSTOP or a debugger (proc_pid_stat(5)). Who asks such a one over io_uring cannot
+ * be killed before it goes on (Linux 6.18: the request is on its way in the process's name, and no interrupt reaches it).
+ */
+static bool is_stopped(const struct cli_mount *mount)
+{
+	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(4096);
+	const char *name_end;
+	char path[32];
+
+	if (!mount->pid)
+		return false;
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)mount->pid);
+	if (ds_file_read_at(AT_FDCWD, path, &buf) < 0)
+		return false;
+	name_end = strrchr(ds_buf_str(&buf), ')');
+	return name_end && (name_end[1] == ' ') && (name_end[2] == 'T' || name_end[2] == 't');
+}
+
 /* True once the mount's state is known. */
 static bool collect(struct cli_mount *mount, bool is_late)
 {
@@ -263,10 +282,21 @@ void cli_mounts_ask(struct cli_mount *mounts, size_t mounts_n)
 	bool is_done = false;
 
 	for (size_t i = 0; i < mounts_n; i++) {
+		mounts[i].asking = 0;
+		mounts[i].state = CLI_MOUNT_STUCK;
+		if (is_stopped(&mounts[i]))
+			continue;
 		mounts[i].state = CLI_MOUNT_UNKNOWN;
 		mounts[i].asking = fork();
-		if (mounts[i].asking == 0)
+		if (mounts[i].asking == 0) {
+			/*
+			 * It may outlive its SIGKILL, and who reads what this command prints waits for
+			 * the pipe's end.
+			 */
+			for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+				close(fd);
 			_exit((int)ask(&mounts[i]));
+		}
 	}
 	while (!is_done) {
 		bool is_late = ds_mono_ns() > deadline_ns;

@@ -20,11 +20,19 @@ int ds_fs_mode_parse(const char *text, enum ds_fs_mode *ret_mode);
 /* What this process would need for passthrough, as a sentence; NULL: nothing that can be seen before a mount. */
 const char *ds_fs_no_passthrough(void);
 
+/* Whether requests come through io_uring; `auto`: where they can. */
+enum ds_fs_uring { DS_FS_URING_AUTO, DS_FS_URING_ON, DS_FS_URING_OFF };
+/* "auto", "on", "off"; -EINVAL. */
+int ds_fs_uring_parse(const char *text, enum ds_fs_uring *ret_uring);
+/* Why this process cannot have it, and what would help, as a sentence; NULL: nothing that can be seen before a mount. */
+const char *ds_fs_no_uring(void);
+
 struct ds_fs_options {
 	const char *mountpoint; /* absolute */
 	const char *source;	/* as typed: what mountinfo shows */
 	const char *flags;    /* more mount options, as libfuse takes them: "noexec"; NULL: none */
 	enum ds_fs_mode mode; /* one that cannot be had is an error */
+	enum ds_fs_uring uring; /* `on` where it cannot be had is an error */
 	bool allow_other;
 	uint32_t uid, gid;   /* owner of everything */
 	uint32_t umask;	     /* permission bits that are taken away */
@@ -44,7 +52,7 @@ const char *ds_fs_fuse_version(void);
 
 /*
  * Mounts, serves, unmounts. 0 after an orderly end. Errors before `ready`: -ENOENT, -EACCES and
- * others of mount(2), -EINTR, -EOPNOTSUPP (the mode), with a reason in the diag. The view must be non-blocking; all
+ * others of mount(2), -EINTR, -EOPNOTSUPP (the mode, io_uring), with a reason in the diag. The view must be non-blocking; all
  * requests of it are over on return.
  */
 int ds_fs_run(const struct ds_fs_options *options, struct ds_view *view,

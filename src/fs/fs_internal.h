@@ -35,8 +35,13 @@ struct ds_fs {
 	struct ds_work *work; /* what may hash or wait for the disk */
 	enum ds_fs_mode mode; /* auto until INIT */
 	bool is_large;	      /* most bytes are in files that passthrough serves */
-	char how[256];	      /* in words */
-	const char *refusal;  /* why the mode that was asked for cannot be had */
+	char how[512];	      /* in words */
+	const char *refusal;  /* why what was asked for cannot be had */
+	struct {
+		unsigned depth;	     /* requests of each core; 0: not tried */
+		const char *missing; /* why not; NULL: in use, as far as is known */
+		_Atomic bool is_used;
+	} uring;
 	struct {
 		pthread_mutex_t mutex;
 		struct ds_map *files; /* inode -> struct open_file (fs_open.c) */
@@ -103,6 +108,17 @@ void fs_entry_fill(const struct ds_fs *fs, const struct ds_entry *entry,
 void fs_kernel_prepare(struct ds_fs *fs);
 /* At INIT: what is asked of the kernel, and the mode. */
 void fs_kernel_init(struct ds_fs *fs, struct fuse_conn_info *conn);
+
+/* fs_uring.c: before the session starts. -EOPNOTSUPP: it was asked for, and cannot be had. */
+int fs_uring_prepare(struct ds_fs *fs, struct ds_diag *reterr_diag);
+/* Appends options for libfuse, each after a comma. */
+int fs_uring_options(const struct ds_fs *fs, struct ds_buf *buf);
+/* At INIT, when all else is set. */
+void fs_uring_init(struct ds_fs *fs, struct fuse_conn_info *conn);
+/* Of each statfs: how it came. */
+void fs_uring_note(struct ds_fs *fs, fuse_req_t req);
+/* Once the mount has answered a statfs: completes `how`; why the mount is to end, or NULL. */
+const char *fs_uring_settle(struct ds_fs *fs);
 
 /* fs_open.c: opens and releases in passthrough mode. */
 int fs_open_init(struct ds_fs *fs);

@@ -159,4 +159,5 @@ void fs_kernel_init(struct ds_fs *fs, struct fuse_conn_info *conn)
 	conn->max_background = 4096;
 	conn->congestion_threshold = 3072;
 	conn->time_gran = 1;
+	fs_uring_init(fs, conn);
 }

@@ -288,6 +288,7 @@ static void op_statfs(fuse_req_t req, fuse_ino_t ino)
 	};
 
 	(void)ino;
+	fs_uring_note(fs, req);
 	fuse_reply_statfs(req, &st);
 }
 

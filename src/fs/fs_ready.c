@@ -52,6 +52,11 @@ static void run_ready(struct ds_work_item *item)
 
 	if (statvfs(fs->options.mountpoint, &vfs) < 0)
 		return;
+	fs->refusal = fs_uring_settle(fs);
+	if (fs->refusal) {
+		fuse_session_exit(fs->session);
+		return;
+	}
 	fs->is_ready = true;
 	raise_readahead(fs->options.mountpoint);
 	if (fs->options.ready)

@@ -50,8 +50,9 @@ static int append_escaped(struct ds_buf *buf, const char *text)
 	return r;
 }
 
-static int make_options(const struct ds_fs_options *options, struct ds_buf *buf)
+static int make_options(const struct ds_fs *fs, struct ds_buf *buf)
 {
+	const struct ds_fs_options *options = &fs->options;
 	int r;
 
 	/*
@@ -64,6 +65,8 @@ static int make_options(const struct ds_fs_options *options, struct ds_buf *buf)
 		r = ds_buf_append_byte(buf, ',');
 	if (r == 0 && options->flags)
 		r = ds_buf_append_str(buf, options->flags);
+	if (r == 0)
+		r = fs_uring_options(fs, buf);
 	if (r == 0)
 		r = ds_buf_append_str(buf, ",fsname=");
 	return r < 0 ? r : append_escaped(buf, options->source);
@@ -127,7 +130,7 @@ static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
 	char *argv[] = {name, flag, NULL, NULL};
 	struct fuse_args args = FUSE_ARGS_INIT(3, argv);
 	const int signals[] = {SIGTERM, SIGINT, SIGHUP};
-	int r = make_options(&fs->options, &options);
+	int r = make_options(fs, &options);
 
 	if (r < 0)
 		return r;
@@ -177,7 +180,9 @@ static int run(struct ds_fs *fs, struct ds_diag *reterr_diag)
 	int r;
 
 	fs_kernel_prepare(fs);
-	r = fs_control_init(fs);
+	r = fs_uring_prepare(fs, reterr_diag);
+	if (r == 0)
+		r = fs_control_init(fs);
 	if (r == 0)
 		r = fs_open_init(fs);
 	if (r == 0)

@@ -42,7 +42,7 @@ def stats(mount):
 
 
 def chosen(mount):
-    return re.search(r"mounted .* on .*: kernel=(\w+), (.*)", mount.log_text()).groups()
+    return re.search(r"mounted .* on .*: kernel=(\w+), (.*); io_uring", mount.log_text()).groups()
 
 
 def may_pass(box):

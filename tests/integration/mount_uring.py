@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""The mount option io_uring: what is chosen and what is said, with the kernel's switch on and off; many parked
+reads through one ring. Under tests/lib/with_uring.sh."""
+import ctypes
+import os
+import re
+import subprocess
+
+import lib
+from lib import check, equal, say
+from mount_stalls import Waiters, getattr_of, hang, read_uncached, stats, wait_parked
+
+libc = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNS = 0x20000
+SWITCH = "/sys/module/fuse/parameters/enable_uring"
+PARKED = 1000
+
+
+def said(mount):
+    return re.search(r"mounted .*; io_uring=(\w+), (.*)", mount.log_text()).groups()
+
+
+def doctor(box):
+    row = next(row for row in box.json("doctor") if row["what"] == "io_uring")
+    return row["verdict"], row["text"]
+
+
+def check_off(box, repo):
+    """The switch is off, in the eyes of this process and those that it starts from now on: the kernel's own is
+    left alone, as others may need it."""
+    switch = box.path("switch")
+    with open(switch, "w", encoding="ascii") as file:
+        file.write("N\n")
+    if libc.unshare(CLONE_NEWNS):
+        raise lib.Skip("no mount namespace of our own: not root")
+    for words in (["mount", "--make-rprivate", "/"], ["umount", "-al", "-t", "fuse.dsfs"],
+                  ["mount", "--bind", switch, SWITCH]):
+        subprocess.run(words, check=words[0] == "mount")
+    verdict, text = doctor(box)
+    equal(verdict, "note", "doctor's verdict with the switch off")
+    check(f"echo Y > {SWITCH}" in text, f"doctor names no remedy: {text}")
+    with box.mount(repo, "io_uring=auto") as mount:
+        equal(said(mount), ("off", text), "the log, with the switch off")
+    result = box.dsfs("mount", repo, box.new_dir("m"), "-o", f"io_uring=on,cache_dir={box.cache}", status=1)
+    check(text in result.errors, f"io_uring=on with the switch off: {result.errors}")
+    equal(len(result.errors.strip().splitlines()), 1, f"lines: {result.errors}")
+
+
+def check_on(box, repo):
+    equal(doctor(box)[0], "ok", "doctor's verdict with the switch on")
+    for option, wanted in ("auto", "on"), ("on", "on"), ("off", "off"):
+        with box.mount(repo, f"io_uring={option}", env={"FUSE_URING_ENABLE": "1"}) as mount:
+            with open(f"{mount.path}/local", "rb") as file:
+                equal(file.read(), b"local" * 1000, "what was read")
+            equal(said(mount)[0], wanted, f"io_uring={option}")
+            rings = [name for name in os.listdir(f"/proc/{mount.pid}/task")
+                     if "ring" in open(f"/proc/{mount.pid}/task/{name}/comm", encoding="ascii").read()]
+            equal(len(rings) > 0, wanted == "on", f"io_uring={option}: rings' threads")
+    result = box.dsfs("mount", repo, box.new_dir("m"), "-o", "io_uring=yes", status=2)
+    check("io_uring" in result.errors, f"io_uring=yes: {result.errors}")
+
+
+def check_parked(box, repo, proxy):
+    """All from one core, so that all take entries of one ring; then asked from each core."""
+    with box.mount(repo, "io_uring=on", "timeout=10m", f"cache_dir={box.path('parked')}",
+                   env=proxy.env) as mount:
+        equal(len(open(f"{mount.path}/local", "rb").read()), 5000, "bytes")
+        os.listdir(f"{mount.path}/cold")
+        hang(proxy)
+        cpus = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(cpus)})
+        try:
+            waiters = Waiters(box, [f"{mount.path}/cold/{i}" for i in range(PARKED)])
+        finally:
+            os.sched_setaffinity(0, cpus)
+        wait_parked(box, mount, PARKED)
+        for cpu in cpus:
+            os.sched_setaffinity(0, {cpu})
+            for _ in range(20):
+                getattr_of(f"{mount.path}/local")
+                equal(len(read_uncached(f"{mount.path}/local")), 5000, "bytes beside parked reads")
+        os.sched_setaffinity(0, cpus)
+        took = waiters.kill()
+        say(f"{PARKED} reads were parked through one ring, and were gone {took:.2f} s after a kill")
+        check(took <= 10, f"the killed lived for {took:.1f} s")
+        proxy.rules()
+        box.wait(lambda: stats(mount)["fetch_waiting"] == 0, "the reads to end when the store is back")
+
+
+def run(box, args):
+    if doctor(box)[0] != "ok":
+        raise lib.Skip(doctor(box)[1])
+    source, store = box.new_dir("src"), box.store("s3")
+    repo = store.url("uring")
+    with open(f"{source}/local", "wb") as file:
+        file.write(b"local" * 1000)
+    os.mkdir(f"{source}/cold")
+    for i in range(PARKED):
+        with open(f"{source}/cold/{i}", "wb") as file:
+            file.write(os.urandom(20000))
+    box.commit(source, repo, "--init", env=store.env)
+    box.env.update(store.env)
+    check_on(box, repo)
+    check_parked(box, repo, lib.Proxy(box, store.env))
+    check_off(box, repo)
+
+
+if __name__ == "__main__":
+    lib.main(run)
