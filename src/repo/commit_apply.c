@@ -144,6 +144,7 @@ static int change_node(struct commit_apply *apply, struct commit_node *node,
 		       const struct ds_entry *old, uint64_t parent)
 {
 	const struct commit_node *content = commit_node_content(node);
+	bool is_alike = node->type == DS_ENTRY_FILE && commit_is_linked_alike(node);
 	bool is_first = content == node, same;
 	struct ds_extent *extents = NULL;
 	struct ds_entry entry;
@@ -154,12 +155,18 @@ static int change_node(struct commit_apply *apply, struct commit_node *node,
 		return 0;
 	}
 	same = old->type == (enum ds_entry_type)node->type && is_same(old, node, content);
+	/* The row of all names may be the new one already. */
+	if (is_alike && node->links) {
+		if (node->links->ino)
+			same = !node->links->is_changed;
+		node->links->is_changed = !same;
+	}
 	if (node->type != DS_ENTRY_DIRECTORY && old->type == DS_ENTRY_DIRECTORY)
 		apply->added_n++;
 	else if (node->type != DS_ENTRY_DIRECTORY && !same)
 		apply->changed_n++;
 	if (old->type != (enum ds_entry_type)node->type ||
-	    (node->type == DS_ENTRY_FILE && !commit_is_linked_alike(node))) {
+	    (node->type == DS_ENTRY_FILE && !is_alike)) {
 		/* INV-1 */
 		r = ds_builder_remove(apply->builder, old->id);
 		return r < 0 ? r : add_node(apply, node, parent);

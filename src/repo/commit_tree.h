@@ -66,7 +66,8 @@ struct commit_links {
 	struct commit_links *next;  /* all of them, for release */
 	struct commit_node **nodes; /* in tree order; the first is read */
 	uint32_t nodes_n, capacity_n;
-	uint64_t ino; /* in the manifest, once the first name is there */
+	uint64_t ino;	 /* in the manifest, once a name is there */
+	bool is_changed; /* once a name is there: its content is not what it was */
 };
 
 struct commit_tree {

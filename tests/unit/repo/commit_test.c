@@ -130,6 +130,38 @@ Test(commit, counts_what_was_added_changed_and_removed)
 	box_release(&box);
 }
 
+Test(commit, counts_each_name_of_a_file_that_changed)
+{
+	struct box box;
+
+	box_init(&box);
+	box_mkdir(&box, "dir");
+	box_fill(&box, "dir/first", 1,
+		 10); /* in the tree's order; `m` and `z` are changed before it */
+	box_link(&box, "dir/first", "dir/second");
+	box_link(&box, "dir/first", "m");
+	box_link(&box, "dir/first", "z");
+	box_fill(&box, "k", 2, 10); /* here the first is changed first */
+	box_link(&box, "k", "l");
+	box_fill(&box, "same", 3, 10);
+	box_link(&box, "same", "same-2");
+	box_commit(&box);
+	cr_assert_eq(box.result.added_n, 8);
+	for (unsigned i = 0; i < 2; i++) {
+		box_fill(&box, "z", 4 + i, 20);
+		box_fill(&box, "l", 6 + i, 20);
+		box_commit(&box);
+		cr_assert_eq(box.result.changed_n, 6, "%u", (unsigned)box.result.changed_n);
+		cr_assert_eq(box.result.added_n + box.result.removed_n, 0);
+	}
+	box_chmod(&box, "k", 0755);
+	box_set_mtime(&box, "z", 77, 88);
+	box_commit(&box);
+	cr_assert_eq(box.result.changed_n, 2);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
 Test(commit, an_unchanged_tree_makes_no_version)
 {
 	struct ds_digest first;
