@@ -14,6 +14,7 @@
 
 #include "fs/fs.h"
 #include "util/map.h"
+#include "util/per_thread.h"
 #include "util/work.h"
 
 #define FS_SLOT_SHIFT	40
@@ -22,8 +23,9 @@
 #define FS_BLOCK_BYTES	4096u
 
 struct fs_stats {
-	_Atomic uint64_t requests_n, parked_n, interrupted_n, timeouts_n, failures_n, read_bytes;
-	_Atomic uint64_t passthrough_opens_n;
+	struct ds_counter requests_n,
+		read_bytes; /* of every request: not one line for all threads */
+	_Atomic uint64_t parked_n, interrupted_n, timeouts_n, failures_n, passthrough_opens_n;
 };
 
 struct ds_fs {
@@ -48,7 +50,8 @@ struct ds_fs {
 		_Atomic bool is_off;  /* the kernel takes no file */
 	} opens;
 	struct fs_stats stats;
-	char *version_json; /* contents of /.dsfs/version.json */
+	struct ds_lanes buffers; /* fs_read.c */
+	char *version_json;	 /* contents of /.dsfs/version.json */
 	struct ds_work_item ready_work;
 	_Atomic bool is_ready;
 	pthread_mutex_t mutex;
@@ -151,6 +154,8 @@ void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t
 extern const struct fuse_lowlevel_ops fs_ops;
 int fs_run_readdir(struct fs_request *request);
 int fs_run_read(struct fs_request *request);
+/* When no request can come any more. */
+void fs_read_end(struct ds_fs *fs);
 int fs_run_lseek(struct fs_request *request);
 int fs_run_getxattr(struct fs_request *request);
 void fs_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);

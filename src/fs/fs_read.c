@@ -1,28 +1,98 @@
 /*
  * Contents: read, and where data and holes are.
+ *
+ * With io_uring the bytes are read straight into what the kernel takes the reply from; else into a buffer that
+ * the thread keeps, page by page as they are copied on from there.
  */
 #include <errno.h>
 
 #include "fs/fs_internal.h"
 #include "util/mem.h"
 
-#define READ_MAX DS_MIB(4) /* the kernel asks for 1 MiB at most */
+#define READ_MAX    DS_MIB(4) /* the kernel asks for 1 MiB at most */
+#define BUFFER_STEP DS_KIB(128)
+#define PAGE	    4096u
+
+struct buffer {
+	size_t size;
+	char *data; /* page-aligned, behind this */
+};
+
+static struct buffer *take_buffer(struct ds_fs *fs, size_t size)
+{
+	struct buffer *buffer = ds_lanes_take(&fs->buffers);
+
+	if (buffer && buffer->size >= size)
+		return buffer;
+	ds_free(buffer);
+	/* Rounded, so that one of the first fits those that follow. */
+	size = (size + BUFFER_STEP - 1) / BUFFER_STEP * BUFFER_STEP;
+	buffer = ds_malloc(sizeof(*buffer) + PAGE - 1 + size);
+	if (!buffer)
+		return NULL;
+	buffer->size = size;
+	buffer->data = (char *)(buffer + 1);
+	buffer->data += -(uintptr_t)buffer->data % PAGE;
+	return buffer;
+}
+
+static void put_buffer(struct ds_fs *fs, struct buffer *buffer)
+{
+	if (!ds_lanes_put(&fs->buffers, buffer))
+		ds_free(buffer);
+}
+
+void fs_read_end(struct ds_fs *fs)
+{
+	struct buffer *buffer;
+
+	while ((buffer = ds_lanes_take_any(&fs->buffers)))
+		ds_free(buffer);
+}
+
+static int read_into(struct fs_request *request, char *data, size_t size)
+{
+	struct ds_fs *fs = request->fs;
+	size_t n = 0;
+	int r = ds_view_read(fs->view, &request->demand, request->ino, request->off, size, data,
+			     &n);
+
+	if (r < 0)
+		return r;
+	ds_counter_add(&fs->stats.read_bytes, n);
+	fuse_reply_buf(request->req, data, n);
+	return 0;
+}
+
+/* Where the kernel takes the reply from, if that can be written to. */
+static bool get_payload(struct fs_request *request, size_t size, char **ret_payload)
+{
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+	size_t payload_size;
+
+	return fuse_req_get_payload(request->req, ret_payload, &payload_size, NULL) == 0 &&
+	       payload_size >= size;
+#else
+	(void)request, (void)size, (void)ret_payload;
+	return false;
+#endif
+}
 
 int fs_run_read(struct fs_request *request)
 {
-	struct ds_fs *fs = request->fs;
-	size_t size = DS_MIN(request->size, (size_t)READ_MAX), n = 0;
-	_ds_cleanup_free_ char *buffer = ds_malloc(size);
+	size_t size = DS_MIN(request->size, (size_t)READ_MAX);
+	struct buffer *buffer;
+	char *payload;
 	int r;
 
+	if (get_payload(request, size, &payload))
+		return read_into(request, payload, size);
+	buffer = take_buffer(request->fs, size);
 	if (!buffer)
 		return -ENOMEM;
-	r = ds_view_read(fs->view, &request->demand, request->ino, request->off, size, buffer, &n);
-	if (r < 0)
-		return r;
-	fs->stats.read_bytes += n;
-	fuse_reply_buf(request->req, buffer, n);
-	return 0;
+	r = read_into(request, buffer->data, size);
+	put_buffer(request->fs, buffer);
+	return r;
 }
 
 int fs_run_lseek(struct fs_request *request)

@@ -135,7 +135,7 @@ void fs_request_start(fuse_req_t req, const struct fs_request *fields)
 
 	local.req = req;
 	local.fs = fs;
-	fs->stats.requests_n++;
+	ds_counter_add(&fs->stats.requests_n, 1);
 	ds_demand_init(&local.demand, fs->view);
 	local.demand.may_check = false;
 	r = local.run(&local);

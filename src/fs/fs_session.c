@@ -233,6 +233,7 @@ int ds_fs_run(const struct ds_fs_options *options, struct ds_view *view,
 	r = run(&fs, reterr_diag);
 	fs_control_end(&fs);
 	fs_open_end(&fs);
+	fs_read_end(&fs);
 	pthread_cond_destroy(&fs.idle);
 	pthread_mutex_destroy(&fs.mutex);
 	return r;

@@ -10,6 +10,7 @@
 #include "manifest/manifest_row.h"
 #include "manifest/manifest_sql.h"
 #include "manifest/manifest_vfs.h"
+#include "util/per_thread.h"
 
 struct ds_conn {
 	struct ds_sql sql;
@@ -19,9 +20,10 @@ struct ds_conn {
 
 struct ds_manifest {
 	struct ds_page_source source;
+	struct ds_lanes conns; /* idle, each its thread's own */
 	pthread_mutex_t lock;
 	struct {
-		struct ds_conn *idle;
+		struct ds_conn *idle; /* more than one of a lane */
 		unsigned idle_n;
 		struct ds_diag error;
 	} locked;

@@ -3,8 +3,8 @@
  *
  * INV-1: SQLite sees no byte before the file's header was checked, and runs no statement on user
  * tables before the schema's text was compared.
- * INV-2: a connection is in the pool or in one call's hands, never both; `want` is set only in the
- * latter case.
+ * INV-2: a connection is in its thread's lane, in the pool or in one call's hands, never in two of
+ * them; `want` is set only in the last case.
  * INV-3: opening starts afresh each time: a page that is not local closes the half-open connection.
  */
 #include "manifest/manifest_impl.h"
@@ -13,8 +13,9 @@
 
 #include "codec/page_index.h"
 
-/* Idle connections beyond this are closed. Each holds at most about CACHE_KIB of pages. */
-#define POOL_MAX  64u
+/* Idle connections beyond this, and one for each thread, are closed. Each holds at most about CACHE_KIB of
+ * pages. */
+#define POOL_MAX  16u
 #define CACHE_KIB 1024
 
 /* A statement that takes over a million steps of the virtual machine without a row runs away. */
@@ -132,10 +133,9 @@ static void note_error(struct ds_manifest *manifest, const struct ds_diag *diag)
 	pthread_mutex_unlock(&manifest->lock);
 }
 
-int ds_conn_take(struct ds_manifest *manifest, void *want, struct ds_conn **ret_conn)
+static struct ds_conn *take_pooled(struct ds_manifest *manifest)
 {
 	struct ds_conn *conn;
-	int r;
 
 	pthread_mutex_lock(&manifest->lock);
 	conn = manifest->locked.idle;
@@ -144,6 +144,31 @@ int ds_conn_take(struct ds_manifest *manifest, void *want, struct ds_conn **ret_
 		manifest->locked.idle_n--;
 	}
 	pthread_mutex_unlock(&manifest->lock);
+	return conn;
+}
+
+static bool put_pooled(struct ds_manifest *manifest, struct ds_conn *conn)
+{
+	bool is_kept;
+
+	pthread_mutex_lock(&manifest->lock);
+	is_kept = manifest->locked.idle_n < POOL_MAX;
+	if (is_kept) {
+		conn->next = manifest->locked.idle;
+		manifest->locked.idle = conn;
+		manifest->locked.idle_n++;
+	}
+	pthread_mutex_unlock(&manifest->lock);
+	return is_kept;
+}
+
+int ds_conn_take(struct ds_manifest *manifest, void *want, struct ds_conn **ret_conn)
+{
+	struct ds_conn *conn = ds_lanes_take(&manifest->conns);
+	int r;
+
+	if (!conn)
+		conn = take_pooled(manifest);
 	if (conn) {
 		conn->reader.want = want;
 		*ret_conn = conn;
@@ -174,24 +199,13 @@ int ds_conn_take(struct ds_manifest *manifest, void *want, struct ds_conn **ret_
 
 int ds_conn_put(struct ds_manifest *manifest, struct ds_conn *conn, int r)
 {
-	bool is_kept = !conn->sql.is_broken;
-
 	if (r < 0 && conn->sql.diag.code == r)
 		note_error(manifest, &conn->sql.diag);
 	conn->sql.diag.code = 0;
 	conn->reader.want = NULL;
 	conn->reader.error = 0;
-	if (is_kept) {
-		pthread_mutex_lock(&manifest->lock);
-		is_kept = manifest->locked.idle_n < POOL_MAX;
-		if (is_kept) {
-			conn->next = manifest->locked.idle;
-			manifest->locked.idle = conn;
-			manifest->locked.idle_n++;
-		}
-		pthread_mutex_unlock(&manifest->lock);
-	}
-	if (!is_kept)
+	if (conn->sql.is_broken ||
+	    (!ds_lanes_put(&manifest->conns, conn) && !put_pooled(manifest, conn)))
 		conn_free(conn);
 	return r;
 }
@@ -215,14 +229,12 @@ int ds_manifest_new(const struct ds_page_source *source, struct ds_manifest **re
 
 struct ds_manifest *ds_manifest_free(struct ds_manifest *manifest)
 {
+	struct ds_conn *conn;
+
 	if (!manifest)
 		return NULL;
-	while (manifest->locked.idle) {
-		struct ds_conn *conn = manifest->locked.idle;
-
-		manifest->locked.idle = conn->next;
+	while ((conn = ds_lanes_take_any(&manifest->conns)) || (conn = take_pooled(manifest)))
 		conn_free(conn);
-	}
 	pthread_mutex_destroy(&manifest->lock);
 	ds_free(manifest);
 	return NULL;
