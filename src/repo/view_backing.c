@@ -142,8 +142,7 @@ int ds_view_backing(struct ds_view *view, struct ds_demand *demand, uint64_t ino
 		return r;
 	if (entry.type != DS_ENTRY_FILE || entry.extents_n == 0)
 		return -ENODATA;
-	r = view_image_get(view, DS_IMAGE_FILE, &entry.digest, entry.extents_n, entry.size_bytes,
-			   &look.image);
+	r = view_file_image(view, &entry, &look.image);
 	if (r < 0)
 		return r;
 	r = ds_image_backing_begin(look.image, &look.backing);

@@ -5,6 +5,7 @@
 #define DS_REPO_VIEW_INTERNAL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "codec/page_index.h"
 #include "repo/view.h"
@@ -12,9 +13,16 @@
 
 #define VIEW_RECENT_N	  64 /* chunks that a blocking view keeps in memory */
 #define VIEW_RECENT_BYTES DS_MIB(32)
-#define VIEW_IMAGES_MAX	  2048 /* images that a view keeps open */
+#define VIEW_PACK_SLOTS	  4096u /* packs that are found without a lock: 128 GiB of 32 MiB each */
+#define VIEW_FILE_SLOTS	  64u
 /* The fetcher has at most 256 MiB in flight: a cache of this size does not evict them unread. */
 #define VIEW_AHEAD_CAPACITY_MIN DS_MIB(512)
+
+/* A pack of the manifest; never freed while the view is open. */
+struct view_pack {
+	struct ds_pack_row row;
+	struct ds_image *_Atomic image; /* NULL: not wanted yet */
+};
 
 struct ds_view {
 	struct ds_repo *repo;
@@ -35,10 +43,19 @@ struct ds_view {
 		struct ds_page_index_node *_Atomic *nodes;
 		uint64_t nodes_n;
 	} index;
+	/* Shortcuts to what `locked` has (view_images.c). */
+	struct view_pack *_Atomic packs[VIEW_PACK_SLOTS]; /* by number */
+	struct view_file_slot {
+		pthread_mutex_t mutex;
+		struct ds_digest id; /* of the file's contents */
+		uint64_t size_bytes;
+		uint32_t slots_n;
+		struct ds_image *image; /* NULL: the slot is empty */
+	} file_slots[VIEW_FILE_SLOTS];	/* by the digest */
 	pthread_mutex_t mutex;
 	struct {
-		struct ds_map *packs;  /* number -> struct ds_pack_row */
-		struct ds_map *images; /* name -> struct view_image */
+		struct ds_map *packs;  /* number -> struct view_pack */
+		struct ds_map *images; /* of large files: name -> struct view_image */
 		struct ds_map *backed; /* inode -> struct view_backed (view_backing.c) */
 		struct ds_list lru;    /* of view_image, least recently used first */
 		struct view_recent {
@@ -66,10 +83,17 @@ int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
 /* Whether the chunk is here and checked. */
 bool view_chunk_is_local(const struct ds_fetch_target *target);
 
-/* Opens an image, or finds it among the open ones. The caller drops the reference. */
-int view_image_get(struct ds_view *view, enum ds_image_kind kind, const struct ds_digest *id,
-		   uint32_t slots_n, uint64_t size_bytes, struct ds_image **ret_image);
+/* Packs and images (view_images.c). */
+int view_images_init(struct ds_view *view);
 void view_images_release(struct ds_view *view);
+/* The pack of this number, which stays until the view is closed. -DS_E_MALFORMED: there is none. */
+int view_pack_get(struct ds_view *view, struct ds_demand *demand, uint32_t number,
+		  struct view_pack **ret_pack);
+/* Its image, for as long as the view is open: no reference for the caller. */
+int view_pack_image(struct ds_view *view, struct view_pack *pack, struct ds_image **ret_image);
+/* The image of a large file. The caller drops the reference. */
+int view_file_image(struct ds_view *view, const struct ds_entry *entry,
+		    struct ds_image **ret_image);
 
 /* Where an extent's chunk lies and goes; -DS_E_MALFORMED: nowhere. */
 int view_extent_target(struct ds_view *view, struct ds_demand *demand, struct ds_image *image,

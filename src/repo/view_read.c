@@ -27,107 +27,6 @@ struct range {
 	bool is_missing;
 };
 
-struct view_image {
-	struct ds_list node;
-	struct ds_digest name;
-	struct ds_image *image;
-};
-
-int view_image_get(struct ds_view *view, enum ds_image_kind kind, const struct ds_digest *id,
-		   uint32_t slots_n, uint64_t size_bytes, struct ds_image **ret_image)
-{
-	struct ds_image_layout layout = {.slots_n = slots_n, .size_bytes = size_bytes};
-	struct view_image *entry, *oldest = NULL;
-	struct ds_image *image = NULL;
-	int r;
-
-	ds_image_name(kind, id, &layout.name);
-	pthread_mutex_lock(&view->mutex);
-	entry = ds_map_get(view->locked.images, &layout.name, sizeof(layout.name));
-	if (entry) {
-		ds_list_remove(&entry->node);
-		ds_list_push_back(&view->locked.lru, &entry->node);
-		image = ds_image_ref(entry->image);
-	}
-	pthread_mutex_unlock(&view->mutex);
-	if (image) {
-		*ret_image = image;
-		return 0;
-	}
-	r = ds_image_open(view->cache, &layout, &image);
-	if (r < 0)
-		return r;
-	entry = ds_calloc(1, sizeof(*entry));
-	if (entry) {
-		entry->name = layout.name;
-		entry->image = ds_image_ref(image);
-		pthread_mutex_lock(&view->mutex);
-		/* Another thread may have been quicker; the cache gave both the same object. */
-		if (ds_map_get(view->locked.images, &layout.name, sizeof(layout.name)) ||
-		    ds_map_put(view->locked.images, &layout.name, sizeof(layout.name), entry,
-			       NULL) < 0) {
-			oldest = entry;
-		} else {
-			ds_list_push_back(&view->locked.lru, &entry->node);
-			if (ds_map_count(view->locked.images) > VIEW_IMAGES_MAX) {
-				oldest = ds_list_entry(view->locked.lru.next, struct view_image,
-						       node);
-				ds_list_remove(&oldest->node);
-				ds_map_remove(view->locked.images, &oldest->name,
-					      sizeof(oldest->name));
-			}
-		}
-		pthread_mutex_unlock(&view->mutex);
-	}
-	if (oldest) {
-		ds_image_unref(oldest->image);
-		ds_free(oldest);
-	}
-	*ret_image = image;
-	return 0;
-}
-
-static void free_view_image(void *value)
-{
-	struct view_image *entry = value;
-
-	ds_image_unref(entry->image);
-	ds_free(entry);
-}
-
-void view_images_release(struct ds_view *view)
-{
-	ds_map_free(view->locked.images, free_view_image);
-}
-
-static int get_pack(struct ds_view *view, struct ds_demand *demand, uint32_t number,
-		    struct ds_pack_row *ret_pack)
-{
-	struct ds_pack_row *row, *copy;
-	int r;
-
-	pthread_mutex_lock(&view->mutex);
-	row = ds_map_get(view->locked.packs, &number, sizeof(number));
-	if (row)
-		*ret_pack = *row;
-	pthread_mutex_unlock(&view->mutex);
-	if (row)
-		return 0;
-	r = ds_manifest_pack(view->manifest, demand, number, ret_pack);
-	if (r < 0)
-		return r == -ENOENT ? -DS_E_MALFORMED : r;
-	copy = ds_memdup(ret_pack, sizeof(*ret_pack));
-	if (copy) {
-		pthread_mutex_lock(&view->mutex);
-		if (ds_map_get(view->locked.packs, &number, sizeof(number)) ||
-		    ds_map_put(view->locked.packs, &number, sizeof(number), copy, NULL) < 0)
-			row = copy;
-		pthread_mutex_unlock(&view->mutex);
-	}
-	ds_free(row);
-	return 0;
-}
-
 /* What a row says of a chunk, with the pack's id in place of its number. */
 static void fill_ref(struct ds_chunk_ref *ref, const struct ds_entry_chunk *chunk,
 		     const struct ds_pack_row *pack, const struct ds_digest *digest,
@@ -204,46 +103,44 @@ static int read_small(struct ds_view *view, struct ds_demand *demand, const stru
 		      const struct range *range)
 {
 	struct ds_fetch_target target;
-	struct ds_pack_row pack;
+	struct view_pack *pack;
 	int r;
 
-	r = get_pack(view, demand, entry->chunk.pack, &pack);
+	r = view_pack_get(view, demand, entry->chunk.pack, &pack);
 	if (r == 0)
-		r = small_target(entry, &pack, &target);
+		r = small_target(entry, &pack->row, &target);
 	if (r == 0)
-		r = view_image_get(view, DS_IMAGE_PACK, &pack.id, pack.chunks_n, pack.raw_bytes,
-				   &target.image);
+		r = view_pack_image(view, pack, &target.image);
 	if (r < 0)
 		return r;
 	/* Before the read that waits, so that they travel with it. */
 	if (view->is_blocking && !view_chunk_is_local(&target))
-		prefetch_neighbours(view, entry, &pack, target.image);
+		prefetch_neighbours(view, entry, &pack->row, target.image);
 	r = view_chunk_read(view, demand, &target, range->off, range->len_bytes, range->data);
 	if (r == -DS_E_NOT_LOCAL && view_may_check(view, demand))
-		prefetch_neighbours(view, entry, &pack, target.image);
-	ds_image_unref(target.image);
+		prefetch_neighbours(view, entry, &pack->row, target.image);
 	return r;
 }
 
 int view_extent_target(struct ds_view *view, struct ds_demand *demand, struct ds_image *image,
 		       const struct ds_extent *extent, struct ds_fetch_target *ret_target)
 {
-	struct ds_pack_row pack;
+	struct view_pack *pack;
 	int r;
 
 	if (extent->len_bytes > DS_CHUNK_MAX)
 		return -DS_E_MALFORMED;
-	r = get_pack(view, demand, extent->chunk.pack, &pack);
+	r = view_pack_get(view, demand, extent->chunk.pack, &pack);
 	if (r < 0)
 		return r;
-	if (extent->chunk.ordinal >= pack.chunks_n)
+	if (extent->chunk.ordinal >= pack->row.chunks_n)
 		return -DS_E_MALFORMED;
 	*ret_target = (struct ds_fetch_target){
 		.image = image,
 		.slot = extent->slot,
 		.raw_off = extent->off,
 	};
-	fill_ref(&ret_target->ref, &extent->chunk, &pack, &extent->digest, extent->len_bytes);
+	fill_ref(&ret_target->ref, &extent->chunk, &pack->row, &extent->digest, extent->len_bytes);
 	return 0;
 }
 
@@ -333,8 +230,7 @@ static int read_large(struct ds_view *view, struct ds_demand *demand, const stru
 	size_t n = 0;
 	int r;
 
-	r = view_image_get(view, DS_IMAGE_FILE, &entry->digest, entry->extents_n, entry->size_bytes,
-			   &image);
+	r = view_file_image(view, entry, &image);
 	while (r == 0 && off < end) {
 		r = ds_manifest_extents(view->manifest, demand, entry->ino, off, end - off, extents,
 					EXTENTS_BATCH, &n);
@@ -416,15 +312,12 @@ static void add_ahead(struct ds_view *view, struct ahead *ahead,
 static void ahead_small(struct ds_view *view, const struct ds_entry *entry, struct ahead *ahead)
 {
 	struct ds_fetch_target target;
-	struct ds_pack_row pack;
+	struct view_pack *pack;
 
-	if (get_pack(view, NULL, entry->chunk.pack, &pack) < 0 ||
-	    small_target(entry, &pack, &target) < 0 ||
-	    view_image_get(view, DS_IMAGE_PACK, &pack.id, pack.chunks_n, pack.raw_bytes,
-			   &target.image) < 0)
-		return;
-	add_ahead(view, ahead, &target);
-	ds_image_unref(target.image);
+	if (view_pack_get(view, NULL, entry->chunk.pack, &pack) == 0 &&
+	    small_target(entry, &pack->row, &target) == 0 &&
+	    view_pack_image(view, pack, &target.image) == 0)
+		add_ahead(view, ahead, &target);
 }
 
 static void ahead_large(struct ds_view *view, const struct ds_entry *entry, struct ahead *ahead)
@@ -434,8 +327,7 @@ static void ahead_large(struct ds_view *view, const struct ds_entry *entry, stru
 	struct ds_image *image;
 	size_t n;
 
-	if (view_image_get(view, DS_IMAGE_FILE, &entry->digest, entry->extents_n, entry->size_bytes,
-			   &image) < 0)
+	if (view_file_image(view, entry, &image) < 0)
 		return;
 	if (ds_manifest_extents(view->manifest, NULL, entry->ino, 0, entry->size_bytes, extents,
 				STREAM_EXTENTS, &n) == 0)

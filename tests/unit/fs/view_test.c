@@ -311,3 +311,94 @@ Test(view, any_allocation_may_fail)
 	cr_expect_gt(failed_n, 30);
 	view_bench_release(&bench);
 }
+
+/* Of ASan; absent in other builds. Sees all allocations, whoever makes them. */
+int __sanitizer_install_malloc_and_free_hooks(void (*on_malloc)(const volatile void *, size_t),
+					      void (*on_free)(const volatile void *))
+	__attribute__((weak));
+
+static _Thread_local unsigned allocations_n;
+
+static void on_malloc(const volatile void *data, size_t size)
+{
+	(void)data, (void)size;
+	allocations_n++;
+}
+
+static void on_free(const volatile void *data)
+{
+	(void)data;
+}
+
+struct hit {
+	struct ds_view *view;
+	uint64_t parent;
+	char name[64];
+	size_t name_len;
+	uint8_t data[40000];
+};
+
+/* What a thread of FUSE does for a file that is looked up and read; without `reads`, its two look-ups alone. */
+static unsigned hit_file(struct hit *hit, bool reads, size_t *ret_n)
+{
+	struct ds_demand demand;
+	struct ds_entry entry;
+	unsigned before = allocations_n;
+
+	ds_demand_init(&demand, hit->view);
+	demand.may_check = false;
+	cr_assert_eq(ds_view_lookup(hit->view, &demand, hit->parent, hit->name, hit->name_len,
+				    &entry),
+		     0);
+	if (reads)
+		cr_assert_eq(ds_view_read(hit->view, &demand, entry.ino, 0, sizeof(hit->data),
+					  hit->data, ret_n),
+			     0);
+	else
+		cr_assert_eq(ds_view_get(hit->view, &demand, entry.ino, &entry), 0);
+	ds_demand_release(&demand);
+	return allocations_n - before;
+}
+
+/*
+ * Debian's SQLite is built without its lookaside memory and allocates a few small blocks in each look-up, which the
+ * thread's own cache of malloc serves; they are counted apart.
+ */
+Test(view, a_hit_of_a_small_file_allocates_nothing_but_what_sqlite_does_in_two_look_ups)
+{
+	static struct hit hit;
+	struct view_bench bench;
+	struct ds_entry dir;
+	char path[64];
+	size_t n;
+
+	if (!__sanitizer_install_malloc_and_free_hooks)
+		cr_skip_test("only ASan tells of allocations");
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
+	hit.view = bench.view;
+	cr_assert(__sanitizer_install_malloc_and_free_hooks(on_malloc, on_free) > 0);
+	for (unsigned i = 1; i < 40; i++) {
+		unsigned look_ups_n, hit_n;
+
+		view_file_path(i, path, sizeof(path));
+		/* The first time makes what is kept: a connection, the pack, the image. */
+		cr_assert_eq(view_check_file(bench.view, i, 0, 40000, 20000), 0);
+		*strchr(path, '/') = '\0';
+		cr_assert_eq(ds_view_lookup(bench.view, NULL, DS_ROOT_ID, path, strlen(path), &dir),
+			     0);
+		hit.parent = dir.ino;
+		strcpy(hit.name, path + strlen(path) + 1);
+		hit.name_len = strlen(hit.name);
+		hit_file(&hit, true, &n);
+
+		look_ups_n = hit_file(&hit, false, NULL);
+		hit_n = hit_file(&hit, true, &n);
+		cr_expect_eq(hit_n, look_ups_n, "file %u: %u of %u", i, hit_n, look_ups_n);
+		cr_expect_leq(look_ups_n, 16, "file %u: %u", i, look_ups_n);
+		cr_expect_eq(n, view_file_size(i));
+		cr_expect(view_file_is_right(i, 0, hit.data, n));
+	}
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}

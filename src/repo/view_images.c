@@ -1,0 +1,249 @@
+/*
+ * The packs and images that a view knows. Every read of a file asks here, so that what is known is found
+ * without a lock that all threads share, and without hashing a name.
+ *
+ * INV-1  A struct view_pack is complete before it is published and never changes but for its image, which is
+ *        set once; it stays until the view is closed. So a pointer to it needs no lock and no reference.
+ * INV-2  A slot of the table of packs is a shortcut: whoever finds another pack there asks the map.
+ * INV-3  A slot of the table of files holds a reference of its image, under the slot's own lock.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "repo/view_internal.h"
+#include "util/error.h"
+#include "util/mem.h"
+
+#define IMAGES_MAX 2048 /* images of large files that a view keeps open */
+
+struct view_image {
+	struct ds_list node;
+	struct ds_digest name;
+	struct ds_image *image;
+};
+
+/* ---- packs */
+
+static int open_image(struct ds_view *view, enum ds_image_kind kind, const struct ds_digest *id,
+		      uint32_t slots_n, uint64_t size_bytes, struct ds_image **ret_image)
+{
+	struct ds_image_layout layout = {.slots_n = slots_n, .size_bytes = size_bytes};
+
+	ds_image_name(kind, id, &layout.name);
+	return ds_image_open(view->cache, &layout, ret_image);
+}
+
+/* From the map, or made with this row and put there. NULL: no memory. */
+static struct view_pack *find_pack(struct ds_view *view, uint32_t number,
+				   const struct ds_pack_row *row)
+{
+	struct view_pack *pack, *made = NULL;
+
+	if (row) {
+		made = ds_calloc(1, sizeof(*made));
+		if (!made)
+			return NULL;
+		made->row = *row;
+	}
+	pthread_mutex_lock(&view->mutex);
+	pack = ds_map_get(view->locked.packs, &number, sizeof(number));
+	if (!pack && made &&
+	    ds_map_put(view->locked.packs, &number, sizeof(number), made, NULL) == 0) {
+		pack = made;
+		made = NULL;
+	}
+	pthread_mutex_unlock(&view->mutex);
+	ds_free(made);
+	return pack;
+}
+
+int view_pack_get(struct ds_view *view, struct ds_demand *demand, uint32_t number,
+		  struct view_pack **ret_pack)
+{
+	struct view_pack *_Atomic *slot = &view->packs[number % VIEW_PACK_SLOTS];
+	struct view_pack *pack = atomic_load_explicit(slot, memory_order_acquire);
+	struct ds_pack_row row;
+	int r;
+
+	if (!pack || pack->row.number != number) {
+		pack = find_pack(view, number, NULL);
+		if (!pack) {
+			r = ds_manifest_pack(view->manifest, demand, number, &row);
+			if (r < 0)
+				return r == -ENOENT ? -DS_E_MALFORMED : r;
+			pack = find_pack(view, number, &row);
+			if (!pack)
+				return -ENOMEM;
+		}
+		atomic_store_explicit(slot, pack, memory_order_release);
+	}
+	*ret_pack = pack;
+	return 0;
+}
+
+int view_pack_image(struct ds_view *view, struct view_pack *pack, struct ds_image **ret_image)
+{
+	struct ds_image *image = atomic_load_explicit(&pack->image, memory_order_acquire);
+	struct ds_image *expected = NULL;
+	int r;
+
+	if (!image) {
+		r = open_image(view, DS_IMAGE_PACK, &pack->row.id, pack->row.chunks_n,
+			       pack->row.raw_bytes, &image);
+		if (r < 0)
+			return r;
+		if (!atomic_compare_exchange_strong(&pack->image, &expected, image)) {
+			ds_image_unref(image);
+			image = expected;
+		}
+	}
+	*ret_image = image;
+	return 0;
+}
+
+static void free_pack(void *value)
+{
+	struct view_pack *pack = value;
+
+	ds_image_unref(pack->image);
+	ds_free(pack);
+}
+
+/* ---- large files */
+
+/* Finds the image among the open ones, or opens it; past IMAGES_MAX, lets go of the least recently used. */
+static int file_image(struct ds_view *view, const struct ds_entry *entry,
+		      struct ds_image **ret_image)
+{
+	struct ds_image_layout layout = {.slots_n = entry->extents_n,
+					 .size_bytes = entry->size_bytes};
+	struct view_image *found, *oldest = NULL;
+	struct ds_image *image = NULL;
+	int r;
+
+	ds_image_name(DS_IMAGE_FILE, &entry->digest, &layout.name);
+	pthread_mutex_lock(&view->mutex);
+	found = ds_map_get(view->locked.images, &layout.name, sizeof(layout.name));
+	if (found) {
+		ds_list_remove(&found->node);
+		ds_list_push_back(&view->locked.lru, &found->node);
+		image = ds_image_ref(found->image);
+	}
+	pthread_mutex_unlock(&view->mutex);
+	if (image) {
+		*ret_image = image;
+		return 0;
+	}
+	r = ds_image_open(view->cache, &layout, &image);
+	if (r < 0)
+		return r;
+	found = ds_calloc(1, sizeof(*found));
+	if (found) {
+		found->name = layout.name;
+		found->image = ds_image_ref(image);
+		pthread_mutex_lock(&view->mutex);
+		/* Another thread may have been quicker; the cache gave both the same object. */
+		if (ds_map_get(view->locked.images, &layout.name, sizeof(layout.name)) ||
+		    ds_map_put(view->locked.images, &layout.name, sizeof(layout.name), found,
+			       NULL) < 0) {
+			oldest = found;
+		} else {
+			ds_list_push_back(&view->locked.lru, &found->node);
+			if (ds_map_count(view->locked.images) > IMAGES_MAX) {
+				oldest = ds_list_entry(view->locked.lru.next, struct view_image,
+						       node);
+				ds_list_remove(&oldest->node);
+				ds_map_remove(view->locked.images, &oldest->name,
+					      sizeof(oldest->name));
+			}
+		}
+		pthread_mutex_unlock(&view->mutex);
+	}
+	if (oldest) {
+		ds_image_unref(oldest->image);
+		ds_free(oldest);
+	}
+	*ret_image = image;
+	return 0;
+}
+
+static struct view_file_slot *slot_of(struct ds_view *view, const struct ds_entry *entry)
+{
+	return &view->file_slots[entry->digest.bytes[0] % VIEW_FILE_SLOTS];
+}
+
+/* A reference of the slot's image, if it is this file's: a lying manifest may say two sizes of one digest. */
+static struct ds_image *slot_get(struct view_file_slot *slot, const struct ds_entry *entry)
+{
+	struct ds_image *image = NULL;
+
+	pthread_mutex_lock(&slot->mutex);
+	if (slot->image && ds_digest_equal(&slot->id, &entry->digest) &&
+	    slot->size_bytes == entry->size_bytes && slot->slots_n == entry->extents_n)
+		image = ds_image_ref(slot->image);
+	pthread_mutex_unlock(&slot->mutex);
+	return image;
+}
+
+static void slot_set(struct view_file_slot *slot, const struct ds_entry *entry,
+		     struct ds_image *image)
+{
+	struct ds_image *before;
+
+	ds_image_ref(image);
+	pthread_mutex_lock(&slot->mutex);
+	before = slot->image;
+	slot->image = image;
+	slot->id = entry->digest;
+	slot->size_bytes = entry->size_bytes;
+	slot->slots_n = entry->extents_n;
+	pthread_mutex_unlock(&slot->mutex);
+	ds_image_unref(before);
+}
+
+int view_file_image(struct ds_view *view, const struct ds_entry *entry, struct ds_image **ret_image)
+{
+	struct view_file_slot *slot = slot_of(view, entry);
+	struct ds_image *image = slot_get(slot, entry);
+	int r;
+
+	if (!image) {
+		r = file_image(view, entry, &image);
+		if (r < 0)
+			return r;
+		slot_set(slot, entry, image);
+	}
+	*ret_image = image;
+	return 0;
+}
+
+/* ---- both */
+
+int view_images_init(struct ds_view *view)
+{
+	int r;
+
+	for (unsigned i = 0; i < VIEW_FILE_SLOTS; i++)
+		pthread_mutex_init(&view->file_slots[i].mutex, NULL);
+	ds_list_init(&view->locked.lru);
+	r = ds_map_new(&view->locked.packs);
+	return r < 0 ? r : ds_map_new(&view->locked.images);
+}
+
+static void free_view_image(void *value)
+{
+	struct view_image *entry = value;
+
+	ds_image_unref(entry->image);
+	ds_free(entry);
+}
+
+void view_images_release(struct ds_view *view)
+{
+	for (unsigned i = 0; i < VIEW_FILE_SLOTS; i++) {
+		ds_image_unref(view->file_slots[i].image);
+		pthread_mutex_destroy(&view->file_slots[i].mutex);
+	}
+	ds_map_free(view->locked.images, free_view_image);
+	ds_map_free(view->locked.packs, free_pack);
+}
