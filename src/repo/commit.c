@@ -624,10 +624,11 @@ static int run(struct commit *commit)
 	if (r < 0)
 		return r;
 	show_phase(commit, "scanning");
-	r = commit_scan(options, ds_store_local_path(ds_repo_store(commit->repo)), &commit->tree,
-			commit->diag);
+	r = commit_scan(options, ds_store_local_path(ds_repo_store(commit->repo)),
+			commit->state.tmp, &commit->tree, commit->diag);
 	if (r == 0)
-		r = commit_stat_load(commit->state.dir, options->source, &commit->stat);
+		r = commit_stat_load(commit->state.dir, options->source, commit->state.tmp,
+				     &commit->stat);
 	if (r == 0)
 		r = commit_packs_new(commit->repo, DS_PACK_DATA, memory_of(options) / 2,
 				     &commit->watch, &commit->packs);
@@ -636,12 +637,14 @@ static int run(struct commit *commit)
 				    commit->has_head && !commit->head.is_deleted
 					    ? &commit->head.version
 					    : NULL,
-				    commit->state.dir, &commit->watch, &commit->find);
+				    commit->state.dir, commit->state.tmp, &commit->watch,
+				    &commit->find);
 	if (r == 0)
 		r = run_attempts(commit);
 	if (r < 0)
 		return r;
-	commit_stat_save(commit->state.dir, options->source, &commit->tree);
+	commit->stat = commit_stat_free(commit->stat);
+	commit_stat_save(commit->state.dir, options->source, commit->state.tmp, &commit->tree);
 	if (!commit->result.unchanged) {
 		left = commit_packs_left(commit->packs, &left_n);
 		commit_find_publish(commit->find, &commit->result.version, left, left_n);
@@ -747,7 +750,7 @@ int ds_fingerprint_directory(const struct ds_commit_options *options,
 	};
 	int r;
 
-	r = commit_scan(options, NULL, &tree, reterr_diag);
+	r = commit_scan(options, NULL, NULL, &tree, reterr_diag);
 	if (r == 0)
 		r = commit_read_files(&read, reterr_diag);
 	if (r == 0)

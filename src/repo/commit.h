@@ -41,8 +41,9 @@ struct ds_commit_options {
 	bool allow_empty, mtime;
 	bool skip_special, skip_unreadable;
 	bool rehash, trust_mtime;
-	const char *
-		state_dir; /* stat cache and temporary files; NULL: $XDG_CACHE_HOME/dsfs or /var/cache/dsfs for root; "" : none kept */
+	/* Stat cache and temporary files (the manifest, and some 500 bytes for each file of the source). NULL: $XDG_CACHE_HOME/dsfs, or
+	 * /var/cache/dsfs for root; "": none kept. */
+	const char *state_dir;
 	uint64_t memory_bytes; /* budget for chunks and packs in flight; 0: 512 MiB */
 	unsigned jobs_n;       /* readers; 0: CPUs + 2 */
 	uint32_t page_size;    /* of a first manifest; 0: the default */

@@ -5,15 +5,10 @@
 
 #include "cache/fetch.h"
 #include "repo/commit_index.h"
+#include "repo/commit_noted.h"
 #include "util/error.h"
 #include "util/map.h"
 #include "util/mem.h"
-
-struct noted {
-	struct commit_place place;
-	bool for_index;
-	bool is_referred; /* the manifest names this place */
-};
 
 struct known_pack {		 /* what was learned of a pack that a hit named */
 	struct ds_pack_toc *toc; /* NULL: it cannot be had */
@@ -27,7 +22,7 @@ struct commit_find {
 	struct ds_digest base;
 	char *state_dir;
 	const struct commit_watch *watch;
-	struct ds_map *own;   /* digest -> struct noted */
+	struct noted_table *own;
 	struct ds_map *known; /* pack id -> struct known_pack */
 	size_t for_index_n;
 	struct commit_index *index; /* NULL: not loaded yet */
@@ -36,7 +31,7 @@ struct commit_find {
 };
 
 int commit_find_new(struct ds_repo *repo, struct commit_packs *packs, const struct ds_digest *base,
-		    const char *state_dir, const struct commit_watch *watch,
+		    const char *state_dir, const char *scratch, const struct commit_watch *watch,
 		    struct commit_find **ret_find)
 {
 	struct commit_find *find = ds_calloc(1, sizeof(*find));
@@ -51,7 +46,7 @@ int commit_find_new(struct ds_repo *repo, struct commit_packs *packs, const stru
 		find->base = *base;
 	find->watch = watch;
 	find->state_dir = state_dir ? ds_strdup(state_dir) : NULL;
-	r = state_dir && !find->state_dir ? -ENOMEM : ds_map_new(&find->own);
+	r = state_dir && !find->state_dir ? -ENOMEM : noted_table_new(scratch, &find->own);
 	if (r == 0)
 		r = ds_map_new(&find->known);
 	if (r < 0) {
@@ -75,7 +70,7 @@ struct commit_find *commit_find_free(struct commit_find *find)
 	if (!find)
 		return NULL;
 	commit_index_free(find->index);
-	ds_map_free(find->own, ds_free);
+	noted_table_free(find->own);
 	ds_map_free(find->known, free_known);
 	ds_keep_free(find->keep);
 	ds_repo_unref(find->repo);
@@ -87,36 +82,27 @@ struct commit_find *commit_find_free(struct commit_find *find)
 int commit_find_note(struct commit_find *find, const struct ds_digest *digest,
 		     const struct commit_place *place, bool for_index)
 {
-	struct noted *noted = ds_malloc(sizeof(*noted));
-	void *old = NULL;
-	int r;
+	struct noted *noted = noted_table_put(find->own, digest);
 
 	if (!noted)
 		return -ENOMEM;
-	*noted = (struct noted){.place = *place, .for_index = for_index};
-	r = ds_map_put(find->own, digest, sizeof(*digest), noted, &old);
-	if (r < 0)
-		ds_free(noted);
-	else
-		find->for_index_n += for_index;
-	ds_free(old);
-	return r;
+	noted->place = *place;
+	noted->for_index = for_index;
+	noted->is_referred = false;
+	find->for_index_n += for_index;
+	return 0;
 }
 
 void commit_find_refer_none(struct commit_find *find)
 {
-	size_t cursor = 0;
-	const void *digest;
-	void *value;
-
-	while (ds_map_each(find->own, &cursor, &digest, NULL, &value))
-		((struct noted *)value)->is_referred = false;
+	for (size_t i = 0; i < noted_table_count(find->own); i++)
+		noted_table_at(find->own, i)->is_referred = false;
 }
 
 void commit_find_refer(struct commit_find *find, const struct ds_digest *digest,
 		       const struct commit_place *place)
 {
-	struct noted *noted = ds_map_get(find->own, digest, sizeof(*digest));
+	struct noted *noted = noted_table_get(find->own, digest);
 
 	if (noted && noted->place.pack == place->pack && noted->place.ordinal == place->ordinal)
 		noted->is_referred = true;
@@ -125,7 +111,7 @@ void commit_find_refer(struct commit_find *find, const struct ds_digest *digest,
 bool commit_find_own(const struct commit_find *find, const struct ds_digest *digest,
 		     struct commit_place *ret_place)
 {
-	const struct noted *noted = ds_map_get(find->own, digest, sizeof(*digest));
+	const struct noted *noted = noted_table_get(find->own, digest);
 
 	if (noted)
 		*ret_place = noted->place;
@@ -245,20 +231,17 @@ void commit_find_publish(struct commit_find *find, const struct ds_digest *versi
 			 const struct ds_digest *left, size_t left_n)
 {
 	struct ds_dedup_builder *builder = NULL;
-	size_t cursor = 0;
-	const void *digest;
-	void *value;
 	int r;
 
 	if (!find->for_index_n || load_index(find) < 0)
 		return;
 	r = ds_dedup_builder_new(&builder);
-	while (r == 0 && ds_map_each(find->own, &cursor, &digest, NULL, &value)) {
-		const struct noted *noted = value;
+	for (size_t i = 0; r == 0 && i < noted_table_count(find->own); i++) {
+		const struct noted *noted = noted_table_at(find->own, i);
 
 		if (noted->for_index)
 			r = ds_dedup_builder_add(
-				builder, digest,
+				builder, &noted->digest,
 				&commit_packs_get(find->packs, noted->place.pack)->id,
 				noted->place.ordinal, noted->is_referred ? version : NULL);
 	}

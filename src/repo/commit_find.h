@@ -14,10 +14,10 @@
 
 struct commit_find;
 
-/* `base`: a version that is kept for sure (the head), or NULL. state_dir: index objects are kept there; NULL: nowhere. The watch is kept
- * by reference. */
+/* `base`: a version that is kept for sure (the head), or NULL. state_dir: index objects are kept there; NULL: nowhere. scratch: as
+ * commit_scan's. The watch is kept by reference. */
 int commit_find_new(struct ds_repo *repo, struct commit_packs *packs, const struct ds_digest *base,
-		    const char *state_dir, const struct commit_watch *watch,
+		    const char *state_dir, const char *scratch, const struct commit_watch *watch,
 		    struct commit_find **ret_find);
 struct commit_find *commit_find_free(struct commit_find *find);
 

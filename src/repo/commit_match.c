@@ -42,9 +42,8 @@ static int take_extents(struct commit_apply *apply, struct commit_node *node,
 	if (r == 0 && n != entry->extents_n)
 		r = -DS_E_MALFORMED;
 	if (r == 0) {
-		ds_free(node->extents);
 		node->extents_n = 0;
-		node->extents = ds_calloc(n, sizeof(*node->extents));
+		node->extents = ds_arena_calloc(apply->tree->arena, n, sizeof(*node->extents));
 		r = node->extents ? 0 : -ENOMEM;
 	}
 	for (size_t i = 0; r == 0 && i < n; i++) {

@@ -16,19 +16,19 @@
 #define HEAD_BYTES  DS_MIB(32)
 #define PROGRESS_NS (200 * (uint64_t)DS_NS_PER_MS)
 
-static int append_extent(struct commit_node *file, const struct commit_extent *extent)
+static int append_extent(struct task *task, const struct commit_extent *extent)
 {
 	/* Doubling by powers of two, without a field for the capacity. */
-	if ((file->extents_n & (file->extents_n - 1)) == 0) {
-		size_t n = file->extents_n ? file->extents_n * 2u : 1;
+	if ((task->extents_n & (task->extents_n - 1)) == 0) {
+		size_t n = task->extents_n ? task->extents_n * 2u : 1;
 		struct commit_extent *grown =
-			ds_reallocarray(file->extents, n, sizeof(*file->extents));
+			ds_reallocarray(task->extents, n, sizeof(*task->extents));
 
 		if (!grown)
 			return -ENOMEM;
-		file->extents = grown;
+		task->extents = grown;
 	}
-	file->extents[file->extents_n++] = *extent;
+	task->extents[task->extents_n++] = *extent;
 	return 0;
 }
 
@@ -73,7 +73,7 @@ static int take_piece(struct commit_read *read, struct task *task, const struct 
 	if (r < 0)
 		return r;
 	if (piece->restart) {
-		task->file->extents_n = 0;
+		task->extents_n = 0;
 		read->counters.bytes -= task->taken_bytes;
 		task->taken_bytes = 0;
 		return 0;
@@ -83,27 +83,28 @@ static int take_piece(struct commit_read *read, struct task *task, const struct 
 	task->taken_bytes += piece->len_bytes;
 	if (!piece->is_zeros && read->packs)
 		r = place_piece(read, task->file, piece, &extent.place);
-	return r < 0 ? r : append_extent(task->file, &extent);
+	return r < 0 ? r : append_extent(task, &extent);
 }
 
-static int hash_content(struct commit_node *file)
+static int hash_content(struct ds_arena *arena, const struct task *task)
 {
+	struct commit_node *file = task->file;
 	struct ds_content_hasher *hasher;
 	int r;
 
 	if (file->size_bytes == 0)
 		return ds_digest_of("", 0, &file->digest);
 	if (file->size_bytes <= DS_CHUNK_MAX) {
-		file->digest = file->extents[0].digest;
-		file->place = file->extents[0].place;
-		ds_free(file->extents);
-		file->extents = NULL;
-		file->extents_n = 0;
+		file->digest = task->extents[0].digest;
+		file->place = task->extents[0].place;
 		return 0;
 	}
-	r = ds_content_hasher_new(file->size_bytes, &hasher);
+	file->extents =
+		ds_arena_memdup(arena, task->extents, task->extents_n * sizeof(*task->extents));
+	r = file->extents ? ds_content_hasher_new(file->size_bytes, &hasher) : -ENOMEM;
 	if (r < 0)
 		return r;
+	file->extents_n = task->extents_n;
 	for (uint32_t i = 0; i < file->extents_n; i++)
 		ds_content_hasher_extent(hasher, file->extents[i].len_bytes,
 					 file->extents[i].is_zeros ? NULL
@@ -183,7 +184,7 @@ static int file_error(struct pipeline *pipeline, struct commit_node *file, int c
 	if (file->links)
 		leave_links(pipeline, file);
 	read->tree->unreadable_n++;
-	return commit_node_reject(file, REJECT_UNREADABLE, strerror(-code));
+	return commit_node_reject(read->tree, file, REJECT_UNREADABLE, strerror(-code));
 }
 
 static int finish_file(struct pipeline *pipeline, struct task *task, struct ds_diag *reterr_diag)
@@ -211,7 +212,7 @@ static int finish_file(struct pipeline *pipeline, struct task *task, struct ds_d
 	file->ino = task->st.st_ino;
 	file->is_uncached = task->is_uncached;
 	file->is_done = true;
-	return hash_content(file);
+	return hash_content(pipeline->read->tree->arena, task);
 }
 
 static void show(struct pipeline *pipeline, bool now)
@@ -256,6 +257,7 @@ static void free_task(struct pipeline *pipeline, struct task *task)
 	}
 	ds_list_remove(&task->node);
 	pipeline->tasks_n--;
+	ds_free(task->extents);
 	ds_free(task);
 }
 

@@ -53,9 +53,12 @@ struct task {
 	struct ds_list node; /* in the pipeline's queue */
 	struct pipeline *pipeline;
 	struct commit_node *file;
-	struct stat st;	      /* of what was read */
-	bool is_uncached;     /* somebody may yet change it without a new time */
-	uint64_t taken_bytes; /* the caller's */
+	struct stat st;	  /* of what was read */
+	bool is_uncached; /* somebody may yet change it without a new time */
+	/* the caller's */
+	uint64_t taken_bytes;
+	struct commit_extent *extents;
+	uint32_t extents_n;
 	/* under the pipeline's mutex */
 	struct ds_list pieces;
 	uint64_t counted_bytes;

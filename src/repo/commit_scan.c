@@ -43,7 +43,7 @@ int scan_reject(struct scan *scan, struct commit_node *node, const char *path, i
 	if (r == -ENOMEM)
 		return r;
 	if (!is_gone || scan->options->skip_unreadable)
-		return commit_node_reject(node, REJECT_UNREADABLE, strerror(-r));
+		return commit_node_reject(scan->tree, node, REJECT_UNREADABLE, strerror(-r));
 	scan_fail(scan, -DS_E_SOURCE_CHANGED, path,
 		  "it vanished, or was replaced, while the source was scanned");
 	return -DS_E_SOURCE_CHANGED;
@@ -155,8 +155,6 @@ static void scan_dir(struct scan *scan, struct dir_item *item)
 	if (r < 0 && r != -DS_E_SOURCE_REFUSED && r != -DS_E_SOURCE_CHANGED && !is_short_of(r) &&
 	    dir->parent) {
 		/* What of it was read already goes; its array stays, since links may point into it. */
-		for (uint32_t i = 0; i < dir->children_n; i++)
-			ds_free(dir->children[i].target);
 		dir->children_n = 0;
 		r = scan_reject(scan, dir, item->path, r);
 	} else if (r == 0) {
@@ -325,7 +323,8 @@ static int refuse(const struct ds_commit_options *options, const struct commit_t
 	return 0;
 }
 
-static int open_root(struct scan *scan, const char *avoid, struct ds_diag *reterr_diag)
+static int open_root(struct scan *scan, const char *avoid, const char *scratch,
+		     struct ds_diag *reterr_diag)
 {
 	struct commit_tree *tree = scan->tree;
 	struct dir_item *item;
@@ -335,6 +334,9 @@ static int open_root(struct scan *scan, const char *avoid, struct ds_diag *reter
 	*tree = (struct commit_tree){.scanned = ds_real_now(), .root_fd = -1};
 	tree->root.name = tree->root_name;
 	tree->root.type = DS_ENTRY_DIRECTORY;
+	r = ds_arena_new(scratch, &tree->arena);
+	if (r < 0)
+		return r;
 	tree->root_fd = open(scan->options->source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (tree->root_fd < 0 || fstat(tree->root_fd, &st) < 0)
 		return ds_diag_set(reterr_diag, -errno, scan->options->source,
@@ -352,7 +354,7 @@ static int open_root(struct scan *scan, const char *avoid, struct ds_diag *reter
 	return r;
 }
 
-int commit_scan(const struct ds_commit_options *options, const char *avoid,
+int commit_scan(const struct ds_commit_options *options, const char *avoid, const char *scratch,
 		struct commit_tree *tree, struct ds_diag *reterr_diag)
 {
 	struct scan scan = {.options = options, .tree = tree, .is_root = geteuid() == 0};
@@ -362,7 +364,7 @@ int commit_scan(const struct ds_commit_options *options, const char *avoid,
 	pthread_mutex_init(&scan.mutex, NULL);
 	pthread_cond_init(&scan.changed, NULL);
 	commit_cond_init(&scan.ended);
-	r = open_root(&scan, avoid, reterr_diag);
+	r = open_root(&scan, avoid, scratch, reterr_diag);
 	if (r == 0)
 		r = ds_map_new(&scan.locked.links);
 	if (r == 0) {

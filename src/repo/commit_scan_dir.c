@@ -44,7 +44,7 @@ static const char *special_kind(mode_t mode)
 				: "is of an unknown type";
 }
 
-static int read_target(int dir_fd, struct commit_node *node)
+static int read_target(struct scan *scan, int dir_fd, struct commit_node *node)
 {
 	char target[DS_TARGET_MAX + 2];
 	ssize_t n = readlinkat(dir_fd, node->name, target, sizeof(target));
@@ -53,7 +53,8 @@ static int read_target(int dir_fd, struct commit_node *node)
 		return -errno;
 	if (n == 0 || n > (ssize_t)DS_TARGET_MAX)
 		return -ENAMETOOLONG;
-	node->target = ds_strndup(target, (size_t)n);
+	target[n] = '\0';
+	node->target = ds_arena_memdup(scan->tree->arena, target, (size_t)n + 1);
 	if (!node->target)
 		return -ENOMEM;
 	node->size_bytes = (uint64_t)n;
@@ -143,10 +144,11 @@ static int fill_node(struct scan *scan, int dir_fd, struct commit_node *node, co
 		return -DS_E_SOURCE_REFUSED;
 	case S_IFLNK:
 		node->type = DS_ENTRY_SYMLINK;
-		r = read_target(dir_fd, node);
+		r = read_target(scan, dir_fd, node);
 		return r < 0 ? scan_reject(scan, node, path, r) : 0;
 	default:
-		return commit_node_reject(node, REJECT_SPECIAL, special_kind(st.st_mode));
+		return commit_node_reject(scan->tree, node, REJECT_SPECIAL,
+					  special_kind(st.st_mode));
 	}
 }
 
@@ -175,12 +177,12 @@ static int append_names(DIR *dir, struct ds_buf *block, size_t *ret_n)
 	return r == 0 && errno ? -errno : r;
 }
 
-/* All names of a directory, sorted, in one block. */
-static int read_names(int fd, char **ret_block, char ***ret_names, size_t *ret_n)
+/* All names of a directory, sorted. */
+static int read_names(struct scan *scan, int fd, char ***ret_names, size_t *ret_n)
 {
 	_ds_cleanup_buf_ struct ds_buf block = DS_BUF_INIT(SIZE_MAX / 4);
 	size_t n = 0, i = 0;
-	char **names;
+	char **names, *kept;
 	DIR *dir;
 	int r;
 
@@ -196,13 +198,15 @@ static int read_names(int fd, char **ret_block, char ***ret_names, size_t *ret_n
 	closedir(dir);
 	if (r < 0)
 		return r;
+	kept = ds_arena_memdup(scan->tree->arena, block.data, block.len_bytes);
 	names = ds_calloc(n + 1, sizeof(*names));
-	if (!names)
+	if (!kept || !names) {
+		ds_free(names);
 		return -ENOMEM;
-	for (char *at = (char *)block.data; i < n; at += strlen(at) + 1)
+	}
+	for (char *at = kept; i < n; at += strlen(at) + 1)
 		names[i++] = at;
 	qsort(names, n, sizeof(*names), compare_names);
-	*ret_block = (char *)ds_buf_steal(&block);
 	*ret_names = names;
 	*ret_n = n;
 	return 0;
@@ -213,7 +217,7 @@ int scan_read_dir(struct scan *scan, struct commit_node *dir, int fd, const char
 	_ds_cleanup_free_ char **names = NULL;
 	_ds_cleanup_buf_ struct ds_buf child = DS_BUF_INIT(SIZE_MAX / 4);
 	size_t n = 0, path_len;
-	int r = read_names(fd, &dir->names, &names, &n);
+	int r = read_names(scan, fd, &names, &n);
 
 	if (r == 0)
 		r = ds_buf_append_str(&child, path);
@@ -222,7 +226,7 @@ int scan_read_dir(struct scan *scan, struct commit_node *dir, int fd, const char
 	if (r < 0)
 		return r;
 	path_len = child.len_bytes;
-	dir->children = ds_calloc(n ? n : 1, sizeof(*dir->children));
+	dir->children = ds_arena_calloc(scan->tree->arena, n, sizeof(*dir->children));
 	if (!dir->children)
 		return -ENOMEM;
 	for (size_t i = 0; i < n && r == 0; i++) {

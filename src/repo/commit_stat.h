@@ -14,13 +14,16 @@
 
 struct commit_stat;
 
-/* The cache of a source directory; empty if there is none. -ENOMEM only. state_dir NULL: keeps nothing. */
-int commit_stat_load(const char *state_dir, const char *source, struct commit_stat **ret_stat);
+/* The cache of a source directory; empty if there is none. -ENOMEM only. state_dir NULL: keeps nothing. scratch: as
+ * commit_scan's. */
+int commit_stat_load(const char *state_dir, const char *source, const char *scratch,
+		     struct commit_stat **ret_stat);
 struct commit_stat *commit_stat_free(struct commit_stat *stat);
 /* The digest that the file had when it looked like this; false if it is not known. */
 bool commit_stat_has(const struct commit_stat *stat, const char *path,
 		     const struct commit_node *node, struct ds_digest *ret_digest);
 /* Replaces the file by what the tree says now. Best effort. */
-void commit_stat_save(const char *state_dir, const char *source, const struct commit_tree *tree);
+void commit_stat_save(const char *state_dir, const char *source, const char *scratch,
+		      const struct commit_tree *tree);
 
 #endif

@@ -91,13 +91,13 @@ int commit_node_open(const struct commit_tree *tree, const struct commit_node *n
 	return fd;
 }
 
-int commit_node_reject(struct commit_node *node, enum commit_reject why, const char *reason)
+int commit_node_reject(struct commit_tree *tree, struct commit_node *node, enum commit_reject why,
+		       const char *reason)
 {
-	char *copy = ds_strdup(reason);
+	char *copy = ds_arena_memdup(tree->arena, reason, strlen(reason) + 1);
 
 	if (!copy)
 		return -ENOMEM;
-	ds_free(node->target);
 	node->target = copy;
 	node->reject = (uint8_t)why;
 	return 0;
@@ -195,45 +195,8 @@ int commit_tree_hash(struct commit_tree *tree)
 	return r;
 }
 
-static void release_node(struct commit_node *node)
-{
-	ds_free(node->target);
-	ds_free(node->extents);
-}
-
 void commit_tree_release(struct commit_tree *tree)
 {
-	struct commit_node *node = &tree->root;
-
-	/* Children arrays are freed on the way up. */
-	while (node) {
-		struct commit_node *parent = node->parent;
-
-		if (node->children && node->children_n) {
-			node = &node->children[0];
-			continue;
-		}
-		for (;;) {
-			bool is_last;
-
-			ds_free(node->children);
-			ds_free(node->names);
-			node->children = NULL;
-			node->children_n = 0;
-			release_node(node);
-			parent = node->parent;
-			if (node == &tree->root) {
-				node = NULL;
-				break;
-			}
-			is_last = node + 1 == parent->children + parent->children_n;
-			if (!is_last) {
-				node = node + 1;
-				break;
-			}
-			node = parent;
-		}
-	}
 	while (tree->links) {
 		struct commit_links *links = tree->links;
 
@@ -244,4 +207,5 @@ void commit_tree_release(struct commit_tree *tree)
 	if (tree->root_fd >= 0)
 		close(tree->root_fd);
 	tree->root_fd = -1;
+	tree->arena = ds_arena_free(tree->arena);
 }

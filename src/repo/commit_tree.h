@@ -10,6 +10,7 @@
 
 #include "manifest/manifest.h"
 #include "repo/commit.h"
+#include "util/arena.h"
 
 enum commit_reject { REJECT_NONE, REJECT_SPECIAL, REJECT_UNREADABLE };
 
@@ -32,8 +33,9 @@ struct commit_extent {
 
 struct commit_links;
 
+/* Nodes and what they point to lie in the tree's arena, links apart. */
 struct commit_node {
-	char *name; /* lies in the parent's name block; "" for the root */
+	char *name; /* "" for the root */
 	uint8_t name_len;
 	uint8_t type; /* enum ds_entry_type */
 	bool is_executable;
@@ -54,7 +56,6 @@ struct commit_node {
 	/* directories */
 	struct commit_node *children; /* in byte order of names */
 	uint32_t children_n;
-	char *names;
 	/* against the manifest that the tree is applied to; 0: no such entry there */
 	uint64_t old_id, old_ino;
 	uint32_t old_nlink;
@@ -71,6 +72,7 @@ struct commit_links {
 };
 
 struct commit_tree {
+	struct ds_arena *arena;
 	struct commit_node root;
 	char root_name[1]; /* "" */
 	struct commit_links *links;
@@ -82,10 +84,10 @@ struct commit_tree {
 
 /*
  * Scans options->source. Calls options->warn for what is rejected, in tree order. `avoid`: a directory that must not lie in the source (the
- * repository), or NULL. Gives progress. -DS_E_SOURCE_REFUSED, -DS_E_SOURCE_CHANGED, -DS_E_INTERRUPTED,
- * errnos.
+ * repository), or NULL. Gives progress. The tree lies in a file in `scratch`, or in memory if that is NULL. -DS_E_SOURCE_REFUSED,
+ * -DS_E_SOURCE_CHANGED, -DS_E_INTERRUPTED, errnos.
  */
-int commit_scan(const struct ds_commit_options *options, const char *avoid,
+int commit_scan(const struct ds_commit_options *options, const char *avoid, const char *scratch,
 		struct commit_tree *tree, struct ds_diag *reterr_diag);
 /* The tree may be half-built. */
 void commit_tree_release(struct commit_tree *tree);
@@ -101,7 +103,8 @@ struct commit_node *commit_node_content(struct commit_node *node);
  * a negated errno. */
 int commit_node_open(const struct commit_tree *tree, const struct commit_node *node);
 /* Leaves it out of the tree. -ENOMEM. */
-int commit_node_reject(struct commit_node *node, enum commit_reject why, const char *reason);
+int commit_node_reject(struct commit_tree *tree, struct commit_node *node, enum commit_reject why,
+		       const char *reason);
 /* Its times or links (of all its names) are not those of the manifest. */
 void commit_node_differs(struct commit_node *node);
 /* Counts files_n, directories_n, symlinks_n, bytes anew. -DS_E_SOURCE_REFUSED: more bytes than a version can count. `source` names it. */

@@ -59,7 +59,7 @@ static int read_changing(struct fiddle *fiddle, int times, size_t len,
 	box_remove(box, "file");
 	box_fill(box, "file", 7, len);
 	ds_diag_clear(&box->diag);
-	r = commit_scan(&box->options, NULL, &tree, &box->diag);
+	r = commit_scan(&box->options, NULL, NULL, &tree, &box->diag);
 	if (r == 0)
 		r = commit_read_files(&read, &box->diag);
 	if (r == 0)
@@ -228,7 +228,7 @@ Test(commit_read, a_file_that_vanished_after_the_scan_is_called_so)
 		box_mkdir(&box, "gone");
 		box_fill(&box, "gone/file", 1, 1000);
 		ds_diag_clear(&box.diag);
-		cr_assert_eq(commit_scan(&box.options, NULL, &tree, &box.diag), 0);
+		cr_assert_eq(commit_scan(&box.options, NULL, NULL, &tree, &box.diag), 0);
 		box_remove(&box, "gone");
 		cr_assert_eq(commit_read_files(&read, &box.diag), -DS_E_SOURCE_CHANGED);
 		cr_assert(diag_has(&box.diag, "vanished"));
@@ -241,9 +241,11 @@ Test(commit_read, a_file_that_vanished_after_the_scan_is_called_so)
 Test(commit_read, a_name_that_vanished_during_the_scan_is_called_so)
 {
 	struct ds_commit_options options = {0};
-	struct scan scan = {.options = &options, .mutex = PTHREAD_MUTEX_INITIALIZER};
+	struct commit_tree tree = {.root_fd = -1};
+	struct scan scan = {.options = &options, .tree = &tree, .mutex = PTHREAD_MUTEX_INITIALIZER};
 	struct commit_node node = {0};
 
+	cr_assert_eq(ds_arena_new(NULL, &tree.arena), 0);
 	cr_assert_eq(scan_reject(&scan, &node, "closed", -EACCES), 0);
 	cr_assert_eq(node.reject, REJECT_UNREADABLE);
 	cr_assert_eq(scan_reject(&scan, &node, "dir/gone", -ENOENT), -DS_E_SOURCE_CHANGED);
@@ -253,7 +255,7 @@ Test(commit_read, a_name_that_vanished_during_the_scan_is_called_so)
 	options.skip_unreadable = true;
 	cr_assert_eq(scan_reject(&scan, &node, "gone", -ENOENT), 0);
 	cr_assert_str_eq(node.target, strerror(ENOENT));
-	ds_free(node.target);
+	commit_tree_release(&tree);
 }
 
 Test(commit_read, D14_a_file_replaced_after_it_was_read_may_be_either)
@@ -304,7 +306,7 @@ static void check_moved_links(struct box *box, void (*change)(struct box *box))
 	box_link(box, "a", "b");
 	box_link(box, "a", "c");
 	box_fill(box, "d", 2, 300);
-	cr_assert_eq(commit_scan(&box->options, NULL, &tree, &box->diag), 0);
+	cr_assert_eq(commit_scan(&box->options, NULL, NULL, &tree, &box->diag), 0);
 	change(box);
 	cr_assert_eq(commit_read_files(&read, &box->diag), 0);
 	cr_assert_eq(read.counters.files_n, 4);

@@ -35,8 +35,8 @@ static bool is_kept_if(int64_t mtime_age_ns, int64_t ctime_age_ns, bool is_uncac
 	tree.root.children = &node;
 	tree.root.children_n = 1;
 	cr_assert(mkdtemp(dir));
-	commit_stat_save(dir, dir, &tree);
-	cr_assert_eq(commit_stat_load(dir, dir, &stat), 0);
+	commit_stat_save(dir, dir, dir, &tree);
+	cr_assert_eq(commit_stat_load(dir, dir, dir, &stat), 0);
 	has = commit_stat_has(stat, "file", &node, &digest);
 	cr_assert(!has || digest.bytes[0] == 42);
 	node.ino = 8;
@@ -72,4 +72,44 @@ Test(commit_stat, what_is_not_for_the_cache_is_not_kept)
 
 	cr_assert(is_kept_if(100000 * ms, 100000 * ms, false));
 	cr_assert(!is_kept_if(100000 * ms, 100000 * ms, true));
+}
+
+/* A tree of many files, in an order that is not that of their keys: each is found again, as it is and by its own path alone. */
+Test(commit_stat, each_of_many_is_found)
+{
+	enum { N = 3000 };
+	char dir[] = "/tmp/dsfs-commit-stat.XXXXXX", command[100], empty[] = "";
+	struct commit_tree tree = {.scanned = {.s = 1000}};
+	struct commit_node *nodes = calloc(N, sizeof(*nodes));
+	static char names[N][12];
+	struct commit_stat *stat;
+	struct ds_digest digest;
+
+	cr_assert(mkdtemp(dir));
+	tree.root = (struct commit_node){.name = empty,
+					 .type = DS_ENTRY_DIRECTORY,
+					 .children = nodes,
+					 .children_n = N};
+	for (uint32_t i = 0; i < N; i++) {
+		snprintf(names[i], sizeof(names[i]), "%05u", i);
+		nodes[i] = (struct commit_node){.name = names[i],
+						.name_len = 5,
+						.type = DS_ENTRY_FILE,
+						.is_done = i % 3 != 0,
+						.ino = i,
+						.parent = &tree.root};
+		memcpy(nodes[i].digest.bytes, &i, sizeof(i));
+	}
+	commit_stat_save(dir, dir, dir, &tree);
+	cr_assert_eq(commit_stat_load(dir, dir, dir, &stat), 0);
+	for (uint32_t i = 0; i < N; i++) {
+		cr_assert_eq(commit_stat_has(stat, names[i], &nodes[i], &digest), i % 3 != 0);
+		if (i % 3)
+			cr_assert_arr_eq(digest.bytes, &i, sizeof(i));
+		cr_assert(!commit_stat_has(stat, names[i], &nodes[(i + 1) % N], &digest));
+	}
+	commit_stat_free(stat);
+	free(nodes);
+	snprintf(command, sizeof(command), "rm -r %s", dir);
+	cr_assert_eq(system(command), 0);
 }
