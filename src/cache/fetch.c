@@ -119,7 +119,8 @@ int ds_fetcher_new(struct ds_store *store, struct ds_cache *cache,
 	fetcher->dispatchers = ds_calloc(fetcher->dispatchers_n, sizeof(fetcher->dispatchers[0]));
 	if (!fetcher->dispatchers || ds_map_new(&fetcher->locked.flights) < 0 ||
 	    ds_map_new(&fetcher->locked.starts) < 0 || ds_map_new(&fetcher->locked.ends) < 0 ||
-	    ds_map_new(&fetcher->locked.stash) < 0 || ds_moved_cache_new(&fetcher->moved) < 0) {
+	    ds_map_new(&fetcher->locked.stash) < 0 || ds_map_new(&fetcher->locked.pulls) < 0 ||
+	    ds_moved_cache_new(&fetcher->moved) < 0) {
 		ds_fetcher_free(fetcher);
 		return -ENOMEM;
 	}
@@ -133,7 +134,7 @@ int ds_fetcher_new(struct ds_store *store, struct ds_cache *cache,
 	return 0;
 }
 
-static int start_locked(struct ds_fetcher *fetcher)
+int ds_fetch_start_locked(struct ds_fetcher *fetcher)
 {
 	int r;
 
@@ -210,6 +211,7 @@ struct ds_fetcher *ds_fetcher_free(struct ds_fetcher *fetcher)
 	ds_map_free(fetcher->locked.starts, NULL);
 	ds_map_free(fetcher->locked.ends, NULL);
 	ds_map_free(fetcher->locked.stash, free_bytes);
+	ds_map_free(fetcher->locked.pulls, ds_fetch_pull_free);
 	pthread_cond_destroy(&fetcher->timer_wake);
 	pthread_cond_destroy(&fetcher->idle);
 	pthread_mutex_destroy(&fetcher->mutex);
@@ -298,7 +300,7 @@ static int want_locked(struct ds_fetcher *fetcher, const struct ds_fetch_target 
 
 	if (fetcher->locked.is_ending)
 		return -DS_E_INTERRUPTED;
-	r = start_locked(fetcher);
+	r = ds_fetch_start_locked(fetcher);
 	if (r < 0)
 		return r;
 	fetcher->locked.stats.wants_n++;
@@ -331,17 +333,18 @@ int ds_fetcher_want(struct ds_fetcher *fetcher, const struct ds_fetch_target *ta
 	return r;
 }
 
-void ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
-			 size_t targets_n)
+void ds_fetch_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
+		    size_t targets_n, bool is_bounded)
 {
 	pthread_mutex_lock(&fetcher->mutex);
 	for (size_t i = 0; i < targets_n && !fetcher->locked.is_ending; i++) {
 		struct ds_flight_key key = key_of(&targets[i]);
 		struct ds_flight *flight;
 
-		if (fetcher->locked.inflight_bytes + fetcher->locked.ahead_bytes >=
-			    fetcher->inflight_bytes_max ||
-		    start_locked(fetcher) < 0)
+		uint64_t bytes = fetcher->locked.inflight_bytes + fetcher->locked.ahead_bytes;
+
+		if ((is_bounded && bytes >= fetcher->inflight_bytes_max) ||
+		    ds_fetch_start_locked(fetcher) < 0)
 			break;
 		if (ds_map_get(fetcher->locked.flights, &key, sizeof(key)))
 			continue;
@@ -352,6 +355,12 @@ void ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_targe
 		ds_work_submit(fetcher->workers, &flight->work, false);
 	}
 	pthread_mutex_unlock(&fetcher->mutex);
+}
+
+void ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
+			 size_t targets_n)
+{
+	ds_fetch_ahead(fetcher, targets, targets_n, true);
 }
 
 bool ds_fetcher_abandon(struct ds_fetcher *fetcher, struct ds_fetch_waiter *waiter)

@@ -73,6 +73,10 @@ int ds_fetcher_want(struct ds_fetcher *fetcher, const struct ds_fetch_target *ta
  * them, and a quarter of the budget is its own. A want joins them. */
 void ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
 			 size_t targets_n);
+/* All chunks of a pack, into its image, of which the caller holds a reference during the call: fetched as by ds_fetcher_prefetch, in few
+ * GETs, after its table of contents. Nothing if it was asked for in the last minutes, or the budget is used up. Never blocks. */
+void ds_fetcher_pull(struct ds_fetcher *fetcher, struct ds_image *image,
+		     const struct ds_digest *pack);
 /* Takes a waiter back: true: done will not be called; false: it is being called or has been. The flight goes on if others wait, else ends. */
 bool ds_fetcher_abandon(struct ds_fetcher *fetcher, struct ds_fetch_waiter *waiter);
 
@@ -87,7 +91,7 @@ int ds_fetch_blocking(struct ds_fetcher *fetcher, const struct ds_fetch_target *
 		      struct ds_diag *reterr_diag);
 
 struct ds_fetcher_stats {
-	uint64_t wants_n, joined_n, gets_n, chunks_n, timeouts_n, corrupt_n, moved_n;
+	uint64_t wants_n, joined_n, gets_n, chunks_n, timeouts_n, corrupt_n, moved_n, pulls_n;
 	uint64_t waiting_n;	 /* now */
 	uint64_t inflight_bytes; /* now */
 };

@@ -5,6 +5,7 @@
  *   fetch_flight.c    the steps of one flight on worker threads: look, decode, finish
  *   fetch_queue.c     choosing what travels in one GET, claiming slots, sending, answers
  *   fetch_deadline.c  the timer thread: deadlines, retries, polling of other processes' locks
+ *   fetch_pull.c      whole packs ahead of demand
  *   fetch_moved.c     tables of contents, notes of packs that are gone
  *
  * A flight is one chunk on its way into one image, with all who wait for it. Its states, and who owns it in each:
@@ -139,15 +140,27 @@ struct ds_fetcher {
 		size_t looking_ahead_n; /* prefetch that is LOOKING: those that are queued wait for them, to travel together */
 		struct ds_map *stash; /* bytes by digest */
 		uint64_t stash_bytes;
+		struct ds_map *pulls; /* by pack (fetch_pull.c) */
 		struct ds_fetcher_stats stats;
 	} locked;
 	struct ds_work *workers;
-	struct ds_work *movers; /* made when the first pack is gone; by mutex */
+	struct ds_work *movers; /* wait for the store; made when first needed; by mutex */
 	pthread_t timer;
 	struct ds_moved_cache *moved;
 	struct ds_fetch_dispatcher *dispatchers;
 	unsigned dispatchers_n;
 };
+
+/* ---- fetch_pull.c: frees a value of the map. */
+void ds_fetch_pull_free(void *value);
+/* Whether it is not over yet. */
+bool ds_fetch_pull_is_busy(const void *value);
+
+/* ---- fetch_moved.c */
+int ds_fetch_movers_locked(struct ds_fetcher *fetcher);
+/* As ds_fetch_toc, ending early with the fetcher. On a thread that may wait. */
+int ds_fetch_toc_by(struct ds_fetcher *fetcher, const struct ds_digest *pack, uint64_t deadline_ns,
+		    struct ds_pack_toc **ret_toc);
 
 /* ---- chunk_bytes.c */
 int ds_chunk_bytes_new(uint32_t len_bytes, struct ds_chunk_bytes **ret_bytes);
@@ -157,6 +170,11 @@ int ds_chunk_bytes_new(uint32_t len_bytes, struct ds_chunk_bytes **ret_bytes);
  * has returned. */
 void ds_fetch_submit(struct ds_fetcher *fetcher, struct ds_fetch_call *call);
 void ds_fetch_cancel_locked(struct ds_fetch_call *call);
+/* Starts the threads, once. */
+int ds_fetch_start_locked(struct ds_fetcher *fetcher);
+/* As ds_fetcher_prefetch; `is_bounded`: what is over the budget is dropped. */
+void ds_fetch_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
+		    size_t targets_n, bool is_bounded);
 /* Performs a request, blocking; ends early with the fetcher. */
 int ds_fetch_perform(void *fetcher, struct ds_store_req *req);
 

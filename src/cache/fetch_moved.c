@@ -355,17 +355,21 @@ static void run_move(struct ds_work_item *item)
 	ds_flight_enqueue(flight);
 }
 
+int ds_fetch_movers_locked(struct ds_fetcher *fetcher)
+{
+	return fetcher->movers ? 0 : ds_work_new(MOVERS_N, "dsfs-moved", &fetcher->movers);
+}
+
 void ds_flight_move(struct ds_flight *flight, int error, const struct ds_diag *diag)
 {
 	struct ds_fetcher *fetcher = flight->fetcher;
-	int r = 0;
+	int r;
 
 	pthread_mutex_lock(&fetcher->mutex);
 	/* Not what who gives up meanwhile is told: it may only have moved. */
 	flight->gone_error = error;
 	/* Threads of their own: they wait for the store, and workers must not. */
-	if (!fetcher->movers)
-		r = ds_work_new(MOVERS_N, "dsfs-moved", &fetcher->movers);
+	r = ds_fetch_movers_locked(fetcher);
 	if (r == 0) {
 		flight->state = DS_FLIGHT_MOVING;
 		flight->work.run = run_move;
@@ -385,13 +389,28 @@ static int perform_blocking(void *store, struct ds_store_req *req)
 	return ds_store_perform(store, req);
 }
 
+static int read_toc_twice(const struct io *io, const struct ds_digest *pack,
+			  struct ds_pack_toc **ret_toc, struct ds_diag *reterr_diag)
+{
+	int r = read_toc(io, pack, ret_toc, reterr_diag);
+
+	return is_spoilt(r) ? read_toc(io, pack, ret_toc, reterr_diag) : r;
+}
+
 int ds_fetch_toc(struct ds_store *store, const struct ds_digest *pack, struct ds_pack_toc **ret_toc,
 		 struct ds_diag *reterr_diag)
 {
 	struct io io = {.perform = perform_blocking, .ctx = store};
-	int r = read_toc(&io, pack, ret_toc, reterr_diag);
 
-	return is_spoilt(r) ? read_toc(&io, pack, ret_toc, reterr_diag) : r;
+	return read_toc_twice(&io, pack, ret_toc, reterr_diag);
+}
+
+int ds_fetch_toc_by(struct ds_fetcher *fetcher, const struct ds_digest *pack, uint64_t deadline_ns,
+		    struct ds_pack_toc **ret_toc)
+{
+	struct io io = {.perform = ds_fetch_perform, .ctx = fetcher, .deadline_ns = deadline_ns};
+
+	return read_toc_twice(&io, pack, ret_toc, NULL);
 }
 
 int ds_fetch_locate(struct ds_store *store, struct ds_chunk_ref *ref, struct ds_diag *reterr_diag)

@@ -33,8 +33,10 @@ struct ds_view {
 	struct ds_digest version;
 	uint32_t page_size;
 	uint64_t pages_n;
-	bool fits_cache; /* what the version holds, by the sizes of its files */
-	bool runs_ahead; /* the cache keeps what is fetched ahead until it is read */
+	bool fits_cache;	   /* what the version holds, by the sizes of its files */
+	bool runs_ahead;	   /* the cache keeps what is fetched ahead until it is read */
+	_Atomic uint64_t missed_s; /* when a small file was missed last: seconds, monotonic */
+	_Atomic uint32_t missed_n; /* lately */
 	struct ds_chunk_ref index_root;
 	struct ds_page_source source;
 	struct ds_manifest *manifest;

@@ -2,9 +2,11 @@
  * Contents of files: which chunks a range needs, and where their images are.
  */
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "repo/view_internal.h"
+#include "util/clock.h"
 #include "util/error.h"
 #include "util/mem.h"
 
@@ -16,6 +18,8 @@
  */
 #define NEIGHBOURS_MAX	     32u
 #define NEIGHBOURS_BYTES_MAX DS_MIB(2)
+/* As many misses, the earlier ones halved each second, are no accident. */
+#define EPOCH_MISSES 8u
 /* What is fetched ahead of a stream through a large file: some 8 MiB, 160 MB/s at 50 ms. */
 #define STREAM_EXTENTS 8u
 #define AHEAD_BATCH    256u
@@ -98,6 +102,27 @@ static void prefetch_neighbours(struct ds_view *view, const struct ds_entry *ent
 		ds_fetcher_prefetch(view->fetcher, neighbours.targets, neighbours.targets_n);
 }
 
+/* Whether misses come so fast that this is an epoch, and not a look at a file or two. */
+static bool is_epoch(struct ds_view *view)
+{
+	uint64_t second = ds_mono_ns() / DS_NS_PER_S;
+
+	if (atomic_exchange(&view->missed_s, second) != second)
+		view->missed_n /= 2;
+	return ++view->missed_n >= EPOCH_MISSES;
+}
+
+/* What is fetched along with a file that is missed. In an epoch every pack is needed soon, in whatever order: whole packs
+ * turn a shuffled first epoch into a sequential one. */
+static void fetch_around(struct ds_view *view, const struct ds_entry *entry,
+			 const struct ds_pack_row *pack, struct ds_image *image)
+{
+	if (view->fits_cache && view->runs_ahead && is_epoch(view))
+		ds_fetcher_pull(view->fetcher, image, &pack->id);
+	else
+		prefetch_neighbours(view, entry, pack, image);
+}
+
 /* A file of one chunk, from the image of its pack. */
 static int read_small(struct ds_view *view, struct ds_demand *demand, const struct ds_entry *entry,
 		      const struct range *range)
@@ -118,7 +143,7 @@ static int read_small(struct ds_view *view, struct ds_demand *demand, const stru
 		prefetch_neighbours(view, entry, &pack->row, target.image);
 	r = view_chunk_read(view, demand, &target, range->off, range->len_bytes, range->data);
 	if (r == -DS_E_NOT_LOCAL && view_may_check(view, demand))
-		prefetch_neighbours(view, entry, &pack->row, target.image);
+		fetch_around(view, entry, &pack->row, target.image);
 	return r;
 }
 
