@@ -231,22 +231,18 @@ static int run_commit(struct cli_call *call)
 	return r < 0 ? cli_fail(call, r, NULL) : cli_finish_output(call);
 }
 
-#define SOURCE_OPTIONS                                                                             \
-	{0, "exclude", "PATTERN",                                                                  \
-	 "leave out paths that fit this shell pattern; without a slash it fits names "             \
-	 "anywhere; may be given several times",                                                   \
-	 true},                                                                                    \
-		{0, "skip-special", NULL,                                                          \
-		 "leave out FIFOs, sockets and devices instead of failing", false},                \
-		{0, "skip-unreadable", NULL, "leave out what cannot be read instead of failing",   \
-		 false},                                                                           \
-		{'j', "jobs", "N", "read so many files at once (CPUs + 2)", false},                \
-		{0, "memory", "SIZE", "memory for what is being read and uploaded (512M)", false}, \
-	{                                                                                          \
-		0, "state-dir", "DIR",                                                             \
-			"where the local stat cache lies; default: the cache directory; '' for "   \
-			"none",                                                                    \
-			false                                                                      \
+#define SOURCE_OPTIONS                                                                           \
+	{0, "exclude", "PATTERN",                                                                \
+	 "leave out paths that fit this shell pattern; without a slash it fits names "           \
+	 "anywhere; may be given several times",                                                 \
+	 true},                                                                                  \
+		{0, "skip-special", NULL,                                                        \
+		 "leave out FIFOs, sockets and devices instead of failing", false},              \
+		{0, "skip-unreadable", NULL, "leave out what cannot be read instead of failing", \
+		 false},                                                                         \
+		{'j', "jobs", "N", "read so many files at once (CPUs + 2)", false},              \
+	{                                                                                        \
+		0, "memory", "SIZE", "memory for what is being read and uploaded (512M)", false  \
 	}
 
 static const struct cli_option commit_options[] = {
@@ -268,6 +264,8 @@ static const struct cli_option commit_options[] = {
 	{0, "trust-mtime", NULL,
 	 "take a file for unchanged if size and time are as in the parent version", false},
 	SOURCE_OPTIONS,
+	{0, "state-dir", "DIR",
+	 "where the local stat cache lies; default: the cache directory; '' for none", false},
 	{0},
 };
 
@@ -378,7 +376,6 @@ static int run_fingerprint(struct cli_call *call)
 }
 
 static const struct cli_option fingerprint_options[] = {
-	{0, "rehash", NULL, "read every file, whatever the stat cache says", false},
 	SOURCE_OPTIONS,
 	{0},
 };
@@ -388,7 +385,8 @@ const struct cli_command cli_command_fingerprint = {
 	.arguments = "REPO[@VERSION]|DIR",
 	.summary = "print the fingerprint of a version, or of a directory as it is now",
 	.details = "Equal content has an equal fingerprint, on any machine at any time: names, "
-		   "types, the executable bit, contents and link targets count, times do not.",
+		   "types, the executable bit, contents and link targets count, times do not. Of a "
+		   "directory every file is read.",
 	.options = fingerprint_options,
 	.takes_store = true,
 	.takes_json = true,

@@ -92,6 +92,9 @@ def excludes(box, source):
     printed = box.dsfs("fingerprint", f"{source}/ex", "--exclude", "*.tmp", "--exclude", ".git",
                        "--exclude", "cache/*").text.strip()
     equal(printed, done["fingerprint"], "fingerprint with the same --exclude")
+    # It reads every file as it is, and knows no stat cache.
+    for option in "--rehash", "--state-dir=x":
+        box.dsfs("fingerprint", option, source, status=2)
 
 
 def branches(box, source, repo):
