@@ -288,8 +288,6 @@ static int diff_one(void *ctx, const char *path, size_t path_len, const struct d
 	diff->added_n += old ? 0 : 1;
 	diff->removed_n += new ? 0 : 1;
 	diff->changed_n += old && new ? 1 : 0;
-	if (cli_has(diff->call, "quiet"))
-		return 0;
 	if (diff->rows) {
 		const struct ds_entry *any = new ? new : old;
 		json_t *row = json_pack("{s:o, s:s, s:s}", "path", cli_name_json(path, path_len),
@@ -303,6 +301,8 @@ static int diff_one(void *ctx, const char *path, size_t path_len, const struct d
 					    json_integer((json_int_t) new->size_bytes));
 		return json_array_append_new(diff->rows, row) < 0 ? -ENOMEM : 0;
 	}
+	if (cli_has(diff->call, "quiet"))
+		return 0;
 	text = ds_malloc(4 * path_len + 8); /* "\x01" for each byte */
 	if (!text)
 		return -ENOMEM;
@@ -398,7 +398,8 @@ const struct cli_command cli_command_diff = {
 	.summary = "show what changed between two versions",
 	.details = "One line a path: A added, D removed, C changed, T other type, M executable "
 		   "bit, U only times or hard links (with --mtime). Equal directories are skipped "
-		   "unread. The two may lie in different repositories.",
+		   "unread. The two may lie in different repositories. With -q nothing is printed, "
+		   "which leaves --exit-code; --json is the same with it.",
 	.options = diff_options,
 	.takes_store = true,
 	.takes_json = true,

@@ -88,6 +88,9 @@ def diff(box):
     equal(rows.get(whole), "A", f"a path of {len(whole)} bytes")
     equal([row["change"] for row in box.json("diff", "--mtime", f"{repo}@1", f"{repo}@2")["entries"]
            if row["path"] == "time"], ["time"], "change in JSON")
+    equal(box.dsfs("diff", "-q", f"{repo}@1", f"{repo}@2").text, "", "diff -q")
+    equal(box.json("diff", "-q", f"{repo}@1", f"{repo}@2"), box.json("diff", f"{repo}@1", f"{repo}@2"),
+          "diff -q --json")
     text = box.dsfs("diff", "--help").text
     for letter in "ACDMTU":
         check(f" {letter} " in text, f"{letter} in diff's help")
