@@ -57,6 +57,7 @@ static int ls_json(struct ls_call *ls, const struct dsfs_stat *stat)
 	struct ds_time mtime = {.s = stat->mtime.tv_sec, .ns = (uint32_t)stat->mtime.tv_nsec};
 	char digest[2 * 32 + 1], when[DS_TIME_TEXT_MAX], target[4096];
 	json_t *row;
+	int r;
 
 	ds_hex_encode(stat->digest, sizeof(stat->digest), digest);
 	row = json_pack("{s:o, s:s, s:I, s:s, s:b, s:s, s:I, s:I}", "name",
@@ -64,9 +65,15 @@ static int ls_json(struct ls_call *ls, const struct dsfs_stat *stat)
 			"size", (json_int_t)stat->size_bytes, "mtime",
 			ds_time_format_ns(mtime, when), "executable", stat->executable, "digest",
 			digest, "inode", (json_int_t)stat->inode, "links", (json_int_t)stat->nlink);
-	if (stat->type == DSFS_SYMLINK &&
-	    dsfs_readlink(ls->version, stat->inode, target, sizeof(target), &ls->call->error) == 0)
+	if (stat->type == DSFS_SYMLINK) {
+		r = dsfs_readlink(ls->version, stat->inode, target, sizeof(target),
+				  &ls->call->error);
+		if (r < 0) {
+			json_decref(row);
+			return r;
+		}
 		json_object_set_new(row, "target", cli_name_json(target, strlen(target)));
+	}
 	return row && json_array_append_new(ls->rows, row) == 0 ? 0 : -ENOMEM;
 }
 
@@ -267,7 +274,8 @@ static const struct change *change_of(const struct ds_entry *old, const struct d
 		return &removed;
 	if (old->type != new->type)
 		return &other_type;
-	if (!ds_digest_equal(&old->digest, &new->digest))
+	/* A directory that only holds changed things is not one itself. */
+	if (old->type != DS_ENTRY_DIRECTORY && !ds_digest_equal(&old->digest, &new->digest))
 		return &changed;
 	return old->is_executable != new->is_executable ? &other_mode : &other_time;
 }
@@ -281,10 +289,6 @@ static int diff_one(void *ctx, const char *path, size_t path_len, const struct d
 
 	if (cli_interrupted)
 		return -DS_E_INTERRUPTED;
-	/* A directory that only holds changed things is not one itself. */
-	if (old && new && old->type == DS_ENTRY_DIRECTORY &&new->type == DS_ENTRY_DIRECTORY &&
-	    change == &changed)
-		return 0;
 	diff->added_n += old ? 0 : 1;
 	diff->removed_n += new ? 0 : 1;
 	diff->changed_n += old && new ? 1 : 0;
@@ -397,9 +401,10 @@ const struct cli_command cli_command_diff = {
 	.arguments = "REPO@A REPO@B",
 	.summary = "show what changed between two versions",
 	.details = "One line a path: A added, D removed, C changed, T other type, M executable "
-		   "bit, U only times or hard links (with --mtime). Equal directories are skipped "
-		   "unread. The two may lie in different repositories. With -q nothing is printed, "
-		   "which leaves --exit-code; --json is the same with it.",
+		   "bit, U only times or hard links (with --mtime; of a directory its own time, "
+		   "whatever changed in it). Equal directories are skipped unread. The two may lie "
+		   "in different repositories. With -q nothing is printed, which leaves "
+		   "--exit-code; --json is the same with it.",
 	.options = diff_options,
 	.takes_store = true,
 	.takes_json = true,

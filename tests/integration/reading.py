@@ -61,6 +61,8 @@ def diff(box):
     put(f"{source}/removed")
     put(f"{source}/time")
     put(f"{source}/type")
+    os.mkdir(f"{source}/touched")
+    put(f"{source}/kept/below")
     deep = source
     for _ in range(40):
         deep += "/" + "d" * 200
@@ -79,15 +81,22 @@ def diff(box):
     os.utime(f"{source}/time", (1, 1))
     os.unlink(f"{source}/type")
     os.symlink("x", f"{source}/type")
+    put(f"{source}/touched/new")
+    before = os.stat(f"{source}/kept")
+    put(f"{source}/kept/new")
+    os.utime(f"{source}/kept", ns=(before.st_atime_ns, before.st_mtime_ns))
     box.commit(source, repo)
     rows = dict(reversed(line.split(" ", 1)) for line in
                 lines_of(box, "diff", "--mtime", f"{repo}@1", f"{repo}@2")[:-1])
-    wanted = {"added": "A", "changed": "C", "mode": "M", "removed": "D", "time": "U", "type": "T"}
+    wanted = {"added": "A", "changed": "C", "mode": "M", "removed": "D", "time": "U", "type": "T",
+              "touched/": "U", "touched/new": "A", "kept/": None, "kept/new": "A", "/": "U"}
     equal({name: rows.get(name) for name in wanted}, wanted, "letters")
     whole = "/".join(["d" * 200] * 40) + "/file"
     equal(rows.get(whole), "A", f"a path of {len(whole)} bytes")
     equal([row["change"] for row in box.json("diff", "--mtime", f"{repo}@1", f"{repo}@2")["entries"]
            if row["path"] == "time"], ["time"], "change in JSON")
+    check(not [line for line in lines_of(box, "diff", f"{repo}@1", f"{repo}@2") if line.startswith("U")],
+          "times without --mtime")
     equal(box.dsfs("diff", "-q", f"{repo}@1", f"{repo}@2").text, "", "diff -q")
     equal(box.json("diff", "-q", f"{repo}@1", f"{repo}@2"), box.json("diff", f"{repo}@1", f"{repo}@2"),
           "diff -q --json")
