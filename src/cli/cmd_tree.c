@@ -328,11 +328,14 @@ static int open_side(struct cli_call *call, const char *text, struct side *side)
 {
 	_ds_cleanup_free_ char *dir = cli_default_cache_dir();
 	struct ds_cache_options cache_options = {.dir = dir};
+	struct ds_store_options store;
 	struct ds_resolved resolved;
 	struct ds_diag ignored = {0};
 	int r;
 
-	r = cli_open_repo(call, text, &side->locator, &side->repo);
+	r = cli_store_of(call, &store);
+	if (r == 0)
+		r = cli_open_repo(call, text, &side->locator, &side->repo);
 	if (r == 0)
 		r = ds_resolve(side->repo, side->locator.selector, &resolved, &call->diag);
 	if (r == 0)
@@ -342,8 +345,8 @@ static int open_side(struct cli_call *call, const char *text, struct side *side)
 	if (r == 0)
 		r = ds_fetcher_new(ds_repo_store(side->repo), side->cache, NULL, &side->fetcher);
 	if (r == 0)
-		r = ds_view_open(side->repo, side->cache, side->fetcher, side->record, true, 0,
-				 &side->view, &call->diag);
+		r = ds_view_open(side->repo, side->cache, side->fetcher, side->record, true,
+				 store.timeout_ms, &side->view, &call->diag);
 	return r;
 }
 

@@ -144,6 +144,22 @@ def keeps_failing(box, s3, proxy):
         proxy.rules()
 
 
+def keeps_failing_readers(box, s3, proxy):
+    """Chunks that do not come end a diff when --timeout says, not later."""
+    source, repo = new_source(box), s3.url("diff")
+    box.commit(source, repo, "--init", env=s3.env)
+    box.commit(source, repo, "--allow-empty", env=s3.env)
+    proxy.rules({"match": "GET .*packs/", "fault": "status", "code": 503, "s3code": "SlowDown"})
+    started = time.monotonic()
+    done = box.dsfs("diff", "--timeout", "2s", f"{repo}@1", f"{repo}@2", status=STORE,
+                    env={**proxy.env, "DSFS_CACHE_DIR": box.path("no-cache")})
+    took = time.monotonic() - started
+    check("slow down" in done.errors, done.errors)
+    check(took < 3 * SOON_S, f"it took {took:.1f} s with --timeout 2s")
+    check(proxy.stats()["delivered"] > 1, "it was not tried again")
+    proxy.rules()
+
+
 class SlowLine:
     """A line to a server that takes so many bytes in a second."""
 
@@ -224,6 +240,7 @@ def run(box, args):
     locked(box)
     full_disk(box)
     keeps_failing(box, s3, proxy)
+    keeps_failing_readers(box, s3, proxy)
     slow_line(box, s3)
 
 
