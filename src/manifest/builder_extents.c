@@ -5,9 +5,16 @@
 
 #include <string.h>
 
+struct row {
+	struct ds_extent extent;
+	/* A part of an imported object, which another build wrote: it refers to no pack, and is only ever
+	 * replaced. Only place and length are known. */
+	bool is_imported;
+};
+
 /* The first row that begins at or after `off`; *ret_found says whether there is one. */
-static int next_row(struct ds_builder *builder, uint64_t file, uint64_t off,
-		    struct ds_extent *ret_extent, bool *ret_found)
+static int next_row(struct ds_builder *builder, uint64_t file, uint64_t off, struct row *ret_row,
+		    bool *ret_found)
 {
 	sqlite3_stmt *stmt = builder->sql.stmts[DS_SQL_EXTENT_FROM];
 	bool has_row;
@@ -19,13 +26,10 @@ static int next_row(struct ds_builder *builder, uint64_t file, uint64_t off,
 	if (r < 0)
 		return r;
 	if (has_row)
-		r = ds_row_extent(&builder->sql, stmt, file, ret_extent);
-	/* A part of an imported object, which another build wrote: it refers to no pack, and is
-	 * only ever replaced. */
-	if (r == -DS_E_IMPORTED) {
-		ret_extent->is_zeros = true;
+		r = ds_row_extent(&builder->sql, stmt, file, &ret_row->extent);
+	ret_row->is_imported = r == -DS_E_IMPORTED;
+	if (ret_row->is_imported)
 		r = 0;
-	}
 	sqlite3_reset(stmt);
 	if (r == 0)
 		*ret_found = has_row;
@@ -37,15 +41,21 @@ static int count_chunk(struct ds_builder *builder, const struct ds_extent *exten
 	return extent->is_zeros ? 0 : builder_pack_count(builder, extent->chunk.pack, change);
 }
 
-static int remove_row(struct ds_builder *builder, uint64_t file, const struct ds_extent *extent)
+/* What refers to it no more. */
+static int uncount_row(struct ds_builder *builder, const struct row *row)
+{
+	return row->is_imported ? 0 : count_chunk(builder, &row->extent, -1);
+}
+
+static int remove_row(struct ds_builder *builder, uint64_t file, const struct row *row)
 {
 	sqlite3_stmt *stmt = builder->sql.stmts[W_EXTENT_REMOVE];
-	int r = count_chunk(builder, extent, -1);
+	int r = uncount_row(builder, row);
 
 	if (r < 0)
 		return r;
 	sqlite3_bind_int64(stmt, 1, (sqlite3_int64)file);
-	sqlite3_bind_int64(stmt, 2, (sqlite3_int64)extent->off);
+	sqlite3_bind_int64(stmt, 2, (sqlite3_int64)row->extent.off);
 	return builder_run(builder, stmt);
 }
 
@@ -72,9 +82,12 @@ static int put_row(struct ds_builder *builder, uint64_t file, const struct ds_ex
 	return builder_run(builder, stmt);
 }
 
-static bool is_same(const struct ds_extent *a, const struct ds_extent *b, uint32_t b_slot)
+static bool is_same(const struct row *row, const struct ds_extent *b, uint32_t b_slot)
 {
-	if (a->len_bytes != b->len_bytes || a->slot != b_slot || a->is_zeros != b->is_zeros)
+	const struct ds_extent *a = &row->extent;
+
+	if (row->is_imported || a->len_bytes != b->len_bytes || a->slot != b_slot ||
+	    a->is_zeros != b->is_zeros)
 		return false;
 	return a->is_zeros ||
 	       (ds_digest_equal(&a->digest, &b->digest) && a->chunk.pack == b->chunk.pack &&
@@ -86,7 +99,7 @@ static bool is_same(const struct ds_extent *a, const struct ds_extent *b, uint32
 int builder_extents_set(struct ds_builder *builder, uint64_t file, bool is_new,
 			const struct ds_extent *extents, size_t n)
 {
-	struct ds_extent old;
+	struct row old;
 	bool has_old = false;
 	size_t i = 0;
 	int r = 0;
@@ -94,8 +107,8 @@ int builder_extents_set(struct ds_builder *builder, uint64_t file, bool is_new,
 	if (!is_new)
 		r = next_row(builder, file, 0, &old, &has_old);
 	while (r == 0 && (has_old || i < n)) {
-		bool takes_old = has_old && (i == n || old.off <= extents[i].off);
-		bool takes_new = i < n && (!has_old || extents[i].off <= old.off);
+		bool takes_old = has_old && (i == n || old.extent.off <= extents[i].off);
+		bool takes_new = i < n && (!has_old || extents[i].off <= old.extent.off);
 
 		if (takes_old && takes_new) {
 			if (!is_same(&old, &extents[i], (uint32_t)i)) {
@@ -103,7 +116,7 @@ int builder_extents_set(struct ds_builder *builder, uint64_t file, bool is_new,
 				 * zero between. */
 				r = put_row(builder, file, &extents[i], (uint32_t)i);
 				if (r == 0)
-					r = count_chunk(builder, &old, -1);
+					r = uncount_row(builder, &old);
 			}
 		} else if (takes_old) {
 			r = remove_row(builder, file, &old);
@@ -113,7 +126,7 @@ int builder_extents_set(struct ds_builder *builder, uint64_t file, bool is_new,
 		if (takes_new)
 			i++;
 		if (r == 0 && takes_old)
-			r = next_row(builder, file, old.off + 1, &old, &has_old);
+			r = next_row(builder, file, old.extent.off + 1, &old, &has_old);
 	}
 	return r < 0 ? builder_give_up(builder, r) : 0;
 }

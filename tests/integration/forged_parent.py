@@ -59,6 +59,7 @@ def imported(box):
     source, repo = box.new_dir("src"), box.path("repo-imported")
     write(f"{source}/large", os.urandom(9 * MIB))
     write(f"{source}/small", os.urandom(100 * KIB))
+    write(f"{source}/zeros", bytes(4 * MIB) + os.urandom(MIB))
     write(f"{source}/other", b"1")
     box.commit(source, repo, "--init")
     forged.forge(box, repo, """
@@ -67,20 +68,24 @@ def imported(box):
         UPDATE entry SET pack = NULL, ordinal = NULL, stored_off = NULL, stored_len = NULL, raw_off = NULL,
             extents = 1 WHERE name = CAST('small' AS BLOB);
         """ + IMPORT + """
+        UPDATE extent SET source = 1, source_off = off WHERE digest IS NULL;
         UPDATE pack SET live = 1;
         """)
     found = box.dsfs("verify", repo, "--json", status=None)
     check(found.status == 0 and found.json["clean"], f"verify: {found.text} {found.errors}")
-    equal(found.json["imported_files"], 2, "imported files")
+    equal(found.json["imported_files"], 3, "imported files")
     text = box.dsfs("verify", repo).text
-    check("not checked: 2 files in imported objects" in text, text)
+    check("not checked: 3 files in imported objects" in text, text)
     # Of what is imported no chunk can be taken: all of it is read. A row that is right stays.
     write(f"{source}/other", b"other")
     done = box.commit(source, repo, "--trust-mtime")
-    equal(done["read_bytes"], 9 * MIB + 100 * KIB + 5, "bytes read")
+    equal(done["read_bytes"], 10 * MIB + 100 * KIB + 5, "bytes read, but for zeros")
     found = box.dsfs("verify", f"{repo}@main", "--json").json
-    check(found["clean"] and found["imported_files"] == 1, f"{found}")
+    check(found["clean"] and found["imported_files"] == 2, f"{found}")
     with open(f"{source}/large", "r+b") as file:
+        file.write(b"changed")
+    # A row of zeros takes the place of an imported one of the same extent.
+    with open(f"{source}/zeros", "ab") as file:
         file.write(b"changed")
     for step in range(2):
         write(f"{source}/other", b"%d" % (step + 2))
