@@ -4,7 +4,9 @@ reads through one ring. Under tests/lib/with_uring.sh."""
 import ctypes
 import os
 import re
+import signal
 import subprocess
+import threading
 
 import lib
 from lib import check, equal, say
@@ -73,13 +75,21 @@ def check_parked(box, repo, proxy):
             waiters = Waiters(box, [f"{mount.path}/cold/{i}" for i in range(PARKED)])
         finally:
             os.sched_setaffinity(0, cpus)
-        wait_parked(box, mount, PARKED)
-        for cpu in cpus:
-            os.sched_setaffinity(0, {cpu})
-            for _ in range(20):
-                getattr_of(f"{mount.path}/local")
-                equal(len(read_uncached(f"{mount.path}/local")), 5000, "bytes beside parked reads")
-        os.sched_setaffinity(0, cpus)
+        # Where the ring is full, the calls below wait for ever, and nothing else ends them.
+        watchdog = threading.Timer(30, lambda: os.kill(mount.pid, signal.SIGKILL))
+        watchdog.start()
+        try:
+            wait_parked(box, mount, PARKED)
+            for cpu in cpus:
+                os.sched_setaffinity(0, {cpu})
+                for _ in range(20):
+                    getattr_of(f"{mount.path}/local")
+                    equal(len(read_uncached(f"{mount.path}/local")), 5000, "bytes beside parked reads")
+        except OSError as error:
+            raise lib.Failed(f"stat and read beside {PARKED} parked reads: {error}") from None
+        finally:
+            watchdog.cancel()
+            os.sched_setaffinity(0, cpus)
         took = waiters.kill()
         say(f"{PARKED} reads were parked through one ring, and were gone {took:.2f} s after a kill")
         check(took <= 10, f"the killed lived for {took:.1f} s")
