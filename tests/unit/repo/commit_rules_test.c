@@ -245,12 +245,11 @@ static void time_jumps(void *ctx, const struct ds_store_req *req)
 
 static void count_anew(void *ctx)
 {
-	(*(unsigned *)ctx)++;
+	((struct box *)ctx)->anew_n++;
 }
 
 /* A second commit, of 2 MB, before whose first `times_n` such PUTs so much time passes. */
-static int commit_with_jumps(struct box *box, struct jump *jump, struct ds_time *now,
-			     unsigned *ret_anew_n)
+static int commit_with_jumps(struct box *box, struct jump *jump, struct ds_time *now)
 {
 	box_init_clock(box, now);
 	jump->now = now;
@@ -260,20 +259,17 @@ static int commit_with_jumps(struct box *box, struct jump *jump, struct ds_time 
 	box->spy.before = time_jumps;
 	box->spy.ctx = jump;
 	box->options.anew = count_anew;
-	box->options.ctx = ret_anew_n;
-	*ret_anew_n = 0;
 	return box_try_commit(box);
 }
 
 Test(commit_rules, D08_a_commit_that_always_takes_half_a_grace_publishes_nothing)
 {
 	struct jump jump = {.key = "versions/", .by_s = 4 * DAY, .times_n = 100};
-	unsigned anew_n;
 	struct ds_time now;
 	struct box box;
 
-	cr_assert_eq(commit_with_jumps(&box, &jump, &now, &anew_n), -DS_E_LATE);
-	cr_assert_eq(anew_n, 3);
+	cr_assert_eq(commit_with_jumps(&box, &jump, &now), -DS_E_LATE);
+	cr_assert_eq(box.anew_n, 3);
 	cr_assert_eq(jump.times_n, 96);
 	cr_assert_eq(box_verify(&box, true), 1);
 	box_release(&box);
@@ -283,11 +279,10 @@ Test(commit_rules, D08_a_commit_that_always_takes_half_a_grace_publishes_nothing
 static void commit_anew(struct box *box, const char *key)
 {
 	struct jump jump = {.key = key, .by_s = 4 * DAY, .times_n = 1};
-	unsigned anew_n;
 	struct ds_time now;
 
-	cr_assert_eq(commit_with_jumps(box, &jump, &now, &anew_n), 0);
-	cr_assert_eq(anew_n, 1);
+	cr_assert_eq(commit_with_jumps(box, &jump, &now), 0);
+	cr_assert_eq(box->anew_n, 1);
 	cr_assert_eq(box->result.number, 2);
 	box->spy.before = NULL;
 	box_check(box, NULL);
@@ -357,12 +352,11 @@ Test(commit_rules, D08_a_new_start_looks_at_the_branch_again)
 Test(commit_rules, D08_less_than_half_a_grace_is_in_time)
 {
 	struct jump jump = {.key = "packs/", .by_s = 3 * DAY, .times_n = 1};
-	unsigned anew_n;
 	struct ds_time now;
 	struct box box;
 
-	cr_assert_eq(commit_with_jumps(&box, &jump, &now, &anew_n), 0);
-	cr_assert_eq(anew_n, 0);
+	cr_assert_eq(commit_with_jumps(&box, &jump, &now), 0);
+	cr_assert_eq(box.anew_n, 0);
 	cr_assert_eq(box.result.number, 2);
 	box.spy.before = NULL;
 	box_check(&box, NULL);

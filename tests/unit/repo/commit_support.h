@@ -43,7 +43,7 @@ struct box {
 	struct ds_diag diag;
 	char warnings[4096];
 	volatile int interrupted;
-	unsigned progress_n;
+	unsigned progress_n, anew_n;
 	struct ds_clock clock;
 };
 
