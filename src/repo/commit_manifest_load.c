@@ -31,14 +31,18 @@ static int get_chunk(struct ds_repo *repo, struct ds_chunk_ref ref, void *ret_ra
 		     struct ds_diag *reterr_diag)
 {
 	_ds_cleanup_buf_ struct ds_buf body = DS_BUF_INIT(DS_CHUNK_MAX);
-	struct ds_store_req req = {.op = DS_STORE_GET, .into = &body};
+	struct ds_store_req req;
 	char key[DS_PACK_KEY_MAX];
 	int r;
 
 	for (unsigned i = 0;; i++) {
-		req.key = ds_pack_key(&ref.pack, key);
-		req.off = ref.stored_off;
-		req.len_bytes = ref.stored_len_bytes;
+		req = (struct ds_store_req){
+			.op = DS_STORE_GET,
+			.key = ds_pack_key(&ref.pack, key),
+			.off = ref.stored_off,
+			.len_bytes = ref.stored_len_bytes,
+			.into = &body,
+		};
 		r = ds_store_perform(ds_repo_store(repo), &req);
 		if ((r != -DS_E_ABSENT && r != -DS_E_DENIED) || i == 1)
 			break;
@@ -76,19 +80,35 @@ static int load_node(struct ds_repo *repo, struct commit_manifest *manifest, uns
 	return r;
 }
 
+/* Room for the pages of a leaf: memory for what was read, not for what a record says. */
+static int grow_pages(struct commit_manifest *manifest, uint64_t *capacity_n, uint64_t n)
+{
+	struct ds_chunk_ref *pages;
+
+	if (n <= *capacity_n)
+		return 0;
+	n = DS_MIN(DS_MAX(n, 2 * *capacity_n), manifest->pages_n);
+	pages = ds_reallocarray(manifest->pages, n, sizeof(*pages));
+	if (!pages)
+		return -ENOMEM;
+	manifest->pages = pages;
+	*capacity_n = n;
+	return 0;
+}
+
 int commit_manifest_load_index(struct ds_repo *repo, const struct ds_record *record,
 			       struct commit_manifest *ret_manifest, struct ds_diag *reterr_diag)
 {
 	struct commit_manifest manifest = {.page_size = record->page_size,
 					   .pages_n = record->pages_n};
 	unsigned level = ds_page_index_levels_n(record->pages_n) - 1;
+	uint64_t capacity_n = 0;
 	int r;
 
 	manifest.nodes_n = ds_page_index_nodes_n(manifest.pages_n);
 	manifest.nodes = ds_calloc(manifest.nodes_n, sizeof(*manifest.nodes));
 	manifest.node_refs = ds_calloc(manifest.nodes_n, sizeof(*manifest.node_refs));
-	manifest.pages = ds_calloc(manifest.pages_n, sizeof(*manifest.pages));
-	r = manifest.nodes && manifest.node_refs && manifest.pages ? 0 : -ENOMEM;
+	r = manifest.nodes && manifest.node_refs ? 0 : -ENOMEM;
 	if (r == 0)
 		r = load_node(repo, &manifest, level, 0, &record->index, reterr_diag);
 	/* Level by level from the root: each entry of a node is a node of the level below, or a page. */
@@ -100,6 +120,9 @@ int commit_manifest_load_index(struct ds_repo *repo, const struct ds_record *rec
 				manifest.nodes[ds_page_index_node_number(manifest.pages_n, level,
 									 i)];
 
+			if (level == 0)
+				r = grow_pages(&manifest, &capacity_n,
+					       node->first_page + node->entries_n);
 			for (uint32_t e = 0; r == 0 && e < node->entries_n; e++) {
 				uint64_t child = i * DS_PAGE_INDEX_FANOUT + e;
 

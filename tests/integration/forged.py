@@ -22,7 +22,7 @@ def head_of(repo, branch="main"):
 def forge(box, repo, sql, fingerprint=None, index=None):
     """Appends the version to `main`; gives its id. index(rows) changes the rows of the index: lists of digest,
     pack number, ordinal, offset, length and raw length."""
-    number, entry, previous = head_of(repo)
+    number, entry, _ = head_of(repo)
     path = box.path(f"forged-{number}.sqlite")
     version = stored.Version(repo, entry["version"], path)
     version.db.close()
@@ -44,12 +44,18 @@ def forge(box, repo, sql, fingerprint=None, index=None):
     if index:
         index(rows)
     node += b"".join(struct.pack("<32sIIQII", *row) for row in rows)
+    return append(repo, version.record, packer, node, len(pages), size, fingerprint)
+
+
+def append(repo, parent, packer, node, pages, page_size, fingerprint=None):
+    """Puts a version like its parent, of whose index `node` is the root, on top of `main`; gives its id."""
+    number, entry, previous = head_of(repo)
     digest, ordinal, at, length, _ = packer.add(node)
     pack, _ = packer.finish(repo)
-    record = dict(version.record, nonce=secrets.token_hex(16), parents=[entry["version"]], prefetch=[])
+    record = dict(parent, nonce=secrets.token_hex(16), parents=[entry["version"]], prefetch=[])
     if fingerprint:
         record["fingerprint"] = fingerprint
-    record["manifest"] = {"schema": 1, "page_size": size, "pages": len(pages),
+    record["manifest"] = {"schema": 1, "page_size": page_size, "pages": pages,
                           "index": {"digest": digest.hex(), "pack": pack, "ordinal": ordinal, "offset": at,
                                     "stored": length, "raw": length}}
     text = json.dumps(record).encode()

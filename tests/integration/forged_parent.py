@@ -2,11 +2,14 @@
 """Commit on top of a version whose manifest is sound SQLite but not a sound tree: no crash, nothing of the
 damage in what is acknowledged, and an error names the version. Files in imported objects, which this build
 cannot read, stop neither commit nor verify."""
+import json
 import os
 import shutil
+import struct
 
 import forged
 import lib
+import other_writer
 import tree
 from lib import KIB, MIB, check, equal, say
 
@@ -158,9 +161,28 @@ def pages_that_overlap(box):
     check(result.status == 6 and "malformed: chunk 1" in result.errors, f"{result}: {result.errors}")
 
 
+def more_pages_than_there_are(box):
+    """Memory is taken for what was read of an index, not for what a record says. (A limit that ASan knows.)"""
+    source, repo = box.new_dir("src"), box.path("repo-pages")
+    write(f"{source}/a", b"a")
+    box.commit(source, repo, "--init")
+    _, entry, _ = forged.head_of(repo)
+    with open(f"{repo}/versions/{entry['version']}", "rb") as file:
+        parent = json.loads(file.read())
+    packer = other_writer.PackWriter(1)
+    digest, ordinal, at, length, _ = packer.add(b"no node")
+    pages, fanout = 1 << 30, 512
+    node = b"dsfsidx1" + struct.pack("<IIQII", 3, pages // fanout**3, 0, 0, 0)
+    node += struct.pack("<32sIIQII", digest, 0, ordinal, at, length, length) * (pages // fanout**3)
+    id = forged.append(repo, parent, packer, node, pages, 65536)
+    limit = {"ASAN_OPTIONS": box.env["ASAN_OPTIONS"] + ":max_allocation_size_mb=1024:allocator_may_return_null=1"}
+    result = box.dsfs("commit", source, repo, status=6, env=limit)
+    check(f'"versions/{id}"' in result.errors, result.errors)
+
+
 def run(box, args):
     for case in (extents_of_a_small_file, imported, damage_ends_with_the_version, the_version_is_named,
-                 pages_that_overlap):
+                 pages_that_overlap, more_pages_than_there_are):
         case(box)
         say(f"{case.__name__}: right")
 
