@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "commit_support.h"
+#include "pack_mover.h"
 #include "suite.h"
 #include "repo/refs.h"
 #include "util/file.h"
@@ -158,6 +159,52 @@ Test(commit, counts_each_name_of_a_file_that_changed)
 	box_set_mtime(&box, "z", 77, 88);
 	box_commit(&box);
 	cr_assert_eq(box.result.changed_n, 2);
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
+struct deadlines {
+	uint64_t seen_ns[100];
+	_Atomic unsigned n;
+};
+
+static void see_deadline(void *ctx, const struct ds_store_req *req)
+{
+	struct deadlines *deadlines = ctx;
+
+	if (req->op == DS_STORE_GET && deadlines->n < DS_ARRAY_SIZE(deadlines->seen_ns))
+		deadlines->seen_ns[deadlines->n++] = req->deadline_ns;
+}
+
+/* A collector moved all its packs: the manifest is found by their notes, each request with time of its own. */
+Test(commit, goes_on_from_a_parent_whose_packs_were_moved)
+{
+	struct ds_store_listing listing = {0};
+	struct ds_store_req req = {.op = DS_STORE_LIST, .key = "packs/", .listing = &listing};
+	struct deadlines deadlines = {0};
+	struct box box;
+
+	box_init(&box);
+	box_fill(&box, "a", 1, 100000);
+	box_fill(&box, "b", 2, 100000);
+	box_commit(&box);
+	cr_assert_eq(ds_store_perform(box.inner, &req), 0);
+	cr_assert_eq(listing.objects_n, 2, "data and manifest");
+	for (size_t i = 0; i < listing.objects_n; i++)
+		move_pack(box.inner, listing.objects[i].key, false);
+	ds_store_listing_release(&listing);
+	box_fill(&box, "b", 3, 100);
+	box.spy.before = see_deadline;
+	box.spy.ctx = &deadlines;
+	box_commit(&box);
+	box.spy.before = NULL;
+	cr_assert_eq(box.result.changed_n, 1);
+	cr_assert_lt(box.result.uploaded_data_bytes, 1000, "what was moved is not put again");
+	cr_assert_gt(deadlines.n, 4);
+	cr_assert_lt(deadlines.n, DS_ARRAY_SIZE(deadlines.seen_ns));
+	for (unsigned i = 0; i < deadlines.n; i++)
+		for (unsigned j = 0; j < i; j++)
+			cr_assert_neq(deadlines.seen_ns[i], deadlines.seen_ns[j]);
 	box_check(&box, NULL);
 	box_release(&box);
 }
