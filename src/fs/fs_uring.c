@@ -84,6 +84,7 @@ const char *ds_fs_no_uring(void)
 	/* Loads the module. */
 	_ds_cleanup_close_ int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
 
+	(void)fd;
 	if (ds_file_read_at(AT_FDCWD, PARAMETER, &buf) < 0)
 		return "the kernel has no fuse-over-io_uring: Linux 6.14 and newer can have it";
 	if (ds_buf_str(&buf)[0] != 'Y')

@@ -267,12 +267,14 @@ static void list(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, bool is
 		return;
 	}
 	for (; off < 2; off++) {
+		const char *name = off == 0 ? "." : "..";
+
 		/* Node id 0: no look-up. */
 		entry = (struct fuse_entry_param){.attr = {.st_ino = ino, .st_mode = S_IFDIR}};
-		used += is_plus ? fuse_add_direntry_plus(req, buffer + used, size - used,
-							 ".." + (off == 0), &entry, off + 1)
-				: fuse_add_direntry(req, buffer + used, size - used,
-						    ".." + (off == 0), &entry.attr, off + 1);
+		used += is_plus ? fuse_add_direntry_plus(req, buffer + used, size - used, name,
+							 &entry, off + 1)
+				: fuse_add_direntry(req, buffer + used, size - used, name,
+						    &entry.attr, off + 1);
 	}
 	idx = off == 2 ? nodes[ino - 1].first : nodes[off - 2].next;
 	for (; idx != NONE; idx = nodes[idx].next, used += n) {
