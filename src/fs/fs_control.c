@@ -211,15 +211,25 @@ void fs_control_getattr(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino)
 
 void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off)
 {
+	_ds_cleanup_free_ char *copy = NULL;
 	size_t len;
 	const char *text = text_of(fs, node_of(ino), &len);
 
-	if (!text)
+	if (!text) {
 		fuse_reply_err(req, EISDIR);
-	else if ((size_t)off >= len)
+		return;
+	}
+	if ((size_t)off >= len) {
 		fuse_reply_buf(req, NULL, 0);
+		return;
+	}
+	/* The reader may have the reply, and the kernel have forgotten the node, before fuse_reply_buf returns. */
+	size = DS_MIN(size, len - (size_t)off);
+	copy = ds_memdup(text + off, size);
+	if (copy)
+		fuse_reply_buf(req, copy, size);
 	else
-		fuse_reply_buf(req, text + off, DS_MIN(size, len - (size_t)off));
+		fuse_reply_err(req, ENOMEM);
 }
 
 void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
