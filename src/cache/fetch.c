@@ -409,6 +409,7 @@ void ds_fetcher_get_stats(struct ds_fetcher *fetcher, struct ds_fetcher_stats *r
 	pthread_mutex_lock(&fetcher->mutex);
 	*ret_stats = fetcher->locked.stats;
 	ret_stats->inflight_bytes = fetcher->locked.inflight_bytes;
+	ret_stats->underway_n = fetcher->locked.flights_n;
 	pthread_mutex_unlock(&fetcher->mutex);
 }
 

@@ -93,6 +93,7 @@ int ds_fetch_blocking(struct ds_fetcher *fetcher, const struct ds_fetch_target *
 struct ds_fetcher_stats {
 	uint64_t wants_n, joined_n, gets_n, chunks_n, timeouts_n, corrupt_n, moved_n, pulls_n;
 	uint64_t waiting_n;	 /* now */
+	uint64_t underway_n;	 /* now: chunks, also those that nobody waits for */
 	uint64_t inflight_bytes; /* now */
 };
 void ds_fetcher_get_stats(struct ds_fetcher *fetcher, struct ds_fetcher_stats *ret_stats);
