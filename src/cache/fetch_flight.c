@@ -122,12 +122,15 @@ static void fail(struct ds_flight *flight, int error, const struct ds_diag *diag
 	ds_flight_finish(flight, error, NULL);
 }
 
-static bool is_quiet_prefetch(struct ds_flight *flight)
+/* If nobody waits for it, nobody can join it afterwards. */
+static bool leave_quietly(struct ds_flight *flight)
 {
 	bool is_quiet;
 
 	pthread_mutex_lock(&flight->fetcher->mutex);
 	is_quiet = ds_list_is_empty(&flight->waiters);
+	if (is_quiet)
+		ds_flight_remove_from_map_locked(flight);
 	pthread_mutex_unlock(&flight->fetcher->mutex);
 	return is_quiet;
 }
@@ -137,21 +140,15 @@ bool ds_flight_serve_local(struct ds_flight *flight)
 	enum ds_image_state state = ds_image_look(flight->image, &flight->slot);
 	struct ds_chunk_bytes *bytes;
 
-	if (state == DS_IMAGE_NOTHING || ds_chunk_bytes_new(flight->slot.raw_len_bytes, &bytes) < 0)
+	if (state == DS_IMAGE_NOTHING)
 		return false;
-	if (state == DS_IMAGE_READY && is_quiet_prefetch(flight)) {
-		/* Nobody wants to see the bytes; who comes meanwhile is served all the same. */
-		pthread_mutex_lock(&flight->fetcher->mutex);
-		if (ds_list_is_empty(&flight->waiters))
-			ds_flight_remove_from_map_locked(flight);
-		state = flight->is_in_map ? state : DS_IMAGE_NOTHING;
-		pthread_mutex_unlock(&flight->fetcher->mutex);
-		if (state == DS_IMAGE_NOTHING) {
-			ds_chunk_bytes_unref(bytes);
-			ds_flight_finish(flight, 0, NULL);
-			return true;
-		}
+	/* Nobody wants to see the bytes of what was fetched ahead. */
+	if (state == DS_IMAGE_READY && leave_quietly(flight)) {
+		ds_flight_finish(flight, 0, NULL);
+		return true;
 	}
+	if (ds_chunk_bytes_new(flight->slot.raw_len_bytes, &bytes) < 0)
+		return false;
 	if (ds_image_read(flight->image, &flight->slot, 0, flight->slot.raw_len_bytes, true,
 			  bytes->data) < 0) {
 		ds_chunk_bytes_unref(bytes);

@@ -200,27 +200,33 @@ int cli_mount_place_lock(const char *mountpoint, uint64_t timeout_ms, int *ret_f
 	return 0;
 }
 
-/*
- * A zombie has ended: in a container nobody may ever reap it (proc(5), "stat"). But the first thread may be one while others are
- * still ending.
- */
-static bool has_ended(pid_t pid)
+bool cli_process_stat(pid_t pid, char *ret_state, long *ret_threads_n)
 {
 	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(DS_KIB(4));
 	const char *after_name;
-	char path[64], state;
-	long threads_n;
+	char path[64];
 
 	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
 	if (ds_file_read_at(AT_FDCWD, path, &buf) < 0)
-		return true;
+		return false;
 	after_name = strrchr(ds_buf_str(&buf), ')');
-	/* Fields 3 and 20: the state, and how many threads there are. */
+	/* Fields 3 and 20. */
 	return after_name &&
 	       sscanf(after_name + 1,
 		      " %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %ld",
-		      &state, &threads_n) == 2 &&
-	       strchr("ZX", state) && threads_n <= 1;
+		      ret_state, ret_threads_n) == 2;
+}
+
+/*
+ * A zombie has ended: in a container nobody may ever reap it. But the first thread may be one while others are still ending.
+ */
+static bool has_ended(pid_t pid)
+{
+	long threads_n;
+	char state;
+
+	return !cli_process_stat(pid, &state, &threads_n) ||
+	       (strchr("ZX", state) && threads_n <= 1);
 }
 
 bool cli_mount_wait_end(const struct cli_mount *mount, uint64_t timeout_ms)

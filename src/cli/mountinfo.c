@@ -244,17 +244,11 @@ static enum cli_mount_state ask(const struct cli_mount *mount)
  */
 static bool is_stopped(const struct cli_mount *mount)
 {
-	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(4096);
-	const char *name_end;
-	char path[32];
+	long threads_n;
+	char state;
 
-	if (!mount->pid)
-		return false;
-	snprintf(path, sizeof(path), "/proc/%d/stat", (int)mount->pid);
-	if (ds_file_read_at(AT_FDCWD, path, &buf) < 0)
-		return false;
-	name_end = strrchr(ds_buf_str(&buf), ')');
-	return name_end && (name_end[1] == ' ') && (name_end[2] == 'T' || name_end[2] == 't');
+	return mount->pid && cli_process_stat(mount->pid, &state, &threads_n) &&
+	       strchr("Tt", state);
 }
 
 /* True once the mount's state is known. */

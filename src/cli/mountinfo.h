@@ -79,6 +79,8 @@ void cli_mount_state_write(const char *mountpoint, const char *source, const cha
  */
 int cli_mount_place_lock(const char *mountpoint, uint64_t timeout_ms, int *ret_fd);
 void cli_mount_state_remove(const char *mountpoint, int fd);
+/* A process's state (a letter) and number of threads, of proc_pid_stat(5); false: there is no such process. */
+bool cli_process_stat(pid_t pid, char *ret_state, long *ret_threads_n);
 /* Waits until the process of a mount has ended; false if it has not after timeout_ms. */
 bool cli_mount_wait_end(const struct cli_mount *mount, uint64_t timeout_ms);
 

@@ -194,8 +194,8 @@ static int read_extent(struct ds_view *view, struct ds_demand *demand, struct ds
 	return r;
 }
 
-/* Queues those that are not here. */
-static void prefetch_extents(struct ds_view *view, struct ds_image *image,
+/* Queues those that are not here; not those of whose packs the demand may not find out now. */
+static void prefetch_extents(struct ds_view *view, struct ds_demand *demand, struct ds_image *image,
 			     const struct ds_extent *extents, size_t n)
 {
 	struct ds_fetch_target targets[EXTENTS_BATCH];
@@ -203,7 +203,8 @@ static void prefetch_extents(struct ds_view *view, struct ds_image *image,
 
 	for (size_t i = 0; i < n; i++)
 		if (!extents[i].is_zeros &&
-		    view_extent_target(view, NULL, image, &extents[i], &targets[targets_n]) == 0 &&
+		    view_extent_target(view, demand, image, &extents[i], &targets[targets_n]) ==
+			    0 &&
 		    !view_chunk_is_local(&targets[targets_n]))
 			targets_n++;
 	if (targets_n)
@@ -242,7 +243,7 @@ static void follow_stream(struct ds_view *view, struct ds_demand *demand,
 	if (is_stream &&
 	    ds_manifest_extents(view->manifest, &quiet, entry->ino, next, entry->size_bytes - next,
 				extents, STREAM_EXTENTS, &n) == 0)
-		prefetch_extents(view, image, extents, n);
+		prefetch_extents(view, &quiet, image, extents, n);
 	ds_demand_release(&quiet);
 }
 
@@ -262,7 +263,7 @@ static int read_large(struct ds_view *view, struct ds_demand *demand, const stru
 		if (r == 0 && (n == 0 || extents[0].off > off))
 			r = -DS_E_MALFORMED;
 		if (r == 0 && view->is_blocking)
-			prefetch_extents(view, image, extents, n);
+			prefetch_extents(view, NULL, image, extents, n);
 		for (size_t i = 0; r == 0 && i < n; i++) {
 			if (extents[i].slot >= entry->extents_n)
 				r = -DS_E_MALFORMED;
