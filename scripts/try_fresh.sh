@@ -29,7 +29,9 @@ done
 [ "$(id -u)" = 0 ] || { echo "try_fresh.sh: needs root" >&2; exit 1; }
 command -v debootstrap >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get -qq -y install debootstrap
 dir=${dir:-$(mktemp -d /var/tmp/dsfs-fresh.XXXXXX)}
+log=$(mktemp)
 finish() {
+	rm -f "$log"
 	[ -n "$keep" ] || rm -rf --one-file-system "$dir"
 }
 trap finish EXIT
@@ -39,9 +41,7 @@ if [ ! -e "$dir/.complete" ]; then
 	echo "== debootstrap into $dir"
 	mkdir -p "$dir"
 	debootstrap --variant=minbase --include=git,ca-certificates bookworm "$dir" \
-		"$(apt_source_mirror)" >"$dir/../${dir##*/}.log" 2>&1 ||
-		{ tail -5 "$dir/../${dir##*/}.log" >&2; exit 1; }
-	rm -f "$dir/../${dir##*/}.log"
+		"$(apt_source_mirror)" >"$log" 2>&1 || { tail -5 "$log" >&2; exit 1; }
 	touch "$dir/.complete"
 fi
 cp -L /etc/resolv.conf /etc/hosts "$dir/etc/"
