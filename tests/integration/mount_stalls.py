@@ -32,6 +32,11 @@ def content(i, size):
     return (b"%07d " % i) * (size // 8)
 
 
+# Too small for whole packs ahead of demand: eight misses in a second, of the files that are read
+# beforehand, would bring those that must be cold.
+CACHE = "cache_size=256M"
+
+
 def make(source, files, readers):
     """`local`: what is read beforehand; `cold`: data that is not; `many`: names enough that most pages
     of the manifest are never asked for."""
@@ -177,7 +182,7 @@ def threads_and_files(pid):
 def crowd(box, repo, proxy, args):
     """Many readers and 20 first look-ups wait; everything else goes on; then all of them are killed,
     one by one and together, and nothing of them is left in the daemon."""
-    mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('crowd')}", env=proxy.env)
+    mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('crowd')}", CACHE, env=proxy.env)
     warm(mount)
     measure(mount, 20)
     hang(proxy)
@@ -219,7 +224,7 @@ def crowd(box, repo, proxy, args):
 
 def gone(box, repo, proxy):
     """`umount` while the store hangs; SIGTERM while 64 reads wait."""
-    mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('gone')}", env=proxy.env)
+    mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('gone')}", CACHE, env=proxy.env)
     warm(mount)
     hang(proxy)
     waiters = Waiters(box, reads=[f"{mount.path}/cold/0000"])
@@ -232,7 +237,7 @@ def gone(box, repo, proxy):
     check(took <= 5, f"umount took {took:.1f} s")
     proxy.rules()
 
-    mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('gone')}", env=proxy.env)
+    mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('gone')}", CACHE, env=proxy.env)
     warm(mount)
     hang(proxy)
     waiters = Waiters(box, reads=[f"{mount.path}/cold/{1 + i:04}" for i in range(BLOCKED)])
@@ -254,7 +259,7 @@ def gone(box, repo, proxy):
 def deadline(box, repo, proxy):
     """EIO at the deadline with a line in the log; the same mount and descriptor go on when the store
     does."""
-    mount = box.mount(repo, "timeout=3s", f"cache_dir={box.path('late')}", env=proxy.env)
+    mount = box.mount(repo, "timeout=3s", f"cache_dir={box.path('late')}", CACHE, env=proxy.env)
     warm(mount)
     hang(proxy)
     paths = [f"{mount.path}/cold/0007", f"{mount.path}/many/0173/005-{'name' * 20}"]
