@@ -333,11 +333,13 @@ int ds_fetcher_want(struct ds_fetcher *fetcher, const struct ds_fetch_target *ta
 	return r;
 }
 
-void ds_fetch_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
-		    size_t targets_n, bool is_bounded)
+size_t ds_fetch_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
+		      size_t targets_n, bool is_bounded)
 {
+	size_t i = 0;
+
 	pthread_mutex_lock(&fetcher->mutex);
-	for (size_t i = 0; i < targets_n && !fetcher->locked.is_ending; i++) {
+	for (; i < targets_n && !fetcher->locked.is_ending; i++) {
 		struct ds_flight_key key = key_of(&targets[i]);
 		struct ds_flight *flight;
 
@@ -355,12 +357,13 @@ void ds_fetch_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_target *ta
 		ds_work_submit(fetcher->workers, &flight->work, false);
 	}
 	pthread_mutex_unlock(&fetcher->mutex);
+	return i;
 }
 
-void ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
-			 size_t targets_n)
+size_t ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
+			   size_t targets_n)
 {
-	ds_fetch_ahead(fetcher, targets, targets_n, true);
+	return ds_fetch_ahead(fetcher, targets, targets_n, true);
 }
 
 bool ds_fetcher_abandon(struct ds_fetcher *fetcher, struct ds_fetch_waiter *waiter)
@@ -409,6 +412,7 @@ void ds_fetcher_get_stats(struct ds_fetcher *fetcher, struct ds_fetcher_stats *r
 	pthread_mutex_lock(&fetcher->mutex);
 	*ret_stats = fetcher->locked.stats;
 	ret_stats->inflight_bytes = fetcher->locked.inflight_bytes;
+	ret_stats->inflight_bytes_max = fetcher->inflight_bytes_max;
 	ret_stats->underway_n = fetcher->locked.flights_n;
 	pthread_mutex_unlock(&fetcher->mutex);
 }

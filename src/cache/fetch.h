@@ -70,9 +70,9 @@ struct ds_fetcher *ds_fetcher_free(struct ds_fetcher *fetcher);
 int ds_fetcher_want(struct ds_fetcher *fetcher, const struct ds_fetch_target *target,
 		    struct ds_fetch_waiter *waiter);
 /* Chunks that will be wanted soon, nobody waits for; what is over the budget (with what is in flight) is dropped. Demand overtakes
- * them, and a quarter of the budget is its own. A want joins them. */
-void ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
-			 size_t targets_n);
+ * them, and a quarter of the budget is its own. A want joins them. Returns how many of the first ones were taken, or are on their way. */
+size_t ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
+			   size_t targets_n);
 /* All chunks of a pack, into its image, of which the caller holds a reference during the call: fetched as by ds_fetcher_prefetch, in few
  * GETs, after its table of contents. Nothing if it was asked for in the last minutes, or the budget is used up. Never blocks. */
 void ds_fetcher_pull(struct ds_fetcher *fetcher, struct ds_image *image,
@@ -95,6 +95,7 @@ struct ds_fetcher_stats {
 	uint64_t waiting_n;	 /* now */
 	uint64_t underway_n;	 /* now: chunks, also those that nobody waits for */
 	uint64_t inflight_bytes; /* now */
+	uint64_t inflight_bytes_max;
 };
 void ds_fetcher_get_stats(struct ds_fetcher *fetcher, struct ds_fetcher_stats *ret_stats);
 

@@ -173,8 +173,8 @@ void ds_fetch_cancel_locked(struct ds_fetch_call *call);
 /* Starts the threads, once. */
 int ds_fetch_start_locked(struct ds_fetcher *fetcher);
 /* As ds_fetcher_prefetch; `is_bounded`: what is over the budget is dropped. */
-void ds_fetch_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
-		    size_t targets_n, bool is_bounded);
+size_t ds_fetch_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
+		      size_t targets_n, bool is_bounded);
 /* Performs a request, blocking; ends early with the fetcher. */
 int ds_fetch_perform(void *fetcher, struct ds_store_req *req);
 

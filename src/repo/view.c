@@ -38,6 +38,7 @@ int ds_view_open(struct ds_repo *repo, struct ds_cache *cache, struct ds_fetcher
 	view->fits_cache = record->totals.bytes <= stats.capacity_bytes;
 	view->runs_ahead = stats.capacity_bytes >= VIEW_AHEAD_CAPACITY_MIN;
 	pthread_mutex_init(&view->mutex, NULL);
+	view_streams_init(view);
 	r = view_images_init(view);
 	if (r == 0)
 		r = ds_map_new(&view->locked.backed);
@@ -65,6 +66,7 @@ struct ds_view *ds_view_close(struct ds_view *view)
 			ds_chunk_bytes_unref(view->locked.recent[i].bytes);
 	view_images_release(view);
 	ds_map_free(view->locked.backed, ds_free);
+	view_streams_release(view);
 	pthread_mutex_destroy(&view->mutex);
 	ds_cache_unref(view->cache);
 	ds_repo_unref(view->repo);

@@ -15,6 +15,8 @@
 #define VIEW_RECENT_BYTES DS_MIB(32)
 #define VIEW_PACK_SLOTS	  4096u /* packs that are found without a lock: 128 GiB of 32 MiB each */
 #define VIEW_FILE_SLOTS	  64u
+#define VIEW_STREAMS_N	  32u
+#define VIEW_EXTENTS_MAX  32u /* at once */
 /* The fetcher has at most 256 MiB in flight: a cache of this size does not evict them unread. */
 #define VIEW_AHEAD_CAPACITY_MIN DS_MIB(512)
 
@@ -22,6 +24,15 @@
 struct view_pack {
 	struct ds_pack_row row;
 	struct ds_image *_Atomic image; /* NULL: not wanted yet */
+};
+
+/* A sequential reader of a large file (view_stream.c). */
+struct view_stream {
+	uint64_t ino;	/* 0: none */
+	uint64_t at;	/* the end of the furthest extent that was read */
+	uint64_t ahead; /* the end of what was fetched ahead */
+	uint64_t window_bytes;
+	uint64_t used_ns;
 };
 
 struct ds_view {
@@ -54,6 +65,11 @@ struct ds_view {
 		uint32_t slots_n;
 		struct ds_image *image; /* NULL: the slot is empty */
 	} file_slots[VIEW_FILE_SLOTS];	/* by the digest */
+	struct {
+		pthread_mutex_t mutex; /* of `all`; no other is taken under it */
+		struct view_stream all[VIEW_STREAMS_N];
+		uint64_t budget_bytes; /* of the fetcher */
+	} streams;
 	pthread_mutex_t mutex;
 	struct {
 		struct ds_map *packs;  /* number -> struct view_pack */
@@ -100,6 +116,23 @@ int view_file_image(struct ds_view *view, const struct ds_entry *entry,
 /* Where an extent's chunk lies and goes; -DS_E_MALFORMED: nowhere. */
 int view_extent_target(struct ds_view *view, struct ds_demand *demand, struct ds_image *image,
 		       const struct ds_extent *extent, struct ds_fetch_target *ret_target);
+
+/*
+ * Queues those of at most VIEW_EXTENTS_MAX extents that are not here; not those of whose packs the
+ * demand may not find out now. Returns how many there were; `ret_taken_n`: the extents before the
+ * first one for which the fetcher had no room.
+ */
+size_t view_extents_prefetch(struct ds_view *view, struct ds_demand *demand,
+			     const struct ds_entry *entry, struct ds_image *image,
+			     const struct ds_extent *extents, size_t n, size_t *ret_taken_n);
+
+/* Streams (view_stream.c). */
+void view_streams_init(struct ds_view *view);
+void view_streams_release(struct ds_view *view);
+/* Called for each read that has the start of an extent in it: if it is of a stream, what follows is fetched ahead. Never waits. */
+void view_stream_follow(struct ds_view *view, struct ds_demand *demand,
+			const struct ds_entry *entry, struct ds_image *image,
+			const struct ds_extent *extent);
 
 /* The manifest's pages (view_pages.c). */
 int view_pages_init(struct ds_view *view);

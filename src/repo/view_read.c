@@ -1,6 +1,7 @@
 /*
  * Contents of files: which chunks a range needs, and where their images are.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -10,8 +11,6 @@
 #include "util/error.h"
 #include "util/mem.h"
 
-#define EXTENTS_BATCH 32u
-
 /*
  * What is fetched along with a small file that is missed: the names after it, if they lie in the
  * same pack.
@@ -20,9 +19,9 @@
 #define NEIGHBOURS_BYTES_MAX DS_MIB(2)
 /* As many misses, the earlier ones halved each second, are no accident. */
 #define EPOCH_MISSES 8u
-/* What is fetched ahead of a stream through a large file: some 8 MiB, 160 MB/s at 50 ms. */
-#define STREAM_EXTENTS 8u
-#define AHEAD_BATCH    256u
+/* Of each large file on a list of what will be read: some 8 MiB. */
+#define AHEAD_EXTENTS 8u
+#define AHEAD_BATCH   256u
 
 struct range {
 	uint64_t off;
@@ -194,76 +193,46 @@ static int read_extent(struct ds_view *view, struct ds_demand *demand, struct ds
 	return r;
 }
 
-/* Queues those that are not here; not those of whose packs the demand may not find out now. */
-static void prefetch_extents(struct ds_view *view, struct ds_demand *demand, struct ds_image *image,
-			     const struct ds_extent *extents, size_t n)
+size_t view_extents_prefetch(struct ds_view *view, struct ds_demand *demand,
+			     const struct ds_entry *entry, struct ds_image *image,
+			     const struct ds_extent *extents, size_t n, size_t *ret_taken_n)
 {
-	struct ds_fetch_target targets[EXTENTS_BATCH];
-	size_t targets_n = 0;
+	struct ds_fetch_target targets[VIEW_EXTENTS_MAX];
+	size_t at[VIEW_EXTENTS_MAX], targets_n = 0, taken_n;
+	int r;
 
-	for (size_t i = 0; i < n; i++)
-		if (!extents[i].is_zeros &&
-		    view_extent_target(view, demand, image, &extents[i], &targets[targets_n]) ==
-			    0 &&
-		    !view_chunk_is_local(&targets[targets_n]))
-			targets_n++;
-	if (targets_n)
-		ds_fetcher_prefetch(view->fetcher, targets, targets_n);
-}
-
-/*
- * Called for each read that has the start of an extent in it. If the one before is here too,
- * somebody streams: what follows is fetched ahead. No state of a handle: any number of streams in a
- * file work (T6), and a random read starts none.
- */
-static void follow_stream(struct ds_view *view, struct ds_demand *demand,
-			  const struct ds_entry *entry, struct ds_image *image,
-			  const struct ds_extent *extent)
-{
-	uint64_t next = extent->off + extent->len_bytes;
-	struct ds_extent extents[STREAM_EXTENTS];
-	struct ds_demand quiet; /* what is not local here is no reason to wait */
-	struct ds_fetch_target before;
-	bool is_stream = true;
-	size_t n;
-
-	if (next >= entry->size_bytes)
-		return;
-	ds_demand_init(&quiet, view);
-	quiet.may_check = view_may_check(view, demand);
-	if (extent->off > 0) {
-		is_stream = ds_manifest_extents(view->manifest, &quiet, entry->ino, extent->off - 1,
-						1, extents, 1, &n) == 0 &&
-			    n == 1;
-		if (is_stream && !extents[0].is_zeros)
-			is_stream = view_extent_target(view, &quiet, image, &extents[0], &before) ==
-					    0 &&
-				    view_chunk_is_local(&before);
+	assert(n <= VIEW_EXTENTS_MAX);
+	for (size_t i = 0; i < n; i++) {
+		if (extents[i].is_zeros || extents[i].slot >= entry->extents_n)
+			continue;
+		r = view_extent_target(view, demand, image, &extents[i], &targets[targets_n]);
+		if (r == -DS_E_NOT_LOCAL)
+			n = i;
+		else if (r == 0 && !view_chunk_is_local(&targets[targets_n]))
+			at[targets_n++] = i;
 	}
-	if (is_stream &&
-	    ds_manifest_extents(view->manifest, &quiet, entry->ino, next, entry->size_bytes - next,
-				extents, STREAM_EXTENTS, &n) == 0)
-		prefetch_extents(view, &quiet, image, extents, n);
-	ds_demand_release(&quiet);
+	taken_n = targets_n ? ds_fetcher_prefetch(view->fetcher, targets, targets_n) : 0;
+	*ret_taken_n = taken_n < targets_n ? at[taken_n] : n;
+	return targets_n;
 }
 
 static int read_large(struct ds_view *view, struct ds_demand *demand, const struct ds_entry *entry,
 		      struct range *range)
 {
-	struct ds_extent extents[EXTENTS_BATCH];
+	struct ds_extent extents[VIEW_EXTENTS_MAX];
 	uint64_t off = range->off, end = range->off + range->len_bytes;
 	struct ds_image *image = NULL;
-	size_t n = 0;
+	size_t n = 0, taken_n;
 	int r;
 
 	r = view_file_image(view, entry, &image);
 	while (r == 0 && off < end) {
 		r = ds_manifest_extents(view->manifest, demand, entry->ino, off, end - off, extents,
-					EXTENTS_BATCH, &n);
+					VIEW_EXTENTS_MAX, &n);
 		if (r == 0 && (n == 0 || extents[0].off > off))
 			r = -DS_E_MALFORMED;
 		if (r == 0 && view->is_blocking)
-			prefetch_extents(view, NULL, image, extents, n);
+			view_extents_prefetch(view, NULL, entry, image, extents, n, &taken_n);
 		for (size_t i = 0; r == 0 && i < n; i++) {
 			if (extents[i].slot >= entry->extents_n)
 				r = -DS_E_MALFORMED;
@@ -272,7 +241,7 @@ static int read_large(struct ds_view *view, struct ds_demand *demand, const stru
 			off = extents[i].off + extents[i].len_bytes;
 			if (extents[i].off >= range->off && off >= range->off + range->len_bytes &&
 			    r == 0)
-				follow_stream(view, demand, entry, image, &extents[i]);
+				view_stream_follow(view, demand, entry, image, &extents[i]);
 		}
 	}
 	if (image)
@@ -348,7 +317,7 @@ static void ahead_small(struct ds_view *view, const struct ds_entry *entry, stru
 
 static void ahead_large(struct ds_view *view, const struct ds_entry *entry, struct ahead *ahead)
 {
-	struct ds_extent extents[STREAM_EXTENTS];
+	struct ds_extent extents[AHEAD_EXTENTS];
 	struct ds_fetch_target target;
 	struct ds_image *image;
 	size_t n;
@@ -356,7 +325,7 @@ static void ahead_large(struct ds_view *view, const struct ds_entry *entry, stru
 	if (view_file_image(view, entry, &image) < 0)
 		return;
 	if (ds_manifest_extents(view->manifest, NULL, entry->ino, 0, entry->size_bytes, extents,
-				STREAM_EXTENTS, &n) == 0)
+				AHEAD_EXTENTS, &n) == 0)
 		for (size_t i = 0; i < n; i++)
 			if (!extents[i].is_zeros && extents[i].slot < entry->extents_n &&
 			    view_extent_target(view, NULL, image, &extents[i], &target) == 0)
@@ -389,7 +358,7 @@ void ds_view_prefetch(struct ds_view *view, const uint64_t *inodes, size_t inode
 int ds_view_seek(struct ds_view *view, struct ds_demand *demand, uint64_t ino, uint64_t off,
 		 bool hole, uint64_t *ret_off)
 {
-	struct ds_extent extents[EXTENTS_BATCH];
+	struct ds_extent extents[VIEW_EXTENTS_MAX];
 	struct ds_entry entry;
 	size_t n;
 	int r = ds_view_get(view, demand, ino, &entry);
@@ -402,7 +371,7 @@ int ds_view_seek(struct ds_view *view, struct ds_demand *demand, uint64_t ino, u
 		return -ENXIO;
 	while (entry.extents_n && off < entry.size_bytes) {
 		r = ds_manifest_extents(view->manifest, demand, ino, off, entry.size_bytes - off,
-					extents, EXTENTS_BATCH, &n);
+					extents, VIEW_EXTENTS_MAX, &n);
 		if (r < 0)
 			return r;
 		if (n == 0 || extents[0].off > off)

@@ -22,9 +22,21 @@ static void check(int r, const char *what, const struct ds_diag *diag)
 	abort();
 }
 
+/* SplitMix64 (Steele and others, OOPSLA 2014): content that is cut where content is, on average. */
+static uint8_t mixed_byte(uint64_t off)
+{
+	uint64_t z = (off / 8 + 1) * 0x9e3779b97f4a7c15;
+
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+	z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+	return (uint8_t)((z ^ (z >> 31)) >> (off % 8 * 8));
+}
+
 /* Byte `off` of file i. Sizes differ, so do all files. */
 static uint8_t byte_at(unsigned i, uint64_t off)
 {
+	if (i == VIEW_STREAM)
+		return mixed_byte(off);
 	if (i == VIEW_FILES_N && off >= VIEW_HOLE_START && off < VIEW_HOLE_END)
 		return 0;
 	return (uint8_t)((off * 2654435761u + i * 40503u) >> 13) | 1;
@@ -32,13 +44,16 @@ static uint8_t byte_at(unsigned i, uint64_t off)
 
 uint32_t view_file_size(unsigned i)
 {
-	return i == VIEW_FILES_N ? VIEW_LARGE_SIZE : i % 50 == 0 ? 0 : i * 7919 % 30000 + 1;
+	return i == VIEW_STREAM	   ? VIEW_STREAM_SIZE
+	       : i == VIEW_FILES_N ? VIEW_LARGE_SIZE
+	       : i % 50 == 0	   ? 0
+				   : i * 7919 % 30000 + 1;
 }
 
 void view_file_path(unsigned i, char *buf, size_t size)
 {
-	if (i == VIEW_FILES_N)
-		snprintf(buf, size, "large");
+	if (i >= VIEW_FILES_N)
+		snprintf(buf, size, i == VIEW_STREAM ? "stream" : "large");
 	else
 		snprintf(buf, size, "d%02u/f%03u", i % VIEW_DIRS_N, i);
 }
@@ -69,14 +84,10 @@ static void make_file(int dir_fd, unsigned i)
 	free(data);
 }
 
-static void make_tree(const char *source)
+static void make_tree(int fd)
 {
 	char name[200];
-	int fd;
 
-	mkdir(source, 0755);
-	fd = open(source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	check(fd < 0 ? -errno : 0, source, NULL);
 	for (unsigned d = 0; d < VIEW_DIRS_N; d++) {
 		snprintf(name, sizeof(name), "d%02u", d);
 		mkdirat(fd, name, 0755);
@@ -88,10 +99,14 @@ static void make_tree(const char *source)
 		snprintf(name, sizeof(name), "links/%05u-%0120d", i, 0);
 		check(linkat(fd, "d01/f001", fd, name, 0) < 0 ? -errno : 0, name, NULL);
 	}
-	close(fd);
 }
 
-void view_bench_init(struct view_bench *bench)
+static void make_stream(int fd)
+{
+	make_file(fd, VIEW_STREAM);
+}
+
+static void init(struct view_bench *bench, void (*make)(int fd))
 {
 	const char *source = support_path("src");
 	struct ds_commit_options options = {.source = source,
@@ -100,9 +115,14 @@ void view_bench_init(struct view_bench *bench)
 					    .message = "m"};
 	struct ds_commit_result result;
 	struct ds_diag diag = {0};
+	int fd;
 
 	memset(bench, 0, sizeof(*bench));
-	make_tree(source);
+	mkdir(source, 0755);
+	fd = open(source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	check(fd < 0 ? -errno : 0, source, NULL);
+	make(fd);
+	close(fd);
 	check(ds_store_memory_new(NULL, NULL, &bench->memory), "store", NULL);
 	bench->store = fault_store_new(bench->memory);
 	bench->store->match = "packs/";
@@ -110,6 +130,16 @@ void view_bench_init(struct view_bench *bench)
 	check(ds_commit(bench->repo, &options, &result, &diag), "commit", &diag);
 	check(ds_record_get(bench->repo, &result.version, &bench->record, &diag), "record", &diag);
 	ds_rmtree_at(AT_FDCWD, source);
+}
+
+void view_bench_init(struct view_bench *bench)
+{
+	init(bench, make_tree);
+}
+
+void view_bench_init_stream(struct view_bench *bench)
+{
+	init(bench, make_stream);
 }
 
 void view_bench_release(struct view_bench *bench)
@@ -123,7 +153,8 @@ void view_bench_release(struct view_bench *bench)
 int view_bench_open(struct view_bench *bench, const char *cache_dir, uint64_t capacity_bytes,
 		    uint8_t boot, bool blocking)
 {
-	struct ds_fetcher_options options = {.workers_n = 2};
+	struct ds_fetcher_options options = {.workers_n = 2,
+					     .inflight_bytes_max = bench->inflight_bytes_max};
 	uint8_t boot_id[16] = {boot};
 	struct ds_cache_options cache = {.dir = cache_dir,
 					 .capacity_bytes = capacity_bytes,
@@ -155,6 +186,16 @@ void view_bench_close(struct view_bench *bench)
 	bench->view = NULL;
 	bench->fetcher = NULL;
 	bench->cache = NULL;
+}
+
+void view_bench_settle(struct view_bench *bench)
+{
+	struct ds_fetcher_stats stats;
+
+	do {
+		ds_fetcher_get_stats(bench->fetcher, &stats);
+		usleep(1000);
+	} while (stats.underway_n);
 }
 
 struct wake {

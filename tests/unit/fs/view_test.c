@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "util/clock.h"
 #include "view_support.h"
@@ -19,17 +18,6 @@ static void check_all(struct ds_view *view)
 		cr_assert_eq(view_check_file(view, LARGE, off, 1 << 20, 20000), 0);
 }
 
-/* Waits for the pages that were read ahead: their GETs are of no call. */
-static void settle(struct view_bench *bench)
-{
-	struct ds_fetcher_stats stats;
-
-	do {
-		ds_fetcher_get_stats(bench->fetcher, &stats);
-		usleep(1000);
-	} while (stats.underway_n);
-}
-
 Test(view, a_cold_one_gives_everything_right_and_then_from_the_cache_alone)
 {
 	struct view_bench bench;
@@ -38,7 +26,7 @@ Test(view, a_cold_one_gives_everything_right_and_then_from_the_cache_alone)
 	view_bench_init(&bench);
 	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
 	check_all(bench.view);
-	settle(&bench);
+	view_bench_settle(&bench);
 	gets_n = bench.store->gets_n;
 	check_all(bench.view);
 	cr_expect_eq(bench.store->gets_n, gets_n);
@@ -98,7 +86,7 @@ Test(view, T43_without_may_check_a_miss_is_told_at_once_and_nothing_is_fetched)
 
 	view_bench_init(&bench);
 	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
-	settle(&bench);
+	view_bench_settle(&bench);
 	gets_n = bench.store->gets_n;
 	ds_demand_init(&demand, bench.view);
 	demand.may_check = false;
@@ -109,7 +97,7 @@ Test(view, T43_without_may_check_a_miss_is_told_at_once_and_nothing_is_fetched)
 	cr_assert_eq(view_run(bench.view, 20000, call_get_root, bench.view, NULL), 0);
 	cr_expect_eq(ds_view_get(bench.view, &demand, DS_ROOT_ID, &entry), 0);
 	cr_assert_eq(view_find(bench.view, 9, 20000, &ino), 0);
-	settle(&bench);
+	view_bench_settle(&bench);
 	gets_n = bench.store->gets_n;
 	cr_expect_eq(ds_view_read(bench.view, &demand, ino, 0, sizeof(data), data, &n),
 		     -DS_E_NOT_LOCAL);
