@@ -391,7 +391,7 @@ static void keep(struct ds_cache *cache)
 	}
 	pthread_mutex_unlock(&cache->evict_mutex);
 	/* Others fill the disk too. */
-	ds_evict_for(cache, root, 0);
+	ds_evict_for(cache, root, 0, false);
 	ds_cache_root_unref(root);
 }
 
@@ -467,6 +467,7 @@ static int cache_new(struct ds_cache **ret_cache)
 	pthread_mutex_init(&cache->mutex, NULL);
 	pthread_mutex_init(&cache->evict_mutex, NULL);
 	pthread_mutex_init(&cache->usage.mutex, NULL);
+	ds_scan_init(&cache->scan);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&cache->wake, &attr);
@@ -553,6 +554,7 @@ struct ds_cache *ds_cache_unref(struct ds_cache *cache)
 		ds_cache_usage_flush(cache, cache->locked.root);
 	ds_cache_root_unref(cache->locked.root);
 	pthread_cond_destroy(&cache->wake);
+	pthread_mutex_destroy(&cache->scan.mutex);
 	pthread_mutex_destroy(&cache->usage.mutex);
 	pthread_mutex_destroy(&cache->evict_mutex);
 	pthread_mutex_destroy(&cache->mutex);
@@ -574,6 +576,7 @@ void ds_cache_get_stats(struct ds_cache *cache, struct ds_cache_stats *ret_stats
 				       .images_n = cache->images_n,
 				       .fills_n = cache->fills_n,
 				       .fill_failures_n = cache->fill_failures_n,
+				       .refusals_n = cache->refusals_n,
 				       .evictions_n = cache->evictions_n,
 				       .damaged_n = cache->damaged_n};
 	size_t cursor = 0, key_len;

@@ -15,6 +15,9 @@
  * An open image costs two descriptors, up to half of RLIMIT_NOFILE as it is when the cache is opened: a daemon raises it
  * before.
  *
+ * Data that are read in turn, more than the cache holds, do not drive each other out: a part stays (cache_scan.c). Other images
+ * find room at any time, at the cost of the least recently used.
+ *
  * The cache never makes a read fail: when the disk is full, read-only or broken, an image is "without a disk": reads
  * of it miss, fills do nothing, and the fetcher serves from memory.
  *
@@ -53,8 +56,11 @@ struct ds_cache_stats {
 	uint64_t used_bytes; /* allocated, at the last look */
 	uint64_t images_n;
 	uint64_t hits_n, misses_n, fills_n, fill_failures_n, evictions_n, damaged_n;
+	uint64_t refusals_n; /* fill failures of images that yield */
 };
 void ds_cache_get_stats(struct ds_cache *cache, struct ds_cache_stats *ret_stats);
+
+enum ds_image_kind { DS_IMAGE_PACK, DS_IMAGE_FILE, DS_IMAGE_MANIFEST, DS_IMAGE_INDEX };
 
 /* What an image is, from its layout: the name is a digest over what fixes the layout. */
 struct ds_image_layout {
@@ -64,9 +70,13 @@ struct ds_image_layout {
 	/* Trust ends with the process, not with the boot: each chunk is checked once more before its first use. For what is small, and
 	 * would mislead the reader of everything else. */
 	bool checks_anew;
+	/* For data that are read in turn: a fill takes the room only of what nobody will want before its own chunk is wanted again, and else
+	 * fails with -ENOSPC (cache_scan.c). Without it the least recently used goes, whatever it is. */
+	bool yields;
+	enum ds_image_kind
+		kind; /* noted in the image when it is made, for who looks at the cache */
 };
 /* Layout names: SHA-256 of a tag and the id. */
-enum ds_image_kind { DS_IMAGE_PACK, DS_IMAGE_FILE, DS_IMAGE_MANIFEST, DS_IMAGE_INDEX };
 void ds_image_name(enum ds_image_kind kind, const struct ds_digest *id, struct ds_digest *ret_name);
 
 /* Layouts that differ in any field are different images, whatever the name says. */
@@ -127,5 +137,7 @@ int ds_image_backing_take(struct ds_image_backing *backing, int *ret_fd);
 
 /* Evicts until `bytes` more fit under quota and floor, as far as possible. */
 int ds_cache_make_room(struct ds_cache *cache, uint64_t bytes);
+/* Whether a fill of an image that yields was refused lately: what is fetched ahead now will not stay. */
+bool ds_cache_is_refusing(struct ds_cache *cache);
 
 #endif

@@ -8,6 +8,7 @@
  *   image_disk.c   the files of one image: opening, making, throwing away
  *   image_map.c    the map: header, slots, claims, locks
  *   image_evict.c  quota, floor, eviction
+ *   cache_scan.c   what of the cache is cold to a reader of more than it can hold
  *
  * An image object (struct ds_image) has a disk side (struct ds_image_disk) while it is in use: the open files
  * and a private copy of what the map was seen to say. The copy only ever holds trusted slots; it stays true while
@@ -15,7 +16,8 @@
  * written by pread and pwrite, not through a mapping: a mapping gives SIGBUS when the file is cut, when a
  * full tmpfs has no page for a hole, and when the disk fails, and none of these may kill a mount.
  *
- * Lock order: cache->evict_mutex, image->mutex, cache->mutex (the table), disk->claim_mutex, usage->mutex.
+ * Lock order: cache->evict_mutex, image->mutex, cache->mutex (the table), disk->claim_mutex, usage->mutex;
+ * scan->mutex within any of them.
  * evict_mutex and image->mutex are held over disk I/O on purpose: they serialise eviction and the opening
  * of one image's files. The path of a hit takes none of them.
  */
@@ -45,8 +47,10 @@ struct ds_map_header { /* the first 4096 bytes, zeros to their end */
 	uint64_t size_bytes; /* of data */
 	uint8_t boot_id[DS_BOOT_ID_LEN];
 	struct ds_digest name;
-	uint64_t used_ms;				 /* last use, wall clock */
-	uint64_t segment_used_ms[DS_IMAGE_SEGMENTS_MAX]; /* by equal parts of data */
+	uint64_t used_ms; /* last use, wall clock */
+	uint64_t segment_used_ms
+		[DS_IMAGE_SEGMENTS_MAX]; /* by equal parts of data; 0: nothing there */
+	uint32_t kind_plus_1;		 /* enum ds_image_kind; 0: not known */
 };
 #define DS_MAP_HEADER_LEN 4096u
 
@@ -127,9 +131,31 @@ struct ds_cache_usage {
 	} locked;
 };
 
+/* See cache_scan.c. */
+#define DS_SCAN_MARKERS 32u
+
+struct ds_scan_marker {
+	uint64_t key;	  /* of a chunk that was refused; 0: none */
+	uint64_t seen_ms; /* when, the last time */
+	uint64_t again_ms,
+		before_it_ms; /* from one time to the next: the last two such spans; 0: none yet */
+};
+
+struct ds_cache_scan {
+	pthread_mutex_t mutex;
+	uint64_t protect_min_ms; /* set at the start; tests make it shorter */
+	_Atomic uint64_t refused_ns;
+	struct {
+		uint64_t began_ms, last_ms;
+		uint64_t refused_n;
+		struct ds_scan_marker markers[DS_SCAN_MARKERS];
+	} locked;
+};
+
 struct ds_evict_candidate {
 	struct ds_digest name;
 	uint64_t used_ms;
+	uint64_t coldest_ms; /* of its parts */
 	uint64_t allocated_bytes;
 };
 
@@ -144,6 +170,7 @@ struct ds_cache {
 	unsigned attached_max;
 	_Atomic unsigned attached_n;
 	struct ds_cache_usage usage;
+	struct ds_cache_scan scan;
 
 	pthread_mutex_t mutex;
 	struct {
@@ -162,11 +189,12 @@ struct ds_cache {
 		size_t list_n, next;
 		uint64_t listed_ns;
 		uint64_t no_room_until_ns;
+		_Atomic uint64_t no_cold_until_ns;
 		uint64_t scanned_ns;
 	} evict;
 
 	_Atomic uint64_t images_n; /* at the last scan, and since */
-	_Atomic uint64_t fills_n, fill_failures_n, evictions_n, damaged_n;
+	_Atomic uint64_t fills_n, fill_failures_n, refusals_n, evictions_n, damaged_n;
 };
 
 struct ds_image {
@@ -219,6 +247,8 @@ struct ds_image *ds_image_pin(struct ds_cache *cache, const struct ds_digest *na
 void ds_image_unpin(struct ds_image *image);
 /* Last use of an image that is open in this process; 0: it is not. */
 uint64_t ds_image_used_ms(struct ds_image *image);
+/* Writes its stamps now, if it is open here and nobody opens or closes it just now. */
+void ds_image_flush(struct ds_image *image);
 /* Keeper's round: flushes stamps, lets go of idle and unlinked images. */
 void ds_image_keep(struct ds_cache *cache, uint64_t idle_ms);
 /* Closes the least recently used disk sides, an eighth of those that are open. */
@@ -252,7 +282,7 @@ int ds_image_disk_open(struct ds_cache *cache, struct ds_cache_root *root,
 		       const struct ds_image_layout *layout, bool create,
 		       struct ds_image_disk **ret_disk);
 struct ds_image_disk *ds_image_disk_unref(struct ds_image_disk *disk);
-/* Writes the stamps of last use into the map. */
+/* Writes the stamps of last use into the map, and learns those of other processes. image->mutex held. */
 void ds_image_disk_flush(struct ds_image_disk *disk);
 /* Neither unlinked nor cut. */
 bool ds_image_disk_is_sound(const struct ds_image_disk *disk);
@@ -283,11 +313,12 @@ int ds_map_set_state(struct ds_image_disk *disk, uint32_t slot, uint8_t state);
 /* Claims the slot. 0; -DS_E_MISMATCH: other claims are in the way. */
 int ds_map_claim(struct ds_image_disk *disk, const struct ds_image_slot *slot);
 /*
- * With the exclusive lock on `map_fd`: gives up the slots of least recently used segments, until about `goal` bytes are given up;
- * calls `punch` for the range of each after the bits are gone.
+ * With the exclusive lock on `map_fd`: gives up the slots of least recently used segments, of those that were last used before
+ * `before_ms`, until about `goal` bytes are given up; calls `punch` for the range of each after the bits are gone.
  */
-int ds_map_give_up(int map_fd, const struct ds_map_header *header, uint64_t goal_bytes,
-		   int (*punch)(void *ctx, uint64_t off, uint64_t len_bytes), void *ctx);
+int ds_map_give_up(int map_fd, struct ds_map_header *header, uint64_t goal_bytes,
+		   uint64_t before_ms, int (*punch)(void *ctx, uint64_t off, uint64_t len_bytes),
+		   void *ctx);
 
 /* ---- image_evict.c */
 
@@ -295,7 +326,17 @@ int ds_map_give_up(int map_fd, const struct ds_map_header *header, uint64_t goal
 int ds_evict_scan_locked(struct ds_cache *cache, struct ds_cache_root *root);
 /* Removes what killed processes left in tmp. */
 void ds_evict_clean_tmp(struct ds_cache_root *root);
-/* Whether `bytes` fit, evicting if need be: 0 or -ENOSPC. */
-int ds_evict_for(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes);
+/* Whether `bytes` fit, evicting if need be (with `yields`, only what is cold): 0 or -ENOSPC. */
+int ds_evict_for(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes, bool yields);
+
+/* ---- cache_scan.c */
+
+void ds_scan_init(struct ds_cache_scan *scan);
+/* Something of the cache was read, or filled. */
+void ds_scan_reads(struct ds_cache_scan *scan, uint64_t at_ms);
+/* Somebody reads, and the cache is full: what was last used before this time (wall clock, ms) may go for him. */
+uint64_t ds_scan_cold_before(struct ds_cache_scan *scan, uint64_t now_ms);
+/* This chunk found no room. `key` is not 0. */
+void ds_scan_refused(struct ds_cache_scan *scan, uint64_t key, uint64_t now_ms);
 
 #endif

@@ -116,11 +116,12 @@ int ds_fetcher_new(struct ds_store *store, struct ds_cache *cache,
 	ds_list_init(&fetcher->locked.waiting);
 	ds_list_init(&fetcher->locked.deadlines);
 	ds_list_init(&fetcher->locked.calls);
+	ds_list_init(&fetcher->locked.kept_lru);
 	fetcher->dispatchers = ds_calloc(fetcher->dispatchers_n, sizeof(fetcher->dispatchers[0]));
 	if (!fetcher->dispatchers || ds_map_new(&fetcher->locked.flights) < 0 ||
 	    ds_map_new(&fetcher->locked.starts) < 0 || ds_map_new(&fetcher->locked.ends) < 0 ||
 	    ds_map_new(&fetcher->locked.stash) < 0 || ds_map_new(&fetcher->locked.pulls) < 0 ||
-	    ds_moved_cache_new(&fetcher->moved) < 0) {
+	    ds_map_new(&fetcher->locked.kept) < 0 || ds_moved_cache_new(&fetcher->moved) < 0) {
 		ds_fetcher_free(fetcher);
 		return -ENOMEM;
 	}
@@ -212,6 +213,7 @@ struct ds_fetcher *ds_fetcher_free(struct ds_fetcher *fetcher)
 	ds_map_free(fetcher->locked.ends, NULL);
 	ds_map_free(fetcher->locked.stash, free_bytes);
 	ds_map_free(fetcher->locked.pulls, ds_fetch_pull_free);
+	ds_fetch_kept_free(fetcher);
 	pthread_cond_destroy(&fetcher->timer_wake);
 	pthread_cond_destroy(&fetcher->idle);
 	pthread_mutex_destroy(&fetcher->mutex);

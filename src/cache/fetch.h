@@ -85,6 +85,11 @@ bool ds_fetcher_abandon(struct ds_fetcher *fetcher, struct ds_fetch_waiter *wait
 int ds_fetcher_stash(struct ds_fetcher *fetcher, const struct ds_digest *digest,
 		     struct ds_chunk_bytes *bytes);
 
+/* Bytes that the cache did not take are kept in memory for a while: at most so many, and an eighth of what may be in flight. */
+#define DS_FETCH_KEPT_MAX DS_MIB(32)
+/* Whether these are among them. */
+bool ds_fetcher_keeps(struct ds_fetcher *fetcher, const struct ds_digest *digest);
+
 /* For callers that may block: image, else fetch. Gives a reference to the bytes. */
 int ds_fetch_blocking(struct ds_fetcher *fetcher, const struct ds_fetch_target *target,
 		      uint64_t deadline_ns, struct ds_chunk_bytes **ret_bytes,
@@ -92,6 +97,7 @@ int ds_fetch_blocking(struct ds_fetcher *fetcher, const struct ds_fetch_target *
 
 struct ds_fetcher_stats {
 	uint64_t wants_n, joined_n, gets_n, chunks_n, timeouts_n, corrupt_n, moved_n, pulls_n;
+	uint64_t chunk_bytes;	 /* raw, of chunks_n */
 	uint64_t waiting_n;	 /* now */
 	uint64_t underway_n;	 /* now: chunks, also those that nobody waits for */
 	uint64_t inflight_bytes; /* now */

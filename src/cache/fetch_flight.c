@@ -163,11 +163,15 @@ static bool serve_stashed(struct ds_flight *flight)
 {
 	struct ds_fetcher *fetcher = flight->fetcher;
 	struct ds_chunk_bytes *bytes;
+	bool is_kept;
 
 	pthread_mutex_lock(&fetcher->mutex);
 	bytes = ds_map_get(fetcher->locked.stash, flight->slot.digest.bytes, DS_DIGEST_LEN);
+	is_kept = !bytes;
 	if (bytes)
 		ds_chunk_bytes_ref(bytes);
+	else
+		bytes = ds_fetch_kept_locked(fetcher, &flight->slot.digest);
 	pthread_mutex_unlock(&fetcher->mutex);
 	if (!bytes)
 		return false;
@@ -175,7 +179,9 @@ static bool serve_stashed(struct ds_flight *flight)
 		ds_chunk_bytes_unref(bytes);
 		return false;
 	}
-	ds_image_fill(flight->image, &flight->slot, bytes->data);
+	/* What is kept was not taken just before. */
+	if (!is_kept)
+		ds_image_fill(flight->image, &flight->slot, bytes->data);
 	ds_flight_finish(flight, 0, bytes);
 	ds_chunk_bytes_unref(bytes);
 	return true;
@@ -260,9 +266,12 @@ void ds_flight_run_decode(struct ds_work_item *item)
 	if (r == 0) {
 		pthread_mutex_lock(&flight->fetcher->mutex);
 		flight->fetcher->locked.stats.chunks_n++;
+		flight->fetcher->locked.stats.chunk_bytes += bytes->len_bytes;
 		pthread_mutex_unlock(&flight->fetcher->mutex);
 		/* Whether the disk took it or not, the bytes are here. */
-		ds_image_fill_locked(flight->image, &flight->slot, bytes->data, &flight->lock);
+		if (ds_image_fill_locked(flight->image, &flight->slot, bytes->data, &flight->lock) <
+		    0)
+			ds_fetch_keep(flight->fetcher, &flight->slot.digest, bytes);
 		ds_flight_finish(flight, 0, bytes);
 	} else if (r == -DS_E_CORRUPT || r == -DS_E_MALFORMED) {
 		ds_flight_corrupt(flight, r, NULL);

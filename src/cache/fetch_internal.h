@@ -6,6 +6,7 @@
  *   fetch_queue.c     choosing what travels in one GET, claiming slots, sending, answers
  *   fetch_deadline.c  the timer thread: deadlines, retries, polling of other processes' locks
  *   fetch_pull.c      whole packs ahead of demand
+ *   fetch_kept.c      bytes in memory that the cache has not taken
  *   fetch_moved.c     tables of contents, notes of packs that are gone
  *
  * A flight is one chunk on its way into one image, with all who wait for it. Its states, and who owns it in each:
@@ -141,6 +142,9 @@ struct ds_fetcher {
 		struct ds_map *stash; /* bytes by digest */
 		uint64_t stash_bytes;
 		struct ds_map *pulls; /* by pack (fetch_pull.c) */
+		struct ds_map *kept;  /* by digest (fetch_kept.c) */
+		struct ds_list kept_lru;
+		uint64_t kept_bytes;
 		struct ds_fetcher_stats stats;
 	} locked;
 	struct ds_work *workers;
@@ -155,6 +159,15 @@ struct ds_fetcher {
 void ds_fetch_pull_free(void *value);
 /* Whether it is not over yet. */
 bool ds_fetch_pull_is_busy(const void *value);
+
+/* ---- fetch_kept.c */
+/* The cache did not take it. Takes a reference; lets go of those that were not asked for the longest. */
+void ds_fetch_keep(struct ds_fetcher *fetcher, const struct ds_digest *digest,
+		   struct ds_chunk_bytes *bytes);
+/* A reference, or NULL. */
+struct ds_chunk_bytes *ds_fetch_kept_locked(struct ds_fetcher *fetcher,
+					    const struct ds_digest *digest);
+void ds_fetch_kept_free(struct ds_fetcher *fetcher);
 
 /* ---- fetch_moved.c */
 int ds_fetch_movers_locked(struct ds_fetcher *fetcher);

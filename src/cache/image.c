@@ -314,6 +314,18 @@ uint64_t ds_image_used_ms(struct ds_image *image)
 	return used_ms;
 }
 
+void ds_image_flush(struct ds_image *image)
+{
+	struct ds_image_disk *disk;
+
+	if (pthread_mutex_trylock(&image->mutex) != 0)
+		return;
+	disk = atomic_load(&image->disk); /* stays, the mutex is ours */
+	if (disk)
+		ds_image_disk_flush(disk);
+	pthread_mutex_unlock(&image->mutex);
+}
+
 void ds_image_detach_some(struct ds_cache *cache)
 {
 	uint64_t oldest = UINT64_MAX, newest = 0, limit;
@@ -353,6 +365,8 @@ static void keep_one(struct ds_image *image, uint64_t idle_ms)
 		return;
 	disk = atomic_load(&image->disk); /* stays, the mutex is ours */
 	if (disk) {
+		if (disk->used_ms != disk->flushed_ms)
+			ds_scan_reads(&image->cache->scan, disk->used_ms);
 		ds_image_disk_flush(disk);
 		if (!ds_image_disk_is_sound(disk))
 			ds_image_detach_locked(image, 0);

@@ -290,7 +290,8 @@ static int make_files(struct ds_cache *cache, int dir_fd, const struct ds_image_
 				       .slots_n = layout->slots_n,
 				       .size_bytes = layout->size_bytes,
 				       .name = layout->name,
-				       .used_ms = ds_cache_now_ms()};
+				       .used_ms = ds_cache_now_ms(),
+				       .kind_plus_1 = layout->kind + 1u};
 	struct stat st;
 	int r;
 
@@ -352,7 +353,7 @@ static int make(struct ds_cache *cache, struct ds_cache_root *root,
 	char tmp[32];
 	int r;
 
-	r = ds_evict_for(cache, root, ds_map_len(layout->slots_n));
+	r = ds_evict_for(cache, root, ds_map_len(layout->slots_n), layout->yields);
 	if (r < 0)
 		return r;
 	snprintf(tmp, sizeof(tmp), "new-%016llx", (unsigned long long)ds_random_u64());
@@ -414,12 +415,21 @@ void ds_image_disk_flush(struct ds_image_disk *disk)
 	struct ds_map_header header;
 	uint64_t used_ms = disk->used_ms;
 
-	if (used_ms == disk->flushed_ms)
+	/* Others use it too: what they have written stays, unless ours is later. */
+	if (used_ms == disk->flushed_ms || ds_map_read_header(disk->map_fd, &header) < 0)
 		return;
 	disk->flushed_ms = used_ms;
-	header.used_ms = used_ms;
-	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
-		header.segment_used_ms[i] = disk->segment_used_ms[i];
+	header.used_ms = DS_MAX(used_ms, header.used_ms);
+	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++) {
+		uint64_t ours = disk->segment_used_ms[i];
+
+		if (ours < header.segment_used_ms[i])
+			/* Not over a use that was noted just now. */
+			atomic_compare_exchange_strong(&disk->segment_used_ms[i], &ours,
+						       header.segment_used_ms[i]);
+		else
+			header.segment_used_ms[i] = ours;
+	}
 	/* The two lie side by side. A failure costs a little of the order of eviction. */
 	ds_pwrite_full(disk->map_fd, &header.used_ms,
 		       sizeof(header.used_ms) + sizeof(header.segment_used_ms),

@@ -10,6 +10,8 @@
  * INV-3 Bits go before data (ds_map_give_up).
  *
  * Images that this process has open are its working set: they are taken only when nothing else is left.
+ *
+ * For an image that yields (cache.h) only what is cold goes (cache_scan.c): a whole image, or the cold parts of one.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -28,7 +30,8 @@
 #define FILE_FLAGS	  (O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY)
 #define LIST_LIFE_MS	  30000u
 #define NO_ROOM_MS	  200u /* do not look again so soon when nothing could be evicted */
-#define TMP_NEW_LIFE_S	  600  /* an image that is being made is not older than this */
+#define NO_COLD_MS_MAX	  10000u
+#define TMP_NEW_LIFE_S	  600 /* an image that is being made is not older than this */
 #define SLACK_BYTES_MAX	  DS_MIB(256)
 #define SLACK_OF_CAPACITY 32u /* 1/32 more than needed is evicted, so that it is worth the walk */
 
@@ -50,17 +53,22 @@ static uint64_t allocated_at(int dir_fd, const char *name)
 	return (uint64_t)st.st_blocks * 512;
 }
 
-static uint64_t used_ms_at(int dir_fd)
+static void read_stamps(int dir_fd, struct ds_evict_candidate *candidate)
 {
 	_ds_cleanup_close_ int fd = openat(dir_fd, "map", FILE_FLAGS);
 	struct ds_map_header header;
 	struct stat st;
 
+	candidate->used_ms = candidate->coldest_ms = 0;
 	/* What cannot be read is damaged, and goes first. */
 	if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) ||
 	    ds_map_read_header(fd, &header) < 0)
-		return 0;
-	return header.used_ms;
+		return;
+	candidate->used_ms = candidate->coldest_ms = header.used_ms;
+	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
+		if (header.segment_used_ms[i])
+			candidate->coldest_ms =
+				DS_MIN(candidate->coldest_ms, header.segment_used_ms[i]);
 }
 
 static int walk_image(struct walk *walk, int parent_fd, const char *name)
@@ -75,8 +83,10 @@ static int walk_image(struct walk *walk, int parent_fd, const char *name)
 	if (dir_fd < 0)
 		return 0;
 	candidate.allocated_bytes = allocated_at(dir_fd, "data") + allocated_at(dir_fd, "map");
-	candidate.used_ms = used_ms_at(dir_fd);
 	image = ds_image_pin(walk->cache, &candidate.name);
+	if (image)
+		ds_image_flush(image);
+	read_stamps(dir_fd, &candidate);
 	if (image) {
 		candidate.used_ms = DS_MAX(candidate.used_ms, ds_image_used_ms(image));
 		ds_image_unpin(image);
@@ -195,19 +205,23 @@ static int punch(void *ctx, uint64_t off, uint64_t len_bytes)
 	return 0;
 }
 
-/* 0 if the image is only worth removing, or could not be punched. */
-static uint64_t punch_some(struct victim *victim, uint64_t goal_bytes)
+/* What was last used before `before_ms` goes. 0 if the image is only worth removing (`ret_may_go`), or could not be punched. */
+static uint64_t punch_some(struct victim *victim, uint64_t goal_bytes, uint64_t before_ms,
+			   bool *ret_may_go)
 {
 	struct ds_map_header header;
 	struct stat after;
 
-	if (ds_map_read_header(victim->map_fd, &header) < 0 ||
-	    (header.flags & DS_IMAGE_HANDED_OUT) ||
-	    (uint64_t)victim->data.st_blocks * 512 / 2 <= goal_bytes ||
+	*ret_may_go = true;
+	if (ds_map_read_header(victim->map_fd, &header) < 0)
+		return 0;
+	*ret_may_go = header.used_ms < before_ms;
+	if ((header.flags & DS_IMAGE_HANDED_OUT) ||
+	    (*ret_may_go && (uint64_t)victim->data.st_blocks * 512 / 2 <= goal_bytes) ||
 	    (uint64_t)victim->map.st_size != ds_map_len(header.slots_n) ||
 	    (uint64_t)victim->data.st_size != header.size_bytes)
 		return 0;
-	if (ds_map_give_up(victim->map_fd, &header, goal_bytes, punch, victim) < 0 ||
+	if (ds_map_give_up(victim->map_fd, &header, goal_bytes, before_ms, punch, victim) < 0 ||
 	    fstat(victim->data_fd, &after) < 0 || after.st_blocks >= victim->data.st_blocks)
 		return 0;
 	return (uint64_t)(victim->data.st_blocks - after.st_blocks) * 512;
@@ -220,13 +234,15 @@ static bool is_file(int fd, struct stat *ret_st)
 
 /* This process has no side of it open. -EBUSY: another has. -ESTALE: gone, or used meanwhile. */
 static int evict_files(struct ds_cache *cache, struct ds_cache_root *root,
-		       const struct ds_evict_candidate *candidate, uint64_t goal_bytes)
+		       const struct ds_evict_candidate *candidate, uint64_t goal_bytes,
+		       uint64_t before_ms)
 {
 	_ds_cleanup_(victim_close) struct victim victim = {.data_fd = -1, .map_fd = -1};
 	_ds_cleanup_close_ int parent_fd = -1, dir_fd = -1;
 	char dir[3], name[DS_DIGEST_TEXT_MAX];
 	uint64_t freed = candidate->allocated_bytes, punched;
 	struct stat here, there;
+	bool may_go;
 	int r;
 
 	ds_image_path(&candidate->name, dir, name);
@@ -248,11 +264,13 @@ static int evict_files(struct ds_cache *cache, struct ds_cache_root *root,
 		return -ESTALE;
 	if (is_file(victim.map_fd, &victim.map) && is_file(victim.data_fd, &victim.data)) {
 		freed = (uint64_t)(victim.map.st_blocks + victim.data.st_blocks) * 512;
-		punched = punch_some(&victim, goal_bytes);
+		punched = punch_some(&victim, goal_bytes, before_ms, &may_go);
 		if (punched > 0) {
 			ds_cache_usage_add(cache, root, -(int64_t)punched);
 			return 0;
 		}
+		if (!may_go)
+			return -ESTALE;
 	}
 	r = ds_image_throw_away(root, parent_fd, name);
 	if (r < 0)
@@ -264,7 +282,8 @@ static int evict_files(struct ds_cache *cache, struct ds_cache_root *root,
 }
 
 static int evict_one(struct ds_cache *cache, struct ds_cache_root *root,
-		     const struct ds_evict_candidate *candidate, uint64_t goal_bytes, bool own_too)
+		     const struct ds_evict_candidate *candidate, uint64_t goal_bytes,
+		     uint64_t before_ms, bool own_too)
 {
 	struct ds_image *image = ds_image_pin(cache, &candidate->name);
 	int r = -EBUSY;
@@ -274,12 +293,12 @@ static int evict_one(struct ds_cache *cache, struct ds_cache_root *root,
 		if ((own_too || !atomic_load(&image->disk)) &&
 		    pthread_mutex_trylock(&image->mutex) == 0) {
 			if (ds_image_detach_locked(image, 0))
-				r = evict_files(cache, root, candidate, goal_bytes);
+				r = evict_files(cache, root, candidate, goal_bytes, before_ms);
 			pthread_mutex_unlock(&image->mutex);
 		}
 		ds_image_unpin(image);
 	} else {
-		r = evict_files(cache, root, candidate, goal_bytes);
+		r = evict_files(cache, root, candidate, goal_bytes, before_ms);
 	}
 	if (r == 0)
 		cache->evictions_n++;
@@ -302,54 +321,108 @@ static uint64_t shortage(struct ds_cache *cache, struct ds_cache_root *root, uin
 	return DS_MAX(over, under);
 }
 
-static int scan_again(struct ds_cache *cache, struct ds_cache_root *root, bool *scanned)
+/* Goes through the list once: 0 when there is room, with slack. `*ret_busy`: what could have gone is in use. */
+static int evict_listed(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes,
+			uint64_t before_ms, bool own_too, bool *ret_busy)
 {
-	*scanned = true;
-	return ds_evict_scan_locked(cache, root);
+	while (cache->evict.next < cache->evict.list_n) {
+		const struct ds_evict_candidate *candidate;
+		uint64_t short_bytes = shortage(cache, root, bytes);
+
+		if (short_bytes == 0)
+			return 0;
+		candidate = &cache->evict.list[cache->evict.next++];
+		if (candidate->coldest_ms < before_ms &&
+		    evict_one(cache, root, candidate, short_bytes, before_ms, own_too) == -EBUSY)
+			*ret_busy = true;
+	}
+	return -ENOSPC;
 }
 
-static int evict_locked(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes)
+static int evict_locked(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes,
+			uint64_t before_ms, bool *ret_busy)
 {
 	uint64_t slack = DS_MIN(cache->capacity_bytes / SLACK_OF_CAPACITY, SLACK_BYTES_MAX);
-	uint64_t short_bytes;
 	bool scanned = false;
 	int r;
 
 	if (ds_mono_ns() - cache->evict.listed_ns > LIST_LIFE_MS * (uint64_t)DS_NS_PER_MS ||
 	    !cache->evict.listed_ns) {
-		r = scan_again(cache, root, &scanned);
+		r = ds_evict_scan_locked(cache, root);
+		scanned = true;
 		if (r < 0)
 			return r;
 		if (shortage(cache, root, bytes) == 0)
 			return 0;
 	}
-	for (int own_too = 0; own_too < 2;) {
-		short_bytes = shortage(cache, root, bytes + slack);
-		if (short_bytes == 0)
+	for (bool own_too = false;;) {
+		if (evict_listed(cache, root, bytes + slack, before_ms, own_too, ret_busy) == 0 ||
+		    shortage(cache, root, bytes) == 0)
 			return 0;
-		if (cache->evict.next < cache->evict.list_n) {
-			evict_one(cache, root, &cache->evict.list[cache->evict.next++], short_bytes,
-				  own_too);
+		if (own_too)
+			return -ENOSPC;
+		/* A list that is used up may be old; our own images are taken by a fresh one. */
+		if (scanned) {
+			own_too = true;
+			cache->evict.next = 0;
 			continue;
 		}
-		/* A list that is used up may be old; our own images are taken by a fresh one. */
-		if (!own_too && scanned) {
-			own_too = 1;
-			cache->evict.next = 0;
-		} else if (own_too) {
-			own_too = 2;
-		} else {
-			r = scan_again(cache, root, &scanned);
-			if (r < 0)
-				return r;
-		}
+		r = ds_evict_scan_locked(cache, root);
+		scanned = true;
+		if (r < 0)
+			return r;
 		if (shortage(cache, root, bytes) == 0)
 			return 0;
 	}
-	return shortage(cache, root, bytes) == 0 ? 0 : -ENOSPC;
 }
 
-int ds_evict_for(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes)
+/* How long not to look again: a look costs at most a fiftieth of the time. */
+static uint64_t pause_after_ns(uint64_t started_ns, uint64_t min_ms)
+{
+	uint64_t took_ns = ds_mono_ns() - started_ns;
+
+	return DS_MIN(DS_MAX(took_ns * 50, min_ms * DS_NS_PER_MS),
+		      NO_COLD_MS_MAX * (uint64_t)DS_NS_PER_MS);
+}
+
+/* For a fill that may take only what is cold. */
+static int evict_cold_locked(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes)
+{
+	uint64_t started_ns = ds_mono_ns();
+	uint64_t before_ms = ds_scan_cold_before(&cache->scan, ds_cache_now_ms());
+	bool is_busy = false;
+	int r;
+
+	if (started_ns < atomic_load(&cache->evict.no_cold_until_ns))
+		return -ENOSPC;
+	cache->evict.next = 0;
+	r = evict_locked(cache, root, bytes, before_ms, &is_busy);
+	/* What was passed over here is still there for who may take anything. */
+	cache->evict.next = 0;
+	if (r == 0)
+		return 0;
+	atomic_store(&cache->evict.no_cold_until_ns,
+		     ds_mono_ns() + pause_after_ns(started_ns, NO_ROOM_MS));
+	if (is_busy)
+		ds_cache_press(root);
+	return r;
+}
+
+static int evict_any_locked(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes)
+{
+	bool is_busy = false;
+	int r;
+
+	if (ds_mono_ns() < cache->evict.no_room_until_ns)
+		return -ENOSPC;
+	r = evict_locked(cache, root, bytes, UINT64_MAX, &is_busy);
+	cache->evict.no_room_until_ns = r == 0 ? 0 : ds_deadline_in_ms(NO_ROOM_MS);
+	if (r < 0)
+		ds_cache_press(root);
+	return r;
+}
+
+int ds_evict_for(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes, bool yields)
 {
 	int r = 0;
 
@@ -358,19 +431,13 @@ int ds_evict_for(struct ds_cache *cache, struct ds_cache_root *root, uint64_t by
 		return -ENOSPC;
 	if (shortage(cache, root, bytes) == 0)
 		return 0;
+	/* Every miss of a scan comes here: not through the lock. */
+	if (yields && ds_mono_ns() < atomic_load(&cache->evict.no_cold_until_ns))
+		return -ENOSPC;
 	pthread_mutex_lock(&cache->evict_mutex);
-	if (shortage(cache, root, bytes) > 0) {
-		if (ds_mono_ns() < cache->evict.no_room_until_ns)
-			r = -ENOSPC;
-		else
-			r = evict_locked(cache, root, bytes);
-		if (r == 0) {
-			cache->evict.no_room_until_ns = 0;
-		} else if (ds_mono_ns() >= cache->evict.no_room_until_ns) {
-			cache->evict.no_room_until_ns = ds_deadline_in_ms(NO_ROOM_MS);
-			ds_cache_press(root);
-		}
-	}
+	if (shortage(cache, root, bytes) > 0)
+		r = yields ? evict_cold_locked(cache, root, bytes)
+			   : evict_any_locked(cache, root, bytes);
 	pthread_mutex_unlock(&cache->evict_mutex);
 	return r;
 }
@@ -382,7 +449,7 @@ int ds_cache_make_room(struct ds_cache *cache, uint64_t bytes)
 
 	if (!root)
 		return -ENOENT;
-	r = ds_evict_for(cache, root, bytes);
+	r = ds_evict_for(cache, root, bytes, false);
 	ds_cache_root_unref(root);
 	return r;
 }

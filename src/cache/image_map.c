@@ -350,6 +350,7 @@ struct segment {
 	uint64_t off, end;    /* of its chunks */
 	uint64_t bytes;	      /* present */
 	uint32_t first, last; /* slots */
+	uint32_t number;
 	bool has_slots;
 };
 
@@ -366,7 +367,7 @@ static int collect_segments(int map_fd, const struct ds_map_header *header, stru
 	uint64_t segment_bytes = ds_image_segment_bytes(header->size_bytes), end = 0;
 
 	for (uint32_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
-		segments[i] = (struct segment){.used_ms = header->segment_used_ms[i]};
+		segments[i] = (struct segment){.used_ms = header->segment_used_ms[i], .number = i};
 	for (uint32_t first = 0; first < header->slots_n;
 	     first += DS_MIN(BLOCK_SLOTS, header->slots_n - first)) {
 		int r = block_read(map_fd, header->slots_n, first, block);
@@ -417,8 +418,9 @@ static int drop_slots(int map_fd, uint32_t slots_n, uint32_t from, uint32_t to, 
 	return 0;
 }
 
-int ds_map_give_up(int map_fd, const struct ds_map_header *header, uint64_t goal_bytes,
-		   int (*punch)(void *ctx, uint64_t off, uint64_t len_bytes), void *ctx)
+int ds_map_give_up(int map_fd, struct ds_map_header *header, uint64_t goal_bytes,
+		   uint64_t before_ms, int (*punch)(void *ctx, uint64_t off, uint64_t len_bytes),
+		   void *ctx)
 {
 	_ds_cleanup_free_ struct block *block = ds_malloc(sizeof(*block));
 	_ds_cleanup_free_ struct segment *segments =
@@ -435,14 +437,20 @@ int ds_map_give_up(int map_fd, const struct ds_map_header *header, uint64_t goal
 	for (uint32_t i = 0; i < DS_IMAGE_SEGMENTS_MAX && given_up < goal_bytes; i++) {
 		struct segment *segment = &segments[i];
 
-		if (!segment->has_slots)
-			continue;
-		r = drop_slots(map_fd, header->slots_n, segment->first, segment->last, block);
-		if (r == 0)
+		if (segment->used_ms >= before_ms)
+			break;
+		if (segment->has_slots)
+			r = drop_slots(map_fd, header->slots_n, segment->first, segment->last,
+				       block);
+		if (r == 0 && segment->has_slots)
 			r = punch(ctx, segment->off, segment->end - segment->off);
 		if (r < 0)
 			return r;
 		given_up += segment->bytes;
+		header->segment_used_ms[segment->number] = 0;
 	}
+	/* So that the walk finds what is cold. A failure costs a look in vain. */
+	ds_pwrite_full(map_fd, header->segment_used_ms, sizeof(header->segment_used_ms),
+		       offsetof(struct ds_map_header, segment_used_ms));
 	return 0;
 }

@@ -9,6 +9,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
 
@@ -324,26 +325,33 @@ static int try_fill(struct ds_image *image, const struct ds_image_slot *slot, co
 	return r;
 }
 
+static int make_room(struct ds_image *image, uint64_t bytes)
+{
+	struct ds_cache *cache = image->cache;
+	struct ds_cache_root *root = ds_cache_root_get(cache);
+	int r;
+
+	if (!root)
+		return -ENOENT;
+	r = ds_evict_for(cache, root, bytes, image->layout.yields);
+	ds_cache_root_unref(root);
+	return r;
+}
+
 static int fill_with_room(struct ds_image *image, const struct ds_image_slot *slot, const void *raw,
 			  struct ds_image_lock *lock)
 {
-	struct ds_cache *cache = image->cache;
 	bool is_stale;
 	int r = 0;
 
 	for (int tries = 0; tries < 3; tries++) {
-		struct ds_cache_root *root = ds_cache_root_get(cache);
-
-		if (!root)
-			return -ENOENT;
-		r = ds_evict_for(cache, root, slot->raw_len_bytes);
-		ds_cache_root_unref(root);
+		r = make_room(image, slot->raw_len_bytes);
 		if (r < 0)
 			return r;
 		r = try_fill(image, slot, raw, lock, &is_stale);
 		if (r == -ENOSPC || r == -EDQUOT) {
 			/* The disk is fuller than statvfs says. Once: more would only thrash. */
-			if (tries > 0 || ds_cache_make_room(cache, DS_MIB(1)) < 0)
+			if (tries > 0 || make_room(image, DS_MIB(1)) < 0)
 				return r;
 		} else if (is_stale) {
 			pthread_mutex_lock(&image->mutex);
@@ -357,6 +365,17 @@ static int fill_with_room(struct ds_image *image, const struct ds_image_slot *sl
 	return r;
 }
 
+/* For who wants to know how soon the same chunk is wanted again. */
+static void note_refused(struct ds_image *image, const struct ds_image_slot *slot)
+{
+	struct ds_cache *cache = image->cache;
+	uint64_t key;
+
+	memcpy(&key, slot->digest.bytes, sizeof(key));
+	cache->refusals_n++;
+	ds_scan_refused(&cache->scan, key | 1, ds_cache_now_ms());
+}
+
 int ds_image_fill_locked(struct ds_image *image, const struct ds_image_slot *slot, const void *raw,
 			 struct ds_image_lock *lock)
 {
@@ -364,8 +383,12 @@ int ds_image_fill_locked(struct ds_image *image, const struct ds_image_slot *slo
 
 	if (!is_sane(image, slot))
 		return -DS_E_MISMATCH;
-	if (image->cache->dir)
+	if (image->cache->dir) {
+		ds_scan_reads(&image->cache->scan, ds_cache_now_ms());
 		r = fill_with_room(image, slot, raw, lock);
+	}
+	if (r == -ENOSPC && image->layout.yields)
+		note_refused(image, slot);
 	if (r == 0)
 		image->cache->fills_n++;
 	else

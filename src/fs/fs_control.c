@@ -63,13 +63,14 @@ static void print_stats(struct ds_fs *fs, struct ds_buf *buf)
 	ds_buf_appendf(
 		buf,
 		"fetch_wants %llu\nfetch_joined %llu\nfetch_gets %llu\nfetch_chunks %llu\n"
+		"fetch_chunk_bytes %llu\n"
 		"fetch_corrupt %llu\nfetch_moved %llu\nfetch_pulls %llu\nfetch_waiting %llu\n"
 		"fetch_underway %llu\n",
 		(unsigned long long)fetch.wants_n, (unsigned long long)fetch.joined_n,
 		(unsigned long long)fetch.gets_n, (unsigned long long)fetch.chunks_n,
-		(unsigned long long)fetch.corrupt_n, (unsigned long long)fetch.moved_n,
-		(unsigned long long)fetch.pulls_n, (unsigned long long)fetch.waiting_n,
-		(unsigned long long)fetch.underway_n);
+		(unsigned long long)fetch.chunk_bytes, (unsigned long long)fetch.corrupt_n,
+		(unsigned long long)fetch.moved_n, (unsigned long long)fetch.pulls_n,
+		(unsigned long long)fetch.waiting_n, (unsigned long long)fetch.underway_n);
 }
 
 /* What a node of `stats` shows. Never changes; goes when the kernel has forgotten the node. */

@@ -27,7 +27,10 @@ struct view_image {
 static int open_image(struct ds_view *view, enum ds_image_kind kind, const struct ds_digest *id,
 		      uint32_t slots_n, uint64_t size_bytes, struct ds_image **ret_image)
 {
-	struct ds_image_layout layout = {.slots_n = slots_n, .size_bytes = size_bytes};
+	struct ds_image_layout layout = {.slots_n = slots_n,
+					 .size_bytes = size_bytes,
+					 .yields = true,
+					 .kind = kind};
 
 	ds_image_name(kind, id, &layout.name);
 	return ds_image_open(view->cache, &layout, ret_image);
@@ -116,7 +119,9 @@ static int file_image(struct ds_view *view, const struct ds_entry *entry,
 		      struct ds_image **ret_image)
 {
 	struct ds_image_layout layout = {.slots_n = entry->extents_n,
-					 .size_bytes = entry->size_bytes};
+					 .size_bytes = entry->size_bytes,
+					 .yields = true,
+					 .kind = DS_IMAGE_FILE};
 	struct view_image *found, *oldest = NULL;
 	struct ds_image *image = NULL;
 	int r;

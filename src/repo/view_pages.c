@@ -155,7 +155,8 @@ int view_pages_init(struct ds_view *view)
 {
 	struct ds_image_layout layout = {.slots_n = (uint32_t)view->pages_n,
 					 .size_bytes = view->pages_n * view->page_size,
-					 .checks_anew = true};
+					 .checks_anew = true,
+					 .kind = DS_IMAGE_MANIFEST};
 	int r;
 
 	view->index.nodes_n = ds_page_index_nodes_n(view->pages_n);
@@ -166,6 +167,7 @@ int view_pages_init(struct ds_view *view)
 	r = ds_image_open(view->cache, &layout, &view->pages_image);
 	if (r < 0)
 		return r;
+	layout.kind = DS_IMAGE_INDEX;
 	layout.slots_n = (uint32_t)view->index.nodes_n;
 	layout.size_bytes = view->index.nodes_n * DS_PAGE_INDEX_NODE_MAX;
 	ds_image_name(DS_IMAGE_INDEX, &view->index_root.digest, &layout.name);

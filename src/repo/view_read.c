@@ -93,7 +93,7 @@ static void prefetch_neighbours(struct ds_view *view, const struct ds_entry *ent
 {
 	struct neighbours neighbours = {.pack = pack, .image = image};
 
-	if (!view->fits_cache)
+	if (!view->fits_cache || ds_cache_is_refusing(view->cache))
 		return;
 	if (ds_manifest_list(view->manifest, NULL, entry->parent, entry->id, add_neighbour,
 			     &neighbours) == 0 &&
@@ -116,7 +116,8 @@ static bool is_epoch(struct ds_view *view)
 static void fetch_around(struct ds_view *view, const struct ds_entry *entry,
 			 const struct ds_pack_row *pack, struct ds_image *image)
 {
-	if (view->fits_cache && view->runs_ahead && is_epoch(view))
+	if (view->fits_cache && view->runs_ahead && !ds_cache_is_refusing(view->cache) &&
+	    is_epoch(view))
 		ds_fetcher_pull(view->fetcher, image, &pack->id);
 	else
 		prefetch_neighbours(view, entry, pack, image);

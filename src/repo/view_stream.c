@@ -15,6 +15,9 @@
 
 /* At its start: 160 MB/s at 50 ms. */
 #define WINDOW_MIN DS_MIB(8)
+/* All together while the cache takes nothing: as much as the fetcher keeps in memory, but for what is being read. */
+#define WINDOWS_KEPT	(DS_FETCH_KEPT_MAX / 4 * 3)
+#define WINDOW_KEPT_MIN DS_MIB(2)
 /* How far behind the furthest read another one is still of the same stream. */
 #define SLACK DS_MIB(8)
 /* After so long a stream has no share of the budget. */
@@ -41,10 +44,12 @@ static uint64_t window_max_locked(const struct ds_view *view, uint64_t now_ns)
 {
 	uint64_t busy_n = 0;
 
-	if (!view->runs_ahead)
+	if (!view->runs_ahead && !ds_cache_is_refusing(view->cache))
 		return WINDOW_MIN;
 	for (size_t i = 0; i < VIEW_STREAMS_N; i++)
 		busy_n += view->streams.all[i].used_ns + IDLE_NS > now_ns;
+	if (ds_cache_is_refusing(view->cache))
+		return DS_MAX(WINDOWS_KEPT / DS_MAX(busy_n, (uint64_t)1), WINDOW_KEPT_MIN);
 	return DS_MAX(view->streams.budget_bytes / 4 / DS_MAX(busy_n, (uint64_t)1), WINDOW_MIN);
 }
 
@@ -146,7 +151,8 @@ static bool is_beginning(struct ds_view *view, struct ds_demand *quiet,
 		return false;
 	return extent.is_zeros || (extent.slot < entry->extents_n &&
 				   view_extent_target(view, quiet, image, &extent, &before) == 0 &&
-				   view_chunk_is_local(&before));
+				   (view_chunk_is_local(&before) ||
+				    ds_fetcher_keeps(view->fetcher, &before.ref.digest)));
 }
 
 void view_stream_follow(struct ds_view *view, struct ds_demand *demand,
