@@ -263,7 +263,13 @@ static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t
 				    .size = size,
 				    .name = (char *)(uintptr_t)name};
 
-	if (fs_control_is(ino))
+	/*
+	 * Not ENODATA for other name spaces: `ls -l` asks for security.selinux and system.posix_acl_access
+	 * of each file, but where they are not supported of one file only.
+	 */
+	if (strncmp(name, "user.", strlen("user.")) != 0)
+		fuse_reply_err(req, EOPNOTSUPP);
+	else if (fs_control_is(ino))
 		fuse_reply_err(req, ENODATA);
 	else
 		fs_request_start(req, &fields);

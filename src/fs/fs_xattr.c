@@ -1,6 +1,6 @@
 /*
  * Extended attributes: user.dsfs.digest (content, target or directory digest) and user.dsfs.version
- * (the version's id), both in hex, on everything.
+ * (the version's id), both in hex, on everything. Others than user.* are not supported (op_getxattr).
  */
 #include <errno.h>
 #include <string.h>

@@ -167,6 +167,9 @@ def check_xattrs(mount, version):
         equal(len(os.getxattr(path, "user.dsfs.digest")), 64, "length of user.dsfs.digest")
     refused(errno.ENODATA, "an xattr that is not there",
             lambda: os.getxattr(f"{mount.path}/small", "user.other"))
+    for name in "security.selinux", "security.capability", "system.posix_acl_access":
+        refused(errno.EOPNOTSUPP, f"{name}, of another name space",
+                lambda: os.getxattr(f"{mount.path}/small", name))
     value = ctypes.create_string_buffer(10)
     refused(errno.ERANGE, "an xattr into a small buffer", lambda: call(libc.getxattr(
         os.fsencode(mount.path), b"user.dsfs.digest", value, 10)))
