@@ -743,14 +743,18 @@ int ds_fingerprint_directory(const struct ds_commit_options *options,
 			     struct ds_version_totals *ret_totals, struct ds_diag *reterr_diag)
 {
 	struct commit_tree tree = {.root_fd = -1};
+	struct commit_state state;
 	struct commit_read read = {
 		.options = options,
 		.tree = &tree,
 		.memory_bytes = memory_of(options),
 	};
-	int r;
+	int r = commit_state_init(&state, "", NULL);
 
-	r = commit_scan(options, NULL, NULL, &tree, reterr_diag);
+	if (r == -ENOMEM)
+		return r;
+	/* Without a temporary directory the tree is in memory, which is enough for most. */
+	r = commit_scan(options, NULL, r == 0 ? state.tmp : NULL, &tree, reterr_diag);
 	if (r == 0)
 		r = commit_read_files(&read, reterr_diag);
 	if (r == 0)
@@ -769,5 +773,6 @@ int ds_fingerprint_directory(const struct ds_commit_options *options,
 		};
 	}
 	commit_tree_release(&tree);
+	commit_state_release(&state);
 	return r;
 }

@@ -89,7 +89,8 @@ int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 int ds_commit_check(const struct ds_commit_options *options, const char *url,
 		    struct ds_diag *reterr_diag);
 
-/* Fingerprint of a directory as commit would compute it, without a repository. */
+/* Fingerprint of a directory as commit would compute it, without a repository. The tree lies in a temporary file in $TMPDIR or /var/tmp,
+ * some 300 bytes for each file; in memory where none can be made. */
 int ds_fingerprint_directory(const struct ds_commit_options *options,
 			     struct ds_digest *ret_fingerprint,
 			     struct ds_version_totals *ret_totals, struct ds_diag *reterr_diag);

@@ -742,3 +742,49 @@ Test(commit, the_fingerprint_of_a_directory_is_that_of_its_version)
 	cr_assert(!ds_digest_equal(&box.result.fingerprint, &fingerprint));
 	box_release(&box);
 }
+
+/* Called while the tree is there: notes how many files of our temporary directory are open. */
+static void count_tmp(void *ctx, const char *path, const char *reason)
+{
+	char command[300];
+	struct box *box = ctx;
+
+	(void)path;
+	(void)reason;
+	snprintf(command, sizeof(command),
+		 "ls -l /proc/%d/fd | grep -c '%s/dsfs-tmp-.*/arena-' >'%s/count'", (int)getpid(),
+		 box->dir, box->dir);
+	cr_assert_geq(system(command), 0);
+}
+
+/* A tree of millions need not fit into memory. */
+Test(commit, the_fingerprint_keeps_the_tree_in_a_temporary_directory_where_there_is_one)
+{
+	struct ds_digest first, second;
+	struct box box;
+	char path[200], text[8] = "";
+	FILE *file;
+
+	box_init(&box);
+	box_make_tree(&box);
+	first = root_of(&box);
+	snprintf(path, sizeof(path), "%s/fifo", box.source);
+	cr_assert_eq(mkfifo(path, 0600), 0);
+	box.options.skip_special = true;
+	box.options.warn = count_tmp;
+	cr_assert_eq(setenv("TMPDIR", box.dir, 1), 0);
+	second = root_of(&box);
+	cr_assert(ds_digest_equal(&first, &second));
+	snprintf(path, sizeof(path), "%s/count", box.dir);
+	file = fopen(path, "r");
+	cr_assert(file && fgets(text, sizeof(text), file));
+	fclose(file);
+	cr_assert_str_eq(text, "1\n");
+	snprintf(path, sizeof(path), "! ls -d '%s'/dsfs-tmp-*/commit-* 2>/dev/null", box.dir);
+	cr_assert_eq(system(path), 0, "it is left behind");
+
+	cr_assert_eq(setenv("TMPDIR", "/nowhere", 1), 0);
+	second = root_of(&box);
+	cr_assert(ds_digest_equal(&first, &second));
+	box_release(&box);
+}
