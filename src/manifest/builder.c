@@ -372,17 +372,27 @@ int ds_builder_get(struct ds_builder *builder, uint64_t ino, struct ds_entry *re
 	return r;
 }
 
-int ds_builder_next(struct ds_builder *builder, uint64_t dir, const char *after_name,
-		    size_t after_len, struct ds_entry *ret_entry)
-{
-	int r;
+struct listing {
+	const struct ds_builder *builder;
+	ds_manifest_list_fn *fn;
+	void *ctx;
+};
 
-	if (builder->failed)
-		return builder->failed;
-	r = ds_read_next(&builder->sql, dir, after_name, after_len, ret_entry);
-	if (r == 0)
-		builder_apply_pending(builder, ret_entry);
-	return r;
+static int list_entry(void *ctx, const struct ds_entry *entry)
+{
+	const struct listing *listing = ctx;
+	struct ds_entry now = *entry;
+
+	builder_apply_pending(listing->builder, &now);
+	return listing->fn(listing->ctx, &now);
+}
+
+int ds_builder_list(struct ds_builder *builder, uint64_t dir, ds_manifest_list_fn *fn, void *ctx)
+{
+	struct listing listing = {.builder = builder, .fn = fn, .ctx = ctx};
+
+	return builder->failed ? builder->failed
+			       : ds_read_list(&builder->sql, dir, NULL, 0, list_entry, &listing);
 }
 
 int ds_builder_readlink(struct ds_builder *builder, uint64_t ino, struct ds_buf *buf)

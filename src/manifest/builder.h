@@ -32,10 +32,9 @@ const struct ds_diag *ds_builder_error(const struct ds_builder *builder);
 int ds_builder_lookup(struct ds_builder *builder, uint64_t parent, const char *name,
 		      size_t name_len, struct ds_entry *ret_entry);
 int ds_builder_get(struct ds_builder *builder, uint64_t ino, struct ds_entry *ret_entry);
-/* The next name of `dir` after `after_name` (NULL: the first), in byte order; -ENOENT at the
- * end. The tree may be changed between calls. */
-int ds_builder_next(struct ds_builder *builder, uint64_t dir, const char *after_name,
-		    size_t after_len, struct ds_entry *ret_entry);
+/* All names of `dir` in byte order, until fn gives something else than 0: an error is returned, and
+ * 0 for what is above. fn may look up and get, but neither change the tree nor list. */
+int ds_builder_list(struct ds_builder *builder, uint64_t dir, ds_manifest_list_fn *fn, void *ctx);
 int ds_builder_readlink(struct ds_builder *builder, uint64_t ino, struct ds_buf *buf);
 int ds_builder_extents(struct ds_builder *builder, uint64_t ino, struct ds_extent *ret_extents,
 		       size_t max_n, size_t *ret_n);

@@ -1,6 +1,7 @@
 /*
  * Changing a manifest into the tree, one directory after the other: its names of before and its names of now, both in byte order, are
- * merged. All names of a directory are added before anything below them, so that its rows stand together.
+ * merged, which tells what each name needs, and then only what differs is touched. All names of a directory are added before anything
+ * below them, so that its rows stand together.
  *
  * INV-1  A row of a file that has, or had, several names is kept only if exactly the same names are links of each other before and now;
  *        otherwise each of them is removed and added anew. So setting a row never changes another file.
@@ -13,6 +14,13 @@
 #include "codec/content.h"
 #include "util/error.h"
 #include "util/mem.h"
+
+enum change { ADD, CHANGE, STAY };
+
+bool commit_apply_is_interrupted(const struct commit_apply *apply)
+{
+	return apply->options->interrupted && *apply->options->interrupted;
+}
 
 static int pack_number(struct commit_apply *apply, uint32_t pack, uint32_t *ret_number)
 {
@@ -139,7 +147,7 @@ static bool is_same(const struct ds_entry *old, const struct commit_node *node,
 	       (node->type != DS_ENTRY_FILE || old->is_executable == content->is_executable);
 }
 
-/* A name that was there before and is now: keeps the row if it can. */
+/* A name that was there before and is now, but not as a directory both times: keeps the row if it can. */
 static int change_node(struct commit_apply *apply, struct commit_node *node,
 		       const struct ds_entry *old, uint64_t parent)
 {
@@ -150,10 +158,6 @@ static int change_node(struct commit_apply *apply, struct commit_node *node,
 	struct ds_entry entry;
 	int r;
 
-	if (node->type == DS_ENTRY_DIRECTORY && old->type == DS_ENTRY_DIRECTORY) {
-		node->old_id = old->id;
-		return 0;
-	}
 	same = old->type == (enum ds_entry_type)node->type && is_same(old, node, content);
 	/* The row of all names may be the new one already. */
 	if (is_alike && node->links) {
@@ -189,52 +193,99 @@ static int change_node(struct commit_apply *apply, struct commit_node *node,
 	return r;
 }
 
-/* Merges the names of one directory. */
-static int apply_directory(struct commit_apply *apply, struct commit_node *dir)
+/* Whether the row of a name is what it has to be; of several names change_node tells. */
+static bool may_stay(struct commit_node *node, const struct ds_entry *old)
 {
-	struct ds_entry old;
-	uint32_t i = 0;
-	bool more = true;
-	int r;
+	if (node->type == DS_ENTRY_DIRECTORY && old->type == DS_ENTRY_DIRECTORY) {
+		node->old_id = old->id;
+		return true;
+	}
+	return !node->links && old->type == (enum ds_entry_type)node->type &&
+	       (node->type != DS_ENTRY_FILE || commit_is_linked_alike(node)) &&
+	       is_same(old, node, node) && ds_time_compare(old->mtime, node->mtime) == 0;
+}
 
-	r = ds_builder_next(apply->builder, dir->old_id, NULL, 0, &old);
-	for (;;) {
-		struct commit_node *node;
+/* One directory: what becomes of the names that are there. */
+struct merge {
+	const struct commit_node *dir;
+	uint32_t next;	/* the first child that was not come to yet */
+	uint64_t *gone; /* ids of names that go */
+	size_t gone_n, gone_capacity_n;
+};
+
+static int note_gone(struct merge *merge, uint64_t id)
+{
+	if (merge->gone_n == merge->gone_capacity_n) {
+		size_t n = DS_MAX(merge->gone_capacity_n * 2, (size_t)16);
+		uint64_t *gone = ds_reallocarray(merge->gone, n, sizeof(*gone));
+
+		if (!gone)
+			return -ENOMEM;
+		merge->gone = gone;
+		merge->gone_capacity_n = n;
+	}
+	merge->gone[merge->gone_n++] = id;
+	return 0;
+}
+
+static int merge_row(void *ctx, const struct ds_entry *old)
+{
+	struct merge *merge = ctx;
+	const struct commit_node *dir = merge->dir;
+
+	for (; merge->next < dir->children_n; merge->next++) {
+		struct commit_node *node = &dir->children[merge->next];
 		int order;
 
-		if (r == -ENOENT)
-			more = false;
-		else if (r < 0)
-			return r;
-		while (i < dir->children_n && dir->children[i].reject)
-			i++;
-		if (i == dir->children_n && !more)
-			return 0;
-		node = i < dir->children_n ? &dir->children[i] : NULL;
-		order = !more	? 1
-			: !node ? -1
-				: ds_name_compare(old.name, old.name_len, node->name,
-						  node->name_len);
-		r = 0;
-		if (!node || order < 0) {
-			r = ds_builder_remove(apply->builder, old.id);
-		} else if (order > 0) {
+		if (node->reject)
+			continue;
+		order = ds_name_compare(old->name, old->name_len, node->name, node->name_len);
+		if (order < 0)
+			break;
+		if (order > 0)
+			continue;
+		node->change = may_stay(node, old) ? STAY : CHANGE;
+		merge->next++;
+		return 0;
+	}
+	return note_gone(merge, old->id);
+}
+
+static int change_name(struct commit_apply *apply, struct commit_node *node, uint64_t parent)
+{
+	struct ds_entry old;
+	int r = ds_builder_lookup(apply->builder, parent, node->name, node->name_len, &old);
+
+	/* It was listed. */
+	if (r == -ENOENT)
+		return -DS_E_MALFORMED;
+	return r < 0 ? r : change_node(apply, node, &old, parent);
+}
+
+static int apply_directory(struct commit_apply *apply, struct commit_node *dir)
+{
+	struct merge merge = {.dir = dir};
+	int r;
+
+	for (uint32_t i = 0; i < dir->children_n; i++)
+		dir->children[i].change = ADD;
+	r = ds_builder_list(apply->builder, dir->old_id, merge_row, &merge);
+	for (size_t i = 0; r == 0 && i < merge.gone_n; i++)
+		r = ds_builder_remove(apply->builder, merge.gone[i]);
+	ds_free(merge.gone);
+	for (uint32_t i = 0; r == 0 && i < dir->children_n; i++) {
+		struct commit_node *node = &dir->children[i];
+
+		if (node->reject || node->change == STAY)
+			continue;
+		if (node->change == ADD) {
 			apply->added_n += node->type != DS_ENTRY_DIRECTORY;
 			r = add_node(apply, node, dir->old_id);
-			i++;
 		} else {
-			r = change_node(apply, node, &old, dir->old_id);
-			i++;
-		}
-		if (r < 0)
-			return r;
-		if (order <= 0) {
-			struct ds_entry last = old;
-
-			r = ds_builder_next(apply->builder, dir->old_id, last.name, last.name_len,
-					    &old);
+			r = change_name(apply, node, dir->old_id);
 		}
 	}
+	return r;
 }
 
 static int add_rejects(struct commit_apply *apply)
@@ -275,7 +326,7 @@ static int apply_tree(struct commit_apply *apply)
 		bool descend = node->type == DS_ENTRY_DIRECTORY && !node->reject;
 		int r = 0;
 
-		if (apply->options->interrupted && *apply->options->interrupted)
+		if (commit_apply_is_interrupted(apply))
 			return -DS_E_INTERRUPTED;
 		if (descend) {
 			r = is_unchanged(apply, node);

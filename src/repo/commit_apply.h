@@ -18,7 +18,7 @@ struct commit_apply {
 	struct ds_builder *builder;
 	struct commit_packs *packs;
 	struct commit_find *find;
-	const struct commit_stat *stat;
+	struct commit_stat *stat;
 	uint64_t added_n, changed_n, removed_n;
 	uint64_t reused_bytes;
 	struct { /* of the file that commit_match_chunk was asked for last */
@@ -40,6 +40,8 @@ int commit_match(struct commit_apply *apply, bool may_reuse);
 int commit_match_chunk(struct commit_apply *apply, const struct commit_node *node,
 		       const struct ds_digest *digest, uint64_t len_bytes,
 		       struct commit_place *ret_place);
+
+bool commit_apply_is_interrupted(const struct commit_apply *apply);
 
 /* Whether exactly the same names are links of the node's file in the tree and in the manifest (after commit_match). */
 bool commit_is_linked_alike(const struct commit_node *node);

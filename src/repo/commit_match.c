@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "codec/content.h"
 #include "repo/commit_apply.h"
 #include "util/error.h"
 #include "util/mem.h"
@@ -76,10 +77,19 @@ static int take_row(struct commit_apply *apply, struct commit_node *node,
 	return r;
 }
 
+/* One directory of the tree, and what its names are compared with. */
+struct matching {
+	struct commit_apply *apply;
+	struct commit_node *dir;
+	struct commit_stat_dir known;
+	bool may_reuse;
+	uint32_t next; /* the first child that is not matched yet */
+};
+
 /* entry NULL: there was none, or it was no file. */
-static int reuse(struct commit_apply *apply, struct commit_node *node, const struct ds_entry *entry)
+static int reuse(struct matching *matching, struct commit_node *node, const struct ds_entry *entry)
 {
-	_ds_cleanup_free_ char *path = NULL;
+	struct commit_apply *apply = matching->apply;
 	struct ds_digest digest;
 	bool is_known = false;
 	int r;
@@ -88,12 +98,8 @@ static int reuse(struct commit_apply *apply, struct commit_node *node, const str
 	if (entry && (entry->size_bytes != node->size_bytes ||
 		      (entry->extents_n && entry->size_bytes <= DS_CHUNK_MAX)))
 		entry = NULL;
-	if (apply->stat && !apply->options->rehash) {
-		path = commit_node_path(node);
-		if (!path)
-			return -ENOMEM;
-		is_known = commit_stat_has(apply->stat, path, node, &digest);
-	}
+	if (apply->stat && !apply->options->rehash)
+		is_known = commit_stat_has(&matching->known, node, &digest);
 	if (!is_known && entry && apply->options->trust_mtime &&
 	    ds_time_compare(entry->mtime, node->mtime) == 0) {
 		/* Nobody has read it: later commits, without trust, must. */
@@ -139,56 +145,119 @@ bool commit_is_linked_alike(const struct commit_node *node)
 	return true;
 }
 
-static int match_node(struct commit_apply *apply, struct commit_node *node, bool may_reuse)
+/* entry NULL: the manifest has no such name. */
+static int match_node(struct matching *matching, struct commit_node *node,
+		      const struct ds_entry *entry)
 {
-	const struct commit_node *parent = node->parent;
-	struct ds_entry entry;
 	uint64_t names_n = 0;
-	int r = -ENOENT;
+	int r;
 
-	node->old_id = node->old_ino = 0;
-	node->old_nlink = 0;
-	node->old_type = DS_ENTRY_SYMLINK;
-	if (!parent)
-		r = ds_builder_get(apply->builder, DS_ROOT_ID, &entry);
-	else if (parent->old_id && parent->old_type == DS_ENTRY_DIRECTORY)
-		r = ds_builder_lookup(apply->builder, parent->old_id, node->name, node->name_len,
-				      &entry);
-	if (r < 0 && r != -ENOENT)
-		return r;
-	if (r == 0) {
-		node->old_id = entry.id;
-		node->old_ino = entry.ino;
-		node->old_nlink = entry.nlink;
-		node->old_type = (uint8_t)entry.type;
-	}
+	node->old_id = entry ? entry->id : 0;
+	node->old_ino = entry ? entry->ino : 0;
+	node->old_nlink = entry ? entry->nlink : 0;
+	node->old_type = (uint8_t)(entry ? entry->type : DS_ENTRY_SYMLINK);
 	for (uint32_t i = 0; i < node->children_n; i++)
 		names_n += !node->children[i].reject;
-	if (r == -ENOENT || entry.type != (enum ds_entry_type)node->type ||
-	    ds_time_compare(entry.mtime, node->mtime) != 0 ||
-	    (node->type == DS_ENTRY_DIRECTORY && entry.size_bytes != names_n))
+	if (!entry || entry->type != (enum ds_entry_type)node->type ||
+	    ds_time_compare(entry->mtime, node->mtime) != 0 ||
+	    (node->type == DS_ENTRY_DIRECTORY && entry->size_bytes != names_n))
 		commit_node_differs(node);
-	if (node->type != DS_ENTRY_FILE || !may_reuse || node->is_done ||
+	if (node->type != DS_ENTRY_FILE || !matching->may_reuse || node->is_done ||
 	    commit_node_content(node) != node)
 		return 0;
-	r = reuse(apply, node, r == 0 && entry.type == DS_ENTRY_FILE ? &entry : NULL);
+	r = reuse(matching, node, entry && entry->type == DS_ENTRY_FILE ? entry : NULL);
 	/* Imported: there is no chunk to refer to, and the file is read. */
 	return r == -DS_E_IMPORTED ? 0 : r;
+}
+
+static struct commit_node *next_child(struct matching *matching)
+{
+	const struct commit_node *dir = matching->dir;
+
+	while (matching->next < dir->children_n && dir->children[matching->next].reject)
+		matching->next++;
+	return matching->next < dir->children_n ? &dir->children[matching->next] : NULL;
+}
+
+/* A row of the directory: the names before it are new. */
+static int match_row(void *ctx, const struct ds_entry *entry)
+{
+	struct matching *matching = ctx;
+	struct commit_node *node;
+	int r = 0, order = 1;
+
+	if (commit_apply_is_interrupted(matching->apply))
+		return -DS_E_INTERRUPTED;
+	while (r == 0 && order > 0 && (node = next_child(matching))) {
+		order = ds_name_compare(entry->name, entry->name_len, node->name, node->name_len);
+		if (order < 0)
+			break;
+		matching->next++;
+		r = match_node(matching, node, order == 0 ? entry : NULL);
+	}
+	return r;
+}
+
+/* Name by name: what no name asks for may be damaged. */
+static int look_up_children(struct matching *matching)
+{
+	const struct commit_node *dir = matching->dir;
+	struct commit_node *node;
+	struct ds_entry entry;
+
+	for (matching->next = 0; (node = next_child(matching)); matching->next++) {
+		int r = ds_builder_lookup(matching->apply->builder, dir->old_id, node->name,
+					  node->name_len, &entry);
+
+		if (r == 0 || r == -ENOENT)
+			r = match_node(matching, node, r == 0 ? &entry : NULL);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static int match_children(struct commit_apply *apply, struct commit_node *dir, bool may_reuse)
+{
+	struct matching matching = {.apply = apply, .dir = dir, .may_reuse = may_reuse};
+	struct commit_node *node;
+	int r = 0;
+
+	if (may_reuse && apply->stat) {
+		_ds_cleanup_free_ char *path = commit_node_path(dir);
+
+		if (!path)
+			return -ENOMEM;
+		commit_stat_enter(apply->stat, path, &matching.known);
+	}
+	if (dir->old_id && dir->old_type == DS_ENTRY_DIRECTORY) {
+		r = ds_builder_list(apply->builder, dir->old_id, match_row, &matching);
+		if (r == -DS_E_MALFORMED)
+			return look_up_children(&matching);
+	}
+	for (; r == 0 && (node = next_child(&matching)); matching.next++)
+		r = match_node(&matching, node, NULL);
+	return r;
 }
 
 int commit_match(struct commit_apply *apply, bool may_reuse)
 {
 	struct commit_node *root = &apply->tree->root;
-	int r = 0;
+	struct matching top = {.apply = apply};
+	struct ds_entry entry;
+	int r = ds_builder_get(apply->builder, DS_ROOT_ID, &entry);
 
+	if (r < 0 && r != -ENOENT)
+		return r;
 	for (struct commit_node *node = root; node; node = commit_node_next(root, node, true))
 		node->is_meta_same = true;
+	r = match_node(&top, root, r == 0 ? &entry : NULL);
 	for (struct commit_node *node = root; r == 0 && node;
 	     node = commit_node_next(root, node, true)) {
-		if (apply->options->interrupted && *apply->options->interrupted)
+		if (commit_apply_is_interrupted(apply))
 			return -DS_E_INTERRUPTED;
-		if (!node->reject)
-			r = match_node(apply, node, may_reuse);
+		if (node->type == DS_ENTRY_DIRECTORY && !node->reject)
+			r = match_children(apply, node, may_reuse);
 	}
 	/* Links can be told when all names are matched. */
 	for (struct commit_node *node = root; r == 0 && node;

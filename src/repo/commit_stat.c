@@ -1,10 +1,11 @@
 /*
- * File: "dsfsstat", u32 version, u32 zero, u64 entries, entries of 96 bytes in order of their keys, digest of all before.
- * Entry: first 16 bytes of the path's digest, u64 device, inode, size, i64 and u32 of mtime and of ctime, digest.
+ * File: "dsfsstat", u32 version, u32 zero, u64 number of directories, rows of directories in order of their keys, their entries (a
+ * directory's side by side, in byte order of their names), digest of all before.
+ * Row: first 16 bytes of the path's digest, u64 offset of the entries in the file, u64 their length.
+ * Entry: u8 length of the name, name, u64 device, inode, size, i64 and u32 of mtime and of ctime, digest.
  */
 #include "repo/commit_stat.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -14,22 +15,27 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "codec/content.h"
 #include "util/bytes.h"
 #include "util/error.h"
 #include "util/file.h"
 #include "util/mem.h"
 
 #define STAT_MAGIC	"dsfsstat"
-#define STAT_VERSION	1u
+#define STAT_VERSION	2u
 #define STAT_HEAD_LEN	24u
-#define STAT_ENTRY_LEN	96u
-#define STAT_FILE_MAX	DS_GIB(4)
+#define STAT_KEY_LEN	16u
+#define STAT_ROW_LEN	32u
+#define IDENTITY_LEN	48u
+#define STAT_FILE_MAX	DS_GIB(8)
 #define STAT_SETTLED_NS (2 * DS_NS_PER_S)
 
 struct commit_stat {
 	struct ds_arena *arena;
-	const uint8_t *entries;
-	uint64_t entries_n;
+	const uint8_t *data; /* the whole file, but for the digest */
+	size_t len_bytes;
+	const uint8_t *rows;
+	uint64_t rows_n;
 };
 
 /* Path of the cache file; NULL if there is no memory or no such source. */
@@ -55,14 +61,16 @@ static bool parse(struct commit_stat *stat, const uint8_t *data, size_t len_byte
 	ds_cursor_le32(&cursor);
 	n = ds_cursor_le64(&cursor);
 	if (cursor.failed || memcmp(magic, STAT_MAGIC, 8) != 0 || version != STAT_VERSION ||
-	    n > STAT_FILE_MAX / STAT_ENTRY_LEN ||
-	    cursor.left_bytes != n * STAT_ENTRY_LEN + DS_DIGEST_LEN)
+	    n > STAT_FILE_MAX / STAT_ROW_LEN ||
+	    cursor.left_bytes < n * STAT_ROW_LEN + DS_DIGEST_LEN)
 		return false;
 	if (ds_digest_of(data, len_bytes - DS_DIGEST_LEN, &digest) < 0 ||
 	    memcmp(digest.bytes, data + len_bytes - DS_DIGEST_LEN, DS_DIGEST_LEN) != 0)
 		return false;
-	stat->entries = cursor.at;
-	stat->entries_n = n;
+	stat->data = data;
+	stat->len_bytes = len_bytes - DS_DIGEST_LEN;
+	stat->rows = cursor.at;
+	stat->rows_n = n;
 	return true;
 }
 
@@ -96,7 +104,7 @@ int commit_stat_load(const char *state_dir, const char *source, const char *scra
 	}
 	data = path ? read_file(stat->arena, path, &len) : NULL;
 	if (data && !parse(stat, data, len))
-		stat->entries_n = 0;
+		stat->rows_n = 0;
 	*ret_stat = stat;
 	return 0;
 }
@@ -121,46 +129,60 @@ static void put_identity(uint8_t *at, const struct commit_node *node)
 	ds_put_le32(at + 44, node->ctime.ns);
 }
 
-bool commit_stat_has(const struct commit_stat *stat, const char *path,
-		     const struct commit_node *node, struct ds_digest *ret_digest)
+void commit_stat_enter(struct commit_stat *stat, const char *path, struct commit_stat_dir *ret_dir)
 {
-	uint64_t low = 0, high = stat->entries_n;
-	uint8_t identity[48];
+	uint64_t low = 0, high = stat->rows_n, off, len;
+	const uint8_t *row;
 	struct ds_digest key;
 
-	if (!stat->entries_n || ds_digest_of(path, strlen(path), &key) < 0)
-		return false;
+	*ret_dir = (struct commit_stat_dir){.stat = stat};
+	if (!stat->rows_n || ds_digest_of(path, strlen(path), &key) < 0)
+		return;
 	while (low < high) {
 		uint64_t middle = low + (high - low) / 2;
 
-		if (memcmp(stat->entries + middle * STAT_ENTRY_LEN, key.bytes, 16) < 0)
+		if (memcmp(stat->rows + middle * STAT_ROW_LEN, key.bytes, STAT_KEY_LEN) < 0)
 			low = middle + 1;
 		else
 			high = middle;
 	}
-	if (low == stat->entries_n ||
-	    memcmp(stat->entries + low * STAT_ENTRY_LEN, key.bytes, 16) != 0)
-		return false;
-	put_identity(identity, node);
-	if (memcmp(stat->entries + low * STAT_ENTRY_LEN + 16, identity, sizeof(identity)) != 0)
-		return false;
-	memcpy(ret_digest->bytes, stat->entries + low * STAT_ENTRY_LEN + 64, DS_DIGEST_LEN);
-	return true;
+	row = stat->rows + low * STAT_ROW_LEN;
+	if (low == stat->rows_n || memcmp(row, key.bytes, STAT_KEY_LEN) != 0)
+		return;
+	off = ds_get_le64(row + STAT_KEY_LEN);
+	len = ds_get_le64(row + STAT_KEY_LEN + 8);
+	if (off > stat->len_bytes || len > stat->len_bytes - off)
+		return;
+	ret_dir->at = stat->data + off;
+	ret_dir->end = ret_dir->at + len;
 }
 
-/* An entry to be sorted, with the start of its key: entries lie in an arena, and are looked at only where that does not decide. */
-struct order {
-	uint64_t key;
-	const uint8_t *entry;
-};
-
-static int compare_entries(const void *a, const void *b)
+bool commit_stat_has(struct commit_stat_dir *dir, const struct commit_node *node,
+		     struct ds_digest *ret_digest)
 {
-	const struct order *x = a, *y = b;
+	uint8_t identity[IDENTITY_LEN];
+	int order = -1;
 
-	if (x->key != y->key)
-		return x->key < y->key ? -1 : 1;
-	return memcmp(x->entry, y->entry, 16);
+	while (order < 0 && dir->at < dir->end) {
+		size_t name_len = dir->at[0], len = 1 + name_len + IDENTITY_LEN + DS_DIGEST_LEN;
+		const uint8_t *entry = dir->at;
+
+		if (len > (size_t)(dir->end - dir->at))
+			return false;
+		order = ds_name_compare((const char *)entry + 1, name_len, node->name,
+					node->name_len);
+		if (order > 0)
+			return false;
+		dir->at += len;
+		if (order < 0)
+			continue;
+		put_identity(identity, node);
+		entry += 1 + name_len;
+		if (memcmp(entry, identity, IDENTITY_LEN) != 0)
+			return false;
+		memcpy(ret_digest->bytes, entry + IDENTITY_LEN, DS_DIGEST_LEN);
+	}
+	return order == 0;
 }
 
 static bool is_settled(const struct commit_tree *tree, struct ds_time time)
@@ -177,62 +199,91 @@ static bool is_kept(const struct commit_tree *tree, struct commit_node *node)
 	       is_settled(tree, content->ctime);
 }
 
-static int put_entry(uint8_t *at, struct commit_node *node)
+/* What the file takes. */
+static size_t count(const struct commit_tree *tree, uint64_t *ret_rows_n)
+{
+	struct commit_node *root = (struct commit_node *)(uintptr_t)&tree->root;
+	const struct commit_node *last = NULL;
+	size_t len = STAT_HEAD_LEN;
+	uint64_t rows_n = 0;
+
+	for (struct commit_node *node = root; node; node = commit_node_next(root, node, true)) {
+		for (uint32_t i = 0; i < node->children_n; i++) {
+			if (!is_kept(tree, &node->children[i]))
+				continue;
+			rows_n += last != node;
+			last = node;
+			len += 1u + node->children[i].name_len + IDENTITY_LEN + DS_DIGEST_LEN;
+		}
+	}
+	*ret_rows_n = rows_n;
+	return len + rows_n * STAT_ROW_LEN;
+}
+
+static uint8_t *put_entry(uint8_t *at, struct commit_node *node)
 {
 	const struct commit_node *content = commit_node_content(node);
-	_ds_cleanup_free_ char *path = commit_node_path(node);
+
+	*at++ = node->name_len;
+	memcpy(at, node->name, node->name_len);
+	at += node->name_len;
+	put_identity(at, content);
+	memcpy(at + IDENTITY_LEN, content->digest.bytes, DS_DIGEST_LEN);
+	return at + IDENTITY_LEN + DS_DIGEST_LEN;
+}
+
+static int put_row(uint8_t *row, const struct commit_node *dir, uint64_t off, uint64_t len)
+{
+	_ds_cleanup_free_ char *path = commit_node_path(dir);
 	struct ds_digest digest;
 	int r = path ? ds_digest_of(path, strlen(path), &digest) : -ENOMEM;
 
 	if (r < 0)
 		return r;
-	memcpy(at, digest.bytes, 16);
-	put_identity(at + 16, content);
-	memcpy(at + 64, content->digest.bytes, DS_DIGEST_LEN);
+	memcpy(row, digest.bytes, STAT_KEY_LEN);
+	ds_put_le64(row + STAT_KEY_LEN, off);
+	ds_put_le64(row + STAT_KEY_LEN + 8, len);
 	return 0;
 }
 
-/* The n entries of a tree in order of their keys, each of STAT_ENTRY_LEN. */
-static int put_entries(struct ds_arena *arena, const struct commit_tree *tree, size_t n,
-		       uint8_t *ret_entries)
+static int compare_rows(const void *a, const void *b)
+{
+	return memcmp(a, b, STAT_KEY_LEN);
+}
+
+static int put_directories(const struct commit_tree *tree, uint8_t *data, uint64_t rows_n)
 {
 	struct commit_node *root = (struct commit_node *)(uintptr_t)&tree->root;
-	uint8_t *unsorted = ds_arena_calloc(arena, n, STAT_ENTRY_LEN);
-	_ds_cleanup_free_ struct order *orders = ds_calloc(n, sizeof(*orders));
-	size_t i = 0;
-	int r = unsorted && orders ? 0 : -ENOMEM;
+	uint8_t *row = data + STAT_HEAD_LEN, *at = row + rows_n * STAT_ROW_LEN;
+	int r = 0;
 
 	for (struct commit_node *node = root; r == 0 && node;
 	     node = commit_node_next(root, node, true)) {
-		if (!is_kept(tree, node))
+		uint8_t *start = at;
+
+		for (uint32_t i = 0; i < node->children_n; i++)
+			if (is_kept(tree, &node->children[i]))
+				at = put_entry(at, &node->children[i]);
+		if (at == start)
 			continue;
-		orders[i].entry = unsorted + i * STAT_ENTRY_LEN;
-		r = put_entry(unsorted + i * STAT_ENTRY_LEN, node);
-		memcpy(&orders[i].key, orders[i].entry, sizeof(orders[i].key));
-		orders[i].key = be64toh(orders[i].key);
-		i++;
+		r = put_row(row, node, (uint64_t)(start - data), (uint64_t)(at - start));
+		row += STAT_ROW_LEN;
 	}
-	if (r < 0)
-		return r;
-	qsort(orders, n, sizeof(*orders), compare_entries);
-	for (i = 0; i < n; i++)
-		memcpy(ret_entries + i * STAT_ENTRY_LEN, orders[i].entry, STAT_ENTRY_LEN);
-	return 0;
+	if (r == 0)
+		qsort(data + STAT_HEAD_LEN, rows_n, STAT_ROW_LEN, compare_rows);
+	return r;
 }
 
 /* The whole file, in the arena. */
 static int build(struct ds_arena *arena, const struct commit_tree *tree, uint8_t **ret_data,
 		 size_t *ret_len)
 {
-	struct commit_node *root = (struct commit_node *)(uintptr_t)&tree->root;
 	struct ds_digest digest;
+	uint64_t rows_n;
+	size_t len = count(tree, &rows_n);
 	uint8_t *data;
-	size_t n = 0, len;
 	int r;
 
-	for (struct commit_node *node = root; node; node = commit_node_next(root, node, true))
-		n += is_kept(tree, node);
-	len = STAT_HEAD_LEN + n * STAT_ENTRY_LEN;
 	if (len + DS_DIGEST_LEN > STAT_FILE_MAX)
 		return -DS_E_LIMIT;
 	data = ds_arena_calloc(arena, 1, len + DS_DIGEST_LEN);
@@ -240,8 +291,8 @@ static int build(struct ds_arena *arena, const struct commit_tree *tree, uint8_t
 		return -ENOMEM;
 	memcpy(data, STAT_MAGIC, 8);
 	ds_put_le32(data + 8, STAT_VERSION);
-	ds_put_le64(data + 16, n);
-	r = put_entries(arena, tree, n, data + STAT_HEAD_LEN);
+	ds_put_le64(data + 16, rows_n);
+	r = put_directories(tree, data, rows_n);
 	if (r == 0)
 		r = ds_digest_of(data, len, &digest);
 	if (r < 0)

@@ -5,7 +5,10 @@
  * and never for a digest that --trust-mtime took from the parent. Nor if the file was younger than a minute and somebody had it open for
  * writing: through a mapping it may change without a new time until its dirty pages are written (on tmpfs: for as long as it is mapped).
  *
- * Threads: reading any; writing one. Blocks on the local disk.
+ * It is asked one directory after the other, in each for the files in byte order of their names: so a tree of millions costs one walk
+ * through the cache.
+ *
+ * Threads: one at a time. Blocks on the local disk.
  */
 #ifndef DS_REPO_COMMIT_STAT_H
 #define DS_REPO_COMMIT_STAT_H
@@ -14,14 +17,23 @@
 
 struct commit_stat;
 
+/* Where the search for the next file of a directory starts. */
+struct commit_stat_dir {
+	struct commit_stat *stat;
+	const uint8_t *at, *end;
+};
+
 /* The cache of a source directory; empty if there is none. -ENOMEM only. state_dir NULL: keeps nothing. scratch: as
  * commit_scan's. */
 int commit_stat_load(const char *state_dir, const char *source, const char *scratch,
 		     struct commit_stat **ret_stat);
 struct commit_stat *commit_stat_free(struct commit_stat *stat);
-/* The digest that the file had when it looked like this; false if it is not known. */
-bool commit_stat_has(const struct commit_stat *stat, const char *path,
-		     const struct commit_node *node, struct ds_digest *ret_digest);
+/* What is known of the directory at `path`: nothing, perhaps. */
+void commit_stat_enter(struct commit_stat *stat, const char *path, struct commit_stat_dir *ret_dir);
+/* The digest that the file had when it looked like this; false if it is not known. The files of a directory are asked for in byte order
+ * of their names, each once; any may be left out. */
+bool commit_stat_has(struct commit_stat_dir *dir, const struct commit_node *node,
+		     struct ds_digest *ret_digest);
 /* Replaces the file by what the tree says now. Best effort. */
 void commit_stat_save(const char *state_dir, const char *source, const char *scratch,
 		      const struct commit_tree *tree);

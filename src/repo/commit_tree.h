@@ -43,6 +43,7 @@ struct commit_node {
 	bool is_done;	  /* digest and place are known */
 	bool is_uncached; /* ... but not for sure: not for the stat cache */
 	bool is_meta_same; /* it, and all below it, has the times and links of the manifest's entry */
+	uint8_t change;	   /* commit_apply's */
 	struct ds_time mtime, ctime;
 	uint64_t size_bytes;
 	uint64_t dev, ino; /* of the source */

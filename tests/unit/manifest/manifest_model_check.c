@@ -54,30 +54,36 @@ static void check_extents(const struct ds_extent *a, const struct ds_extent *b, 
 static const char *const keys[] = {"files",  "directories", "symlinks", "bytes",   "size_0",
 				   "size_1", "size_5",	    "size_20",	"size_23", "size_24"};
 
+struct list_check {
+	struct model *model;
+	const struct model_name **list;
+	size_t i, n;
+};
+
+static int check_listed(void *ctx, const struct ds_entry *entry)
+{
+	struct list_check *check = ctx;
+
+	cr_assert(check->i < check->n);
+	check_entry(check->model, check->list[check->i++], entry);
+	return 0;
+}
+
 void model_check_builder(struct model *model, struct ds_builder *builder)
 {
 	struct ds_extent *extents = malloc(10000 * sizeof(*extents));
 
 	for (size_t d = 0; d < model->inodes_n; d++) {
-		const struct model_name **list;
+		struct list_check check = {.model = model};
 		struct ds_entry entry;
-		size_t n;
 
 		if (model->inodes[d].type != DS_ENTRY_DIRECTORY)
 			continue;
-		list = model_list(model, model->inodes[d].ino, &n);
-		for (size_t i = 0; i < n; i++) {
-			cr_assert_eq(ds_builder_next(builder, model->inodes[d].ino,
-						     i ? list[i - 1]->name : NULL,
-						     i ? list[i - 1]->name_len : 0, &entry),
-				     0);
-			check_entry(model, list[i], &entry);
-		}
-		cr_assert_eq(ds_builder_next(builder, model->inodes[d].ino,
-					     n ? list[n - 1]->name : NULL,
-					     n ? list[n - 1]->name_len : 0, &entry),
-			     -ENOENT);
-		free(list);
+		check.list = model_list(model, model->inodes[d].ino, &check.n);
+		cr_assert_eq(ds_builder_list(builder, model->inodes[d].ino, check_listed, &check),
+			     0);
+		cr_assert_eq(check.i, check.n);
+		free(check.list);
 		cr_assert_eq(ds_builder_get(builder, model->inodes[d].ino, &entry), 0);
 		cr_assert_eq(entry.size_bytes, model->inodes[d].size_bytes);
 		cr_assert_eq(entry.nlink, model->inodes[d].nlink);
@@ -103,21 +109,6 @@ void model_check_builder(struct model *model, struct ds_builder *builder)
 		cr_assert(r == 0 || (r == -ENOENT && model->packs[i].live_n == 0));
 		cr_assert(r < 0 || row.live_n == model->packs[i].live_n);
 	}
-}
-
-struct list_check {
-	struct model *model;
-	const struct model_name **list;
-	size_t i, n;
-};
-
-static int check_listed(void *ctx, const struct ds_entry *entry)
-{
-	struct list_check *check = ctx;
-
-	cr_assert(check->i < check->n);
-	check_entry(check->model, check->list[check->i++], entry);
-	return 0;
 }
 
 static int check_pack(void *ctx, const struct ds_pack_row *row)

@@ -23,6 +23,7 @@ static bool is_kept_if(int64_t mtime_age_ns, int64_t ctime_age_ns, bool is_uncac
 				   .ino = 7,
 				   .size_bytes = 3,
 				   .parent = &tree.root};
+	struct commit_stat_dir known;
 	struct commit_stat *stat;
 	struct ds_digest digest;
 	bool has;
@@ -37,10 +38,12 @@ static bool is_kept_if(int64_t mtime_age_ns, int64_t ctime_age_ns, bool is_uncac
 	cr_assert(mkdtemp(dir));
 	commit_stat_save(dir, dir, dir, &tree);
 	cr_assert_eq(commit_stat_load(dir, dir, dir, &stat), 0);
-	has = commit_stat_has(stat, "file", &node, &digest);
+	commit_stat_enter(stat, "", &known);
+	has = commit_stat_has(&known, &node, &digest);
 	cr_assert(!has || digest.bytes[0] == 42);
 	node.ino = 8;
-	cr_assert(!commit_stat_has(stat, "file", &node, &digest));
+	commit_stat_enter(stat, "", &known);
+	cr_assert(!commit_stat_has(&known, &node, &digest));
 	commit_stat_free(stat);
 	snprintf(command, sizeof(command), "rm -r %s", dir);
 	cr_assert_eq(system(command), 0);
@@ -74,41 +77,61 @@ Test(commit_stat, what_is_not_for_the_cache_is_not_kept)
 	cr_assert(!is_kept_if(100000 * ms, 100000 * ms, true));
 }
 
-/* A tree of many files, in an order that is not that of their keys: each is found again, as it is and by its own path alone. */
+/* A tree of many files in many directories: each is found again, as it is, in its own directory alone, whoever is left out. */
 Test(commit_stat, each_of_many_is_found)
 {
-	enum { N = 3000 };
+	enum { DIRS = 30, N = 100 };
 	char dir[] = "/tmp/dsfs-commit-stat.XXXXXX", command[100], empty[] = "";
 	struct commit_tree tree = {.scanned = {.s = 1000}};
-	struct commit_node *nodes = calloc(N, sizeof(*nodes));
+	struct commit_node *dirs = calloc(DIRS, sizeof(*dirs));
+	struct commit_node *nodes = calloc(DIRS * N, sizeof(*nodes));
 	static char names[N][12];
+	struct commit_stat_dir known;
 	struct commit_stat *stat;
 	struct ds_digest digest;
 
 	cr_assert(mkdtemp(dir));
 	tree.root = (struct commit_node){.name = empty,
 					 .type = DS_ENTRY_DIRECTORY,
-					 .children = nodes,
-					 .children_n = N};
-	for (uint32_t i = 0; i < N; i++) {
+					 .children = dirs,
+					 .children_n = DIRS};
+	for (uint32_t i = 0; i < N; i++)
 		snprintf(names[i], sizeof(names[i]), "%05u", i);
-		nodes[i] = (struct commit_node){.name = names[i],
+	for (uint32_t d = 0; d < DIRS; d++)
+		dirs[d] = (struct commit_node){.name = names[d],
+					       .name_len = 5,
+					       .type = DS_ENTRY_DIRECTORY,
+					       .parent = &tree.root,
+					       .children = &nodes[d * N],
+					       .children_n = N};
+	for (uint32_t i = 0; i < DIRS * N; i++) {
+		nodes[i] = (struct commit_node){.name = names[i % N],
 						.name_len = 5,
 						.type = DS_ENTRY_FILE,
 						.is_done = i % 3 != 0,
 						.ino = i,
-						.parent = &tree.root};
+						.parent = &dirs[i / N]};
 		memcpy(nodes[i].digest.bytes, &i, sizeof(i));
 	}
 	commit_stat_save(dir, dir, dir, &tree);
 	cr_assert_eq(commit_stat_load(dir, dir, dir, &stat), 0);
+	for (uint32_t step = 1; step < 4; step++) {
+		for (uint32_t i = 0; i < DIRS * N; i += step) {
+			if (i % N < step)
+				commit_stat_enter(stat, names[i / N], &known);
+			cr_assert_eq(commit_stat_has(&known, &nodes[i], &digest), i % 3 != 0);
+			if (i % 3)
+				cr_assert_arr_eq(digest.bytes, &i, sizeof(i));
+		}
+	}
 	for (uint32_t i = 0; i < N; i++) {
-		cr_assert_eq(commit_stat_has(stat, names[i], &nodes[i], &digest), i % 3 != 0);
-		if (i % 3)
-			cr_assert_arr_eq(digest.bytes, &i, sizeof(i));
-		cr_assert(!commit_stat_has(stat, names[i], &nodes[(i + 1) % N], &digest));
+		commit_stat_enter(stat, names[2], &known);
+		cr_assert(!commit_stat_has(&known, &nodes[3 * N + i], &digest));
+		commit_stat_enter(stat, names[DIRS], &known);
+		cr_assert(!commit_stat_has(&known, &nodes[i], &digest));
 	}
 	commit_stat_free(stat);
+	free(dirs);
 	free(nodes);
 	snprintf(command, sizeof(command), "rm -r %s", dir);
 	cr_assert_eq(system(command), 0);
