@@ -36,6 +36,8 @@ struct ds_http {
 	unsigned connections_max;
 	bool no_proxy;
 	char *ca_bundle; /* AWS_CA_BUNDLE; NULL: the system's */
+	/* TLS sessions: by itself libcurl 7.88 keeps them in each handle. (From 8.12 on the multi handle does.) */
+	CURLSH *share;
 	bool (*tick)(void *ctx, uint64_t now_ns, uint64_t *ret_next_ns);
 	void *ctx;
 	bool is_running;
@@ -45,6 +47,9 @@ struct ds_http {
 	uint64_t watch_ns; /* when headway is looked at next */
 	CURL **idle;	   /* handles to use again */
 	unsigned idle_n;
+	struct ds_http_addresses addresses;
+	uint64_t second_ns; /* the second in which were opened */
+	unsigned opened_n;  /* so many sockets */
 };
 
 static pthread_once_t global_once = PTHREAD_ONCE_INIT;
@@ -160,6 +165,21 @@ static int on_seek(void *ctx, curl_off_t off, int origin)
 	return CURL_SEEKFUNC_OK;
 }
 
+/* For a new connection. libcurl goes on to the next address when there is none. */
+static curl_socket_t on_socket(void *ctx, curlsocktype purpose, struct curl_sockaddr *addr)
+{
+	struct ds_http_transfer *transfer = ctx;
+	struct ds_http *http = transfer->http;
+	int fd;
+
+	(void)purpose;
+	if (!ds_http_addresses_try(&http->addresses, &transfer->tries, &addr->addr, ds_mono_ns()))
+		return CURL_SOCKET_BAD;
+	http->opened_n++;
+	fd = socket(addr->family, addr->socktype | SOCK_CLOEXEC, addr->protocol);
+	return fd < 0 ? CURL_SOCKET_BAD : fd;
+}
+
 /* ---- transfers */
 
 static int set_method(CURL *easy, struct ds_http_transfer *transfer)
@@ -202,6 +222,17 @@ static int set_headers(CURL *easy, struct ds_http_transfer *transfer)
 	return curl_easy_setopt(easy, CURLOPT_HTTPHEADER, list);
 }
 
+/* Each new connection asks the name anew; not where a server ends them so soon that this were a flood. */
+static long dns_cache_s(struct ds_http *http, const struct ds_http_transfer *transfer)
+{
+	if (transfer->headway_ns - http->second_ns >= (uint64_t)DS_NS_PER_S) {
+		http->second_ns = transfer->headway_ns;
+		http->opened_n = 0;
+	}
+	return transfer->fresh_connection || http->opened_n <= http->connections_max ? 0
+										     : DNS_CACHE_S;
+}
+
 static int set_options(struct ds_http *http, CURL *easy, struct ds_http_transfer *transfer)
 {
 	return curl_easy_setopt(easy, CURLOPT_URL, transfer->url) ||
@@ -222,8 +253,11 @@ static int set_options(struct ds_http *http, CURL *easy, struct ds_http_transfer
 	       curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L) ||
 #endif
 	       curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, CONNECT_TIMEOUT_MS) ||
-	       curl_easy_setopt(easy, CURLOPT_DNS_CACHE_TIMEOUT,
-				transfer->fresh_connection ? 0L : DNS_CACHE_S) ||
+	       curl_easy_setopt(easy, CURLOPT_DNS_CACHE_TIMEOUT, dns_cache_s(http, transfer)) ||
+	       curl_easy_setopt(easy, CURLOPT_DNS_SHUFFLE_ADDRESSES, 1L) ||
+	       curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, on_socket) ||
+	       curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, transfer) ||
+	       curl_easy_setopt(easy, CURLOPT_SHARE, http->share) ||
 	       curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L) ||
 	       curl_easy_setopt(easy, CURLOPT_FRESH_CONNECT, (long)transfer->fresh_connection) ||
 	       curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, RECEIVE_BUFFER_BYTES) ||
@@ -327,9 +361,15 @@ static void judge(struct ds_http_transfer *transfer, CURLcode code)
 static void finish(struct ds_http *http, struct ds_http_transfer *transfer, CURLcode code)
 {
 	long connects_n = 0, connect_errno = 0;
+	const char *ip = NULL;
 
 	curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects_n);
 	transfer->is_reused = connects_n == 0;
+	if (code == CURLE_COULDNT_CONNECT || code == CURLE_OPERATION_TIMEDOUT)
+		ds_http_addresses_failed(&http->addresses, &transfer->tries);
+	else if (connects_n && code == CURLE_OK &&
+		 curl_easy_getinfo(transfer->easy, CURLINFO_PRIMARY_IP, &ip) == CURLE_OK && ip)
+		ds_http_addresses_worked(&http->addresses, &transfer->tries, ip, ds_mono_ns());
 	if (code == CURLE_COULDNT_CONNECT &&
 	    curl_easy_getinfo(transfer->easy, CURLINFO_OS_ERRNO, &connect_errno) == CURLE_OK)
 		transfer->connect_errno = (int)connect_errno;
@@ -480,6 +520,8 @@ struct ds_http *ds_http_free(struct ds_http *http)
 		curl_easy_cleanup(http->idle[--http->idle_n]);
 	if (http->multi)
 		curl_multi_cleanup(http->multi);
+	if (http->share)
+		curl_share_cleanup(http->share);
 	ds_free(http->idle);
 	ds_free(http->ca_bundle);
 	ds_free(http);
@@ -498,6 +540,13 @@ int ds_http_run(struct ds_http *http)
 		if (!http->multi)
 			return -ENOMEM;
 		curl_multi_setopt(http->multi, CURLMOPT_MAXCONNECTS, (long)http->connections_max);
+	}
+	/* Without lock functions: it is used by the network thread alone. */
+	if (!http->share) {
+		http->share = curl_share_init();
+		if (!http->share || curl_share_setopt(http->share, CURLSHOPT_SHARE,
+						      CURL_LOCK_DATA_SSL_SESSION) != CURLSHE_OK)
+			return -ENOMEM;
 	}
 	/* Among the blocked signals is SIGPIPE, which OpenSSL's writes could raise. */
 	sigfillset(&all);

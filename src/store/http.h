@@ -6,6 +6,9 @@
  * are bounded at 64 KiB (all interim answers included), bodies by what on_response allows; a body
  * goes straight into the buffer that on_response names. A transfer that makes no headway is ended.
  *
+ * Connections are kept, up to as many as may be at once; new ones resume TLS sessions, and spread over the
+ * addresses of the host (http_addresses.h). HTTP/2 would put all transfers on one of them.
+ *
  * Threads: ds_http_wake from any. `tick` and the transfers' callbacks run on the network thread, and
  * only there may transfers be started or aborted; they must not block. The memory of a transfer
  * and what it points to belongs to ds_http from start until done is called or abort returns.
@@ -16,6 +19,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "store/http_addresses.h"
 #include "util/buf.h"
 #include "util/list.h"
 
@@ -63,6 +67,7 @@ struct ds_http_transfer {
 	struct ds_http *http;
 	void *easy, *header_list;
 	char curl_error[256];
+	struct ds_http_tries tries;
 	size_t header_bytes; /* of all answers, interim ones too */
 	uint64_t sent_bytes;
 	uint64_t window_bytes; /* since headway_ns */

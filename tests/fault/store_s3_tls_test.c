@@ -1,4 +1,5 @@
-/* The S3 backend over TLS: certificates that do not hold are refused in one clear line. */
+/* The S3 backend over TLS: certificates that do not hold are refused in one clear line; sessions are
+ * resumed. */
 #include <arpa/inet.h>
 #include <criterion/criterion.h>
 #include <openssl/pem.h>
@@ -23,7 +24,8 @@ struct tls_server {
 	SSL_CTX *ctx;
 	pthread_t thread;
 	char cert_path[64];
-	_Atomic unsigned answered_n, refused_n;
+	_Atomic unsigned answered_n, refused_n, resumed_n;
+	_Atomic unsigned mute_n; /* so many more end in order without an answer */
 };
 
 /* Self-signed for one DNS name, valid from `from_s` on for an hour. */
@@ -62,9 +64,14 @@ static void *serve(void *arg)
 
 		SSL_set_fd(ssl, fd);
 		if (SSL_accept(ssl) == 1 && SSL_read(ssl, request, sizeof(request)) > 0) {
-			SSL_write(ssl, answer, sizeof(answer) - 1);
+			if (server->mute_n) {
+				server->mute_n--;
+			} else {
+				SSL_write(ssl, answer, sizeof(answer) - 1);
+				server->answered_n++;
+			}
 			SSL_shutdown(ssl);
-			server->answered_n++;
+			server->resumed_n += SSL_session_reused(ssl) == 1;
 		} else {
 			server->refused_n++;
 		}
@@ -115,15 +122,13 @@ static void stop(struct tls_server *server)
 	unlink(server->cert_path);
 }
 
-/* GET under the name localhost; `trusted`: the certificate is the only one that is trusted. */
-static int get(const struct tls_server *server, bool trusted, uint64_t timeout_ms,
-	       struct ds_diag *ret_diag)
+/* Under the name localhost; `trusted`: the certificate is the only one that is trusted. */
+static struct ds_store *open_store(const struct tls_server *server, bool trusted,
+				   uint64_t timeout_ms, struct ds_diag *ret_diag)
 {
 	struct ds_store_options options = {.timeout_ms = timeout_ms};
-	struct ds_buf buf = DS_BUF_INIT(100);
 	struct ds_store *store = NULL;
 	char endpoint[64];
-	int r;
 
 	setenv("AWS_ACCESS_KEY_ID", "ACCESSKEY", 1);
 	setenv("AWS_SECRET_ACCESS_KEY", "SECRET", 1);
@@ -134,7 +139,16 @@ static int get(const struct tls_server *server, bool trusted, uint64_t timeout_m
 	snprintf(endpoint, sizeof(endpoint), "https://localhost:%u", server->port);
 	options.endpoint = endpoint;
 	cr_assert_eq(ds_store_open("s3://bucket", &options, false, &store, ret_diag), 0);
-	r = ds_store_get(store, "k", &buf, ret_diag);
+	return store;
+}
+
+static int get(const struct tls_server *server, bool trusted, uint64_t timeout_ms,
+	       struct ds_diag *ret_diag)
+{
+	struct ds_store *store = open_store(server, trusted, timeout_ms, ret_diag);
+	struct ds_buf buf = DS_BUF_INIT(100);
+	int r = ds_store_get(store, "k", &buf, ret_diag);
+
 	if (r == 0)
 		cr_assert_str_eq(ds_buf_str(&buf), "over");
 	ds_buf_release(&buf);
@@ -209,4 +223,33 @@ Test(store_s3_tls, B07_a_bundle_that_is_missing_is_an_error)
 	cr_assert_eq(diag.attempts, 1, "%s", diag.detail);
 	stop(&server);
 	cr_assert_eq(server.answered_n, 0);
+}
+
+/* A handle whose transfer failed is not used again: what it knew of the server must live on. (OpenSSL lets
+ * a session of TLS 1.3 be used once, so that of several connections at once not all resume.) */
+static void sessions_are_resumed(int version)
+{
+	struct ds_buf buf = DS_BUF_INIT(100);
+	struct tls_server server;
+	struct ds_diag diag = {0};
+	struct ds_store *store;
+
+	start(&server, "localhost", -60, version);
+	store = open_store(&server, true, 20000, &diag);
+	cr_assert_eq(ds_store_get(store, "k", &buf, &diag), 0, "%s", diag.detail);
+	cr_assert_eq(server.resumed_n, 0);
+	server.mute_n = 1;
+	cr_assert_eq(ds_store_get(store, "k", &buf, &diag), 0, "%s", diag.detail);
+	cr_assert_eq(server.mute_n, 0);
+	ds_store_unref(store);
+	stop(&server);
+	cr_assert_eq(server.answered_n, 2);
+	cr_assert_eq(server.resumed_n, 2, "TLS %x: %u", version, server.resumed_n);
+	ds_buf_release(&buf);
+}
+
+Test(store_s3_tls, connections_resume_the_session_of_another)
+{
+	sessions_are_resumed(TLS1_3_VERSION);
+	sessions_are_resumed(TLS1_2_VERSION);
 }
