@@ -42,6 +42,19 @@ static struct s3_verdict nonsense(struct s3_op *op, const char *text)
 	return try_again(&op->protocol_n, PROTOCOL_TRIES, -DS_E_PROTOCOL);
 }
 
+static void slow_down(struct s3_op *op, bool is_trouble)
+{
+	ds_s3_pacer_slow_down(&op->s3->pacer, is_trouble, op->s3->active_n + 1, op->started_ns,
+			      ds_mono_ns());
+}
+
+/* As `code`, and perhaps there were too many at once. */
+static struct s3_verdict trouble(struct s3_op *op, int code)
+{
+	slow_down(op, true);
+	return verdict(S3_RETRY, code);
+}
+
 static struct s3_verdict judge_failure(struct s3_op *op)
 {
 	struct ds_http_transfer *transfer = &op->transfer;
@@ -67,7 +80,9 @@ static struct s3_verdict judge_failure(struct s3_op *op)
 	if (transfer->is_reused && !transfer->is_stall && transfer->header_bytes == 0 &&
 	    op->reused_n++ == 0)
 		return verdict(S3_RETRY_NOW, code);
-	op->stall_n += transfer->is_stall;
+	if (!transfer->is_stall)
+		return trouble(op, code);
+	op->stall_n++;
 	return verdict(S3_RETRY, code);
 }
 
@@ -156,7 +171,7 @@ static struct s3_verdict judge_416(struct s3_op *op, const struct ds_s3_error *e
 
 static struct s3_verdict judge_throttled(struct s3_op *op, int code)
 {
-	ds_s3_pacer_slow_down(&op->s3->pacer, ds_mono_ns());
+	slow_down(op, false);
 	return verdict(S3_RETRY, code);
 }
 
@@ -187,10 +202,12 @@ static struct s3_verdict judge_code(struct s3_op *op, const struct ds_s3_error *
 
 	if (is_one_of(code, throttled))
 		return judge_throttled(op, -DS_E_THROTTLED);
-	if (is_one_of(code, server))
+	if (is_one_of(code, server)) {
+		slow_down(op, op->transfer.status != 503);
 		return verdict(S3_RETRY, -DS_E_SERVER);
+	}
 	if (is_one_of(code, network))
-		return verdict(S3_RETRY, -DS_E_NETWORK);
+		return trouble(op, -DS_E_NETWORK);
 	if (is_one_of(code, protocol))
 		return try_again(&op->protocol_n, PROTOCOL_TRIES, -DS_E_PROTOCOL);
 	if (strcmp(code, "RequestTimeTooSkewed") == 0)
@@ -241,7 +258,7 @@ static struct s3_verdict judge_status(struct s3_op *op, const struct ds_s3_error
 	case 404:
 		return judge_404(op, error);
 	case 408:
-		return verdict(S3_RETRY, -DS_E_NETWORK);
+		return trouble(op, -DS_E_NETWORK);
 	case 409:
 		return try_again(&op->conflict_n, CONFLICT_TRIES,
 				 req->if_absent ? -DS_E_PRESENT : -DS_E_SERVER);
@@ -262,7 +279,7 @@ static struct s3_verdict judge_status(struct s3_op *op, const struct ds_s3_error
 		break;
 	}
 	if (status >= 500)
-		return verdict(S3_RETRY, -DS_E_SERVER);
+		return trouble(op, -DS_E_SERVER);
 	if (status >= 300 && status < 400 && status != 304) {
 		if (!say_region(op, error))
 			say(op, -DS_E_PROTOCOL,
@@ -480,6 +497,6 @@ struct s3_verdict ds_s3_answer_judge(struct s3_op *op)
 		op->last_error = v.code;
 	/* A refusal is an answer as well. */
 	if (transfer->result == 0 && v.next != S3_RETRY)
-		ds_s3_pacer_succeeded(&op->s3->pacer);
+		ds_s3_pacer_succeeded(&op->s3->pacer, ds_mono_ns());
 	return v;
 }

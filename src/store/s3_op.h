@@ -71,6 +71,7 @@ struct s3_op {
 	bool wants_size;	  /* for one that was told 416 without the size */
 	struct ds_buf side;	  /* error documents and pages */
 
+	uint64_t started_ns; /* of the attempt */
 	unsigned attempts_n;
 	/* how often something of the kind was tried again */
 	unsigned auth_n, protocol_n, conflict_n, stall_n, reused_n, skew_n, empty_pages_n;

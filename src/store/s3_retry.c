@@ -11,7 +11,7 @@
 #define RETRY_AFTER_MAX_S 30
 #define TOKENS_MAX	  100.0
 #define TOKENS_PER_S	  10.0
-#define DECREASE_PAUSE_NS ((uint64_t)DS_NS_PER_S)
+#define INCREASE_PAUSE_NS (50 * (uint64_t)DS_NS_PER_MS)
 
 void ds_s3_pacer_init(struct ds_s3_pacer *pacer, unsigned connections_max, uint64_t seed,
 		      uint64_t now_ns)
@@ -47,25 +47,35 @@ bool ds_s3_pacer_take(struct ds_s3_pacer *pacer, uint64_t now_ns, uint64_t *ret_
 	return false;
 }
 
-void ds_s3_pacer_succeeded(struct ds_s3_pacer *pacer)
+void ds_s3_pacer_succeeded(struct ds_s3_pacer *pacer, uint64_t now_ns)
 {
 	pacer->tokens = DS_MIN(pacer->tokens + 1.0, TOKENS_MAX);
-	/* One more for as many successes as there are connections: one per round trip. */
-	pacer->connections =
-		DS_MIN(pacer->connections + 1.0 / pacer->connections, pacer->connections_max);
+	/* As many successes as requests at once: a round trip. */
+	if (++pacer->successes_n < pacer->connections ||
+	    now_ns - pacer->changed_ns < INCREASE_PAUSE_NS)
+		return;
+	pacer->connections = DS_MIN(pacer->connections + 1, pacer->connections_max);
+	pacer->successes_n = 0;
+	pacer->changed_ns = now_ns;
 }
 
-void ds_s3_pacer_slow_down(struct ds_s3_pacer *pacer, uint64_t now_ns)
+void ds_s3_pacer_slow_down(struct ds_s3_pacer *pacer, bool is_trouble, unsigned running_n,
+			   uint64_t sent_ns, uint64_t now_ns)
 {
-	if (pacer->decreased_ns && now_ns - pacer->decreased_ns < DECREASE_PAUSE_NS)
+	unsigned least = is_trouble ? pacer->connections_max / 8 : 1;
+
+	/* It set out when there were more. */
+	if (sent_ns <= pacer->decreased_ns)
 		return;
-	pacer->decreased_ns = now_ns;
-	pacer->connections = DS_MAX(pacer->connections / 2, 1.0);
+	least = DS_MIN(DS_MAX(least, 1u), pacer->connections);
+	pacer->connections = DS_MAX(DS_MIN(pacer->connections, running_n) / 2, least);
+	pacer->successes_n = 0;
+	pacer->changed_ns = pacer->decreased_ns = now_ns;
 }
 
 unsigned ds_s3_pacer_connections(const struct ds_s3_pacer *pacer)
 {
-	return (unsigned)pacer->connections;
+	return pacer->connections;
 }
 
 uint64_t ds_s3_retry_after_ns(const char *text, const char *date)

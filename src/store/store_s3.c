@@ -258,7 +258,7 @@ static void start(struct s3_op *op)
 	s3->counters.requests_n[op->req->op]++;
 	op->phase = S3_ACTIVE;
 	op->flow_bytes = 0;
-	op->flow_ns = ds_mono_ns();
+	op->started_ns = op->flow_ns = ds_mono_ns();
 	ds_list_push_back(&s3->active, &op->node);
 	s3->active_n++;
 	if (op->req->by_headway)
@@ -394,7 +394,7 @@ static void run_timers(struct s3_store *s3, uint64_t now_ns)
 	}
 }
 
-/* An eighth of the connections is kept for what somebody waits for. */
+/* An eighth of the connections, and one at least, is kept for what somebody waits for. */
 static void start_ready(struct s3_store *s3)
 {
 	unsigned max_n = ds_s3_pacer_connections(&s3->pacer);
@@ -405,7 +405,8 @@ static void start_ready(struct s3_store *s3)
 		ds_list_remove(&op->node);
 		start(op);
 	}
-	max_n -= max_n / 8;
+	if (max_n > 1)
+		max_n -= DS_MAX(max_n / 8, 1u);
 	while (s3->active_n < max_n && !ds_list_is_empty(&s3->normal)) {
 		struct s3_op *op = op_of(s3->normal.next);
 

@@ -58,29 +58,73 @@ Test(s3_retry, A03_half_of_all_requests_may_fail_with_hardly_a_wait)
 		if (ds_prng_below(&prng, 100) < 50)
 			waits_n += !ds_s3_pacer_take(&pacer, now, &when);
 		else
-			ds_s3_pacer_succeeded(&pacer);
+			ds_s3_pacer_succeeded(&pacer, now);
 	}
 	cr_assert_lt(waits_n, 1000);
+}
+
+#define MS (SECOND / 1000)
+
+/* Successes, one every `each_ns`, until there are so many connections; how long that took. */
+static uint64_t rise(struct ds_s3_pacer *pacer, unsigned connections_n, uint64_t each_ns,
+		     uint64_t *now)
+{
+	uint64_t began = *now;
+
+	for (unsigned n = 0; ds_s3_pacer_connections(pacer) < connections_n; n++) {
+		cr_assert_lt(n, 1000000);
+		*now += each_ns;
+		ds_s3_pacer_succeeded(pacer, *now);
+	}
+	return *now - began;
 }
 
 Test(s3_retry, T9_connections_fall_at_once_and_come_back)
 {
 	struct ds_s3_pacer pacer;
-	unsigned rounds_n = 0;
+	uint64_t now = SECOND, took;
 
 	ds_s3_pacer_init(&pacer, 64, 1, 0);
 	cr_assert_eq(ds_s3_pacer_connections(&pacer), 64);
-	ds_s3_pacer_slow_down(&pacer, SECOND);
-	ds_s3_pacer_slow_down(&pacer, SECOND + SECOND / 2); /* the same trouble */
+	ds_s3_pacer_slow_down(&pacer, false, 64, now - 2 * MS, now);
 	cr_assert_eq(ds_s3_pacer_connections(&pacer), 32);
-	for (uint64_t s = 3; s < 20; s++)
-		ds_s3_pacer_slow_down(&pacer, s * SECOND);
+	/* Those that set out with it say the same. */
+	for (unsigned i = 0; i < 63; i++)
+		ds_s3_pacer_slow_down(&pacer, false, 63 - i, now - 2 * MS, now + MS);
+	cr_assert_eq(ds_s3_pacer_connections(&pacer), 32);
+	for (unsigned i = 1; i < 20; i++)
+		ds_s3_pacer_slow_down(&pacer, false, 64, now + i * MS - 1, now + i * MS);
 	cr_assert_eq(ds_s3_pacer_connections(&pacer), 1);
-	while (ds_s3_pacer_connections(&pacer) < 64 && rounds_n < 10000) {
-		ds_s3_pacer_succeeded(&pacer);
-		rounds_n++;
-	}
-	cr_assert_lt(rounds_n, 64 * 64);
+	now += SECOND;
+	took = rise(&pacer, 64, MS, &now);
+	cr_assert(took > 3 * SECOND && took < 4 * SECOND, "a fast store: %llu ms",
+		  (unsigned long long)(took / MS));
+	ds_s3_pacer_slow_down(&pacer, false, 8, now, now + MS);
+	cr_assert_eq(ds_s3_pacer_connections(&pacer), 4, "half of what ran");
+	now += MS;
+	/* 4 + 5 + ... + 63 of them. */
+	took = rise(&pacer, 64, 100 * MS, &now);
+	cr_assert_eq(took, 2010 * 100 * MS, "a slow store: one for each round trip");
+	for (unsigned i = 0; i < 1000; i++)
+		ds_s3_pacer_succeeded(&pacer, now += SECOND);
+	cr_assert_eq(ds_s3_pacer_connections(&pacer), 64);
+}
+
+Test(s3_retry, other_trouble_leaves_an_eighth)
+{
+	struct ds_s3_pacer pacer;
+
+	ds_s3_pacer_init(&pacer, 64, 1, 0);
+	for (unsigned i = 1; i < 20; i++)
+		ds_s3_pacer_slow_down(&pacer, true, 64, i * SECOND, i * SECOND + 1);
+	cr_assert_eq(ds_s3_pacer_connections(&pacer), 8);
+	ds_s3_pacer_slow_down(&pacer, false, 8, 30 * SECOND, 31 * SECOND);
+	cr_assert_eq(ds_s3_pacer_connections(&pacer), 4);
+	ds_s3_pacer_slow_down(&pacer, true, 4, 32 * SECOND, 33 * SECOND);
+	cr_assert_eq(ds_s3_pacer_connections(&pacer), 4, "it never rises by trouble");
+	ds_s3_pacer_init(&pacer, 1, 1, 0);
+	ds_s3_pacer_slow_down(&pacer, true, 1, SECOND, SECOND + 1);
+	cr_assert_eq(ds_s3_pacer_connections(&pacer), 1);
 }
 
 Test(s3_retry, A05_retry_after_is_capped_or_ignored)
