@@ -1,7 +1,7 @@
 /*
  * Commit: the order of things. Each attempt is one parent; the tree, and what of it is in the store, outlives attempts.
  *
- *     scan -> [load parent, match] -> read and upload -> hash -> unchanged?
+ *     scan -> unchanged? (by the stat cache) -> [load parent, match] -> read and upload -> hash -> unchanged?
  *          -> change the manifest -> upload it -> record -> look that all is there -> ref entry
  *                                                  lost the race: the winner is the parent, from [ on
  *          -> tag, advisory index, stat cache
@@ -33,7 +33,6 @@
 
 /* 8 KiB: see tests/bench and the release tests on the second version of 100,000 files. */
 #define MANIFEST_PAGE_SIZE 8192u
-#define MEMORY_DEFAULT	   DS_MIB(512)
 #define RACES_MAX	   1000u
 #define STARTS_MAX	   4u		       /* each may take half a grace */
 #define TEXT_MAX	   (DS_RECORD_MAX / 8) /* of message and author: JSON may need 6 bytes for one */
@@ -237,11 +236,6 @@ static void end_attempt(struct attempt *attempt)
 	*attempt = (struct attempt){0};
 }
 
-static uint64_t memory_of(const struct ds_commit_options *options)
-{
-	return options->memory_bytes ? options->memory_bytes : MEMORY_DEFAULT;
-}
-
 static int find_old(void *ctx, const struct commit_node *file, const struct ds_digest *digest,
 		    uint64_t len_bytes, struct commit_place *ret_place)
 {
@@ -258,7 +252,7 @@ static int read_files(struct commit *commit, struct commit_apply *apply)
 		.find_old = find_old,
 		.ctx = apply,
 		/* Half for what is read and compressed, half for what is on its way to the store. */
-		.memory_bytes = memory_of(commit->options) / 2,
+		.memory_bytes = commit_memory_bytes(commit->options) / 2,
 		.progress = &commit->progress,
 	};
 	int r;
@@ -497,6 +491,41 @@ static int run_attempts(struct commit *commit)
 	}
 }
 
+static bool may_be_unchanged(const struct commit *commit)
+{
+	const struct ds_commit_options *options = commit->options;
+
+	return commit->has_head && !commit->head.is_deleted && !options->parent &&
+	       !options->allow_empty && !options->mtime && !options->rehash;
+}
+
+/* Whether the stat cache alone tells that nothing has changed: then the manifest of before need not be had. */
+static int try_unchanged(struct commit *commit, bool *ret_is_unchanged)
+{
+	struct ds_record *parent = NULL;
+	bool knows_all;
+	int r;
+
+	*ret_is_unchanged = false;
+	/* What is wrong with the record the attempt will tell. */
+	if (!may_be_unchanged(commit) ||
+	    ds_record_get(commit->repo, &commit->head.version, &parent, NULL) < 0)
+		return 0;
+	r = commit_stat_fill(commit->stat, &commit->tree, &knows_all);
+	if (r == 0 && knows_all)
+		r = commit_tree_hash(&commit->tree);
+	if (r == 0 && knows_all && parent->has_fingerprint &&
+	    ds_digest_equal(&parent->fingerprint, &commit->tree.root.digest)) {
+		*ret_is_unchanged = commit->result.unchanged = true;
+		commit->result.number = commit->head.number;
+		commit->result.version = parent->id;
+		commit->result.fingerprint = parent->fingerprint;
+		commit->result.totals = parent->totals;
+	}
+	ds_record_free(parent);
+	return r;
+}
+
 /* Before anything is uploaded. */
 static int check_names(struct commit *commit)
 {
@@ -603,6 +632,7 @@ int ds_commit_check(const struct ds_commit_options *options, const char *url,
 static int run(struct commit *commit)
 {
 	const struct ds_commit_options *options = commit->options;
+	bool is_unchanged = false;
 	size_t left_n;
 	const struct ds_digest *left;
 	int r;
@@ -630,7 +660,11 @@ static int run(struct commit *commit)
 		r = commit_stat_load(commit->state.dir, options->source, commit->state.tmp,
 				     &commit->stat);
 	if (r == 0)
-		r = commit_packs_new(commit->repo, DS_PACK_DATA, memory_of(options) / 2,
+		r = try_unchanged(commit, &is_unchanged);
+	if (r == 0 && is_unchanged)
+		return put_tag(commit);
+	if (r == 0)
+		r = commit_packs_new(commit->repo, DS_PACK_DATA, commit_memory_bytes(options) / 2,
 				     &commit->watch, &commit->packs);
 	if (r == 0)
 		r = commit_find_new(commit->repo, commit->packs,
@@ -735,44 +769,5 @@ int ds_commit(struct ds_repo *repo, const struct ds_commit_options *options,
 	}
 	if (r == 0)
 		*ret_result = result;
-	return r;
-}
-
-int ds_fingerprint_directory(const struct ds_commit_options *options,
-			     struct ds_digest *ret_fingerprint,
-			     struct ds_version_totals *ret_totals, struct ds_diag *reterr_diag)
-{
-	struct commit_tree tree = {.root_fd = -1};
-	struct commit_state state;
-	struct commit_read read = {
-		.options = options,
-		.tree = &tree,
-		.memory_bytes = memory_of(options),
-	};
-	int r = commit_state_init(&state, "", NULL);
-
-	if (r == -ENOMEM)
-		return r;
-	/* Without a temporary directory the tree is in memory, which is enough for most. */
-	r = commit_scan(options, NULL, r == 0 ? state.tmp : NULL, &tree, reterr_diag);
-	if (r == 0)
-		r = commit_read_files(&read, reterr_diag);
-	if (r == 0)
-		r = commit_tree_hash(&tree);
-	if (r == 0)
-		r = commit_tree_count(&tree, options->source,
-				      reterr_diag); /* files may have changed since the scan */
-	if (r == 0) {
-		*ret_fingerprint = tree.root.digest;
-		*ret_totals = (struct ds_version_totals){
-			.files_n = tree.files_n,
-			.directories_n = tree.directories_n,
-			.symlinks_n = tree.symlinks_n,
-			.bytes = tree.bytes,
-			.rejected_n = tree.special_n + tree.unreadable_n,
-		};
-	}
-	commit_tree_release(&tree);
-	commit_state_release(&state);
 	return r;
 }

@@ -185,6 +185,37 @@ bool commit_stat_has(struct commit_stat_dir *dir, const struct commit_node *node
 	return order == 0;
 }
 
+static int fill_directory(struct commit_stat *stat, struct commit_node *node, bool *ret_knows_all)
+{
+	_ds_cleanup_free_ char *path = commit_node_path(node);
+	struct commit_stat_dir known;
+
+	if (!path)
+		return -ENOMEM;
+	commit_stat_enter(stat, path, &known);
+	for (uint32_t i = 0; i < node->children_n && *ret_knows_all; i++) {
+		struct commit_node *file = &node->children[i];
+
+		if (file->type == DS_ENTRY_FILE && !file->reject &&
+		    commit_node_content(file) == file)
+			*ret_knows_all = commit_stat_has(&known, file, &file->digest);
+	}
+	return 0;
+}
+
+int commit_stat_fill(struct commit_stat *stat, struct commit_tree *tree, bool *ret_knows_all)
+{
+	struct commit_node *root = &tree->root;
+	int r = 0;
+
+	*ret_knows_all = true;
+	for (struct commit_node *node = root; r == 0 && node && *ret_knows_all;
+	     node = commit_node_next(root, node, true))
+		if (node->children_n)
+			r = fill_directory(stat, node, ret_knows_all);
+	return r;
+}
+
 static bool is_settled(const struct commit_tree *tree, struct ds_time time)
 {
 	return ds_time_compare(ds_time_add_ns(time, STAT_SETTLED_NS), tree->scanned) < 0;

@@ -34,6 +34,8 @@ void commit_stat_enter(struct commit_stat *stat, const char *path, struct commit
  * of their names, each once; any may be left out. */
 bool commit_stat_has(struct commit_stat_dir *dir, const struct commit_node *node,
 		     struct ds_digest *ret_digest);
+/* Gives all files the digests that they had, until one is not known; none is done by that. -ENOMEM. */
+int commit_stat_fill(struct commit_stat *stat, struct commit_tree *tree, bool *ret_knows_all);
 /* Replaces the file by what the tree says now. Best effort. */
 void commit_stat_save(const char *state_dir, const char *source, const char *scratch,
 		      const struct commit_tree *tree);

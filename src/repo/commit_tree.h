@@ -83,6 +83,12 @@ struct commit_tree {
 	struct ds_time scanned; /* local clock at the start of the scan */
 };
 
+/* The budget for chunks and packs in flight. */
+static inline uint64_t commit_memory_bytes(const struct ds_commit_options *options)
+{
+	return options->memory_bytes ? options->memory_bytes : DS_MIB(512);
+}
+
 /*
  * Scans options->source. Calls options->warn for what is rejected, in tree order. `avoid`: a directory that must not lie in the source (the
  * repository), or NULL. Gives progress. The tree lies in a file in `scratch`, or in memory if that is NULL. -DS_E_SOURCE_REFUSED,

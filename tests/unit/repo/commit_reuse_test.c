@@ -174,6 +174,65 @@ Test(commit_reuse, the_stat_cache_spares_reading)
 	box_release(&box);
 }
 
+static void count_pack_gets(void *ctx, const struct ds_store_req *req)
+{
+	_Atomic long *gets_n = ctx;
+
+	*gets_n += req->op == DS_STORE_GET && strncmp(req->key, "packs/", 6) == 0;
+}
+
+Test(commit_reuse, where_the_stat_cache_knows_all_the_manifest_is_not_read)
+{
+	_Atomic long gets_n = 0;
+	struct box box;
+
+	box_init(&box);
+	box_make_tree(&box);
+	box_settle(&box);
+	box_commit(&box);
+	box.spy.before = count_pack_gets;
+	box.spy.ctx = &gets_n;
+	box.options.tag = "again";
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	cr_assert_eq(box.result.number, 1);
+	cr_assert_eq(gets_n, 0);
+	box.options.tag = NULL;
+	/* The name alone is another; the manifest's times are, too. */
+	box_rename(&box, "size-1", "size-one");
+	box_commit(&box);
+	cr_assert(!box.result.unchanged);
+	cr_assert_gt(gets_n, 0);
+	box_check(&box, NULL);
+	box_settle(&box);
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	gets_n = 0;
+	box.options.allow_empty = true;
+	box_commit(&box);
+	cr_assert(!box.result.unchanged);
+	cr_assert_gt(gets_n, 0);
+	box.options.allow_empty = false;
+	/* The stat cache knows the new time, the manifest does not. */
+	box_set_mtime(&box, "size-one", 1000, 0);
+	box_settle(&box);
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	box.options.mtime = true;
+	box_commit(&box);
+	cr_assert(!box.result.unchanged);
+	box_check(&box, NULL);
+	/* A file less. */
+	box.options.mtime = false;
+	box_remove(&box, "size-one");
+	box_commit(&box);
+	cr_assert(!box.result.unchanged);
+	cr_assert_eq(box.result.removed_n, 1);
+	box.spy.before = NULL;
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
 Test(commit_reuse, a_damaged_stat_cache_is_as_none)
 {
 	struct box box;
