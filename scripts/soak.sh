@@ -9,8 +9,9 @@
 #	--only NAME	only this one; may be given several times
 #	--build DIR	a build directory (build-test/soak, built when it is not there)
 #
-# Logs and results lie in DIR/soak. Exit status 0 when nothing failed and all was run; what stopped
-# early because of the time has "passed in part" and is run again.
+# Logs and results lie in DIR/soak. scale_10m needs 30 GB and 10,000,000 inodes in $TMPDIR. Exit status 0
+# when nothing failed and all was run; what stopped early because of the time has "passed in part" and is
+# run again.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 minutes=600
@@ -44,6 +45,7 @@ trees_s3	120	trees.py --seeds 1-200 --store s3
 kills_dir	120	killed_commit.py --cycles 1000 --store dir
 kills_s3	60	killed_commit.py --cycles 200 --store s3
 flips	240	flips.py --flips 100000
+scale_10m	120	scale.py --files 10000000 --strict
 END
 }
 
@@ -59,7 +61,7 @@ while [ $# -gt 0 ]; do
 		exit
 		;;
 	*)
-		sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
+		sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
 		exit 2
 		;;
 	esac
