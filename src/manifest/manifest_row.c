@@ -23,13 +23,18 @@ unsigned ds_size_class(uint64_t size_bytes)
 	return size_bytes ? 64 - (unsigned)__builtin_clzll(size_bytes) : 0;
 }
 
+/*
+ * Columns are asked by way of their sqlite3_value: once, not for each of type, length and value. Such a value is not protected from
+ * other threads (sqlite3_column_value), but a connection has one at a time.
+ */
 static bool take_u64(sqlite3_stmt *stmt, int col, uint64_t min, uint64_t max, uint64_t *ret_value)
 {
+	sqlite3_value *column = sqlite3_column_value(stmt, col);
 	int64_t value;
 
-	if (sqlite3_column_type(stmt, col) != SQLITE_INTEGER)
+	if (sqlite3_value_type(column) != SQLITE_INTEGER)
 		return false;
-	value = sqlite3_column_int64(stmt, col);
+	value = sqlite3_value_int64(column);
 	if (value < 0 || (uint64_t)value < min || (uint64_t)value > max)
 		return false;
 	*ret_value = (uint64_t)value;
@@ -49,14 +54,15 @@ static bool take_u32(sqlite3_stmt *stmt, int col, uint32_t min, uint32_t max, ui
 static bool take_blob(sqlite3_stmt *stmt, int col, size_t min, size_t max, const void **ret_data,
 		      size_t *ret_len)
 {
+	sqlite3_value *column = sqlite3_column_value(stmt, col);
 	size_t len;
 
-	if (sqlite3_column_type(stmt, col) != SQLITE_BLOB)
+	if (sqlite3_value_type(column) != SQLITE_BLOB)
 		return false;
-	len = (size_t)sqlite3_column_bytes(stmt, col);
+	len = (size_t)sqlite3_value_bytes(column);
 	if (len < min || len > max)
 		return false;
-	*ret_data = sqlite3_column_blob(stmt, col);
+	*ret_data = sqlite3_value_blob(column);
 	*ret_len = len;
 	return len == 0 || *ret_data;
 }
@@ -164,10 +170,12 @@ static const char *check_inode(sqlite3_stmt *stmt, int col, enum ds_row_type typ
 	uint32_t nlink_min = type == DS_ROW_DIRECTORY ? 2 : 1;
 	uint32_t nlink_max = type == DS_ROW_SYMLINK ? 1 : UINT32_MAX;
 
-	if (sqlite3_column_type(stmt, col + COL_MTIME_S) != SQLITE_INTEGER ||
+	sqlite3_value *mtime_s = sqlite3_column_value(stmt, col + COL_MTIME_S);
+
+	if (sqlite3_value_type(mtime_s) != SQLITE_INTEGER ||
 	    !take_u32(stmt, col + COL_MTIME_NS, 0, DS_NS_PER_S - 1, &entry->mtime.ns))
 		return "mtime";
-	entry->mtime.s = sqlite3_column_int64(stmt, col + COL_MTIME_S);
+	entry->mtime.s = sqlite3_value_int64(mtime_s);
 	if (!take_u32(stmt, col + COL_NLINK, nlink_min, nlink_max, &entry->nlink))
 		return "nlink";
 	if (!take_u64(stmt, col + COL_SIZE, 0, DS_FILE_SIZE_MAX, &entry->size_bytes))
