@@ -135,6 +135,10 @@ int ds_image_backing_add_zeros(struct ds_image_backing *backing, uint32_t slot, 
 /* A descriptor of `data`, the caller's to close. Errors: of the disk, -EMFILE. */
 int ds_image_backing_take(struct ds_image_backing *backing, int *ret_fd);
 
+/* What the map of an image takes of the disk, at most. */
+uint64_t ds_image_map_bytes(uint32_t slots_n);
+/* What all images together may take of the disk as it is now, under quota and floor. 0 without a directory. */
+uint64_t ds_cache_room_bytes(struct ds_cache *cache);
 /* Evicts until `bytes` more fit under quota and floor, as far as possible. */
 int ds_cache_make_room(struct ds_cache *cache, uint64_t bytes);
 /* Whether a fill of an image that yields was refused lately: what is fetched ahead now will not stay. */

@@ -98,8 +98,9 @@ int ds_fetcher_new(struct ds_store *store, struct ds_cache *cache,
 
 	if (!fetcher)
 		return -ENOMEM;
-	fetcher->inflight_bytes_max =
-		options && options->inflight_bytes_max ? options->inflight_bytes_max : DS_MIB(256);
+	fetcher->inflight_bytes_max = options && options->inflight_bytes_max
+					      ? options->inflight_bytes_max
+					      : DS_FETCH_INFLIGHT_BYTES;
 	fetcher->coalesce_bytes_max =
 		options && options->coalesce_bytes_max ? options->coalesce_bytes_max : DS_MIB(8);
 	fetcher->workers_n =
@@ -115,6 +116,7 @@ int ds_fetcher_new(struct ds_store *store, struct ds_cache *cache,
 	ds_list_init(&fetcher->locked.prefetch);
 	ds_list_init(&fetcher->locked.waiting);
 	ds_list_init(&fetcher->locked.deadlines);
+	ds_list_init(&fetcher->locked.patient);
 	ds_list_init(&fetcher->locked.calls);
 	ds_list_init(&fetcher->locked.kept_lru);
 	fetcher->dispatchers = ds_calloc(fetcher->dispatchers_n, sizeof(fetcher->dispatchers[0]));
@@ -154,12 +156,14 @@ int ds_fetch_start_locked(struct ds_fetcher *fetcher)
 /* One waiter of any flight, detached; NULL: nobody waits. */
 static struct ds_fetch_waiter *take_waiter(struct ds_fetcher *fetcher)
 {
+	struct ds_list *list = &fetcher->locked.deadlines;
 	struct ds_fetch_waiter *waiter = NULL;
 
 	pthread_mutex_lock(&fetcher->mutex);
-	if (!ds_list_is_empty(&fetcher->locked.deadlines)) {
-		waiter = ds_list_entry(fetcher->locked.deadlines.next, struct ds_fetch_waiter,
-				       deadline_node);
+	if (ds_list_is_empty(list))
+		list = &fetcher->locked.patient;
+	if (!ds_list_is_empty(list)) {
+		waiter = ds_list_entry(list->next, struct ds_fetch_waiter, deadline_node);
 		ds_flight_detach_waiter_locked(fetcher, waiter);
 	}
 	pthread_mutex_unlock(&fetcher->mutex);
@@ -293,8 +297,16 @@ static void make_urgent_locked(struct ds_flight *flight)
 		ds_flight_enqueue_locked(flight);
 }
 
+/* Counted until it was looked at: what is queued waits for it, to travel together. */
+static void submit_ahead_locked(struct ds_flight *flight)
+{
+	flight->is_ahead = true;
+	flight->fetcher->locked.looking_ahead_n++;
+	ds_work_submit(flight->fetcher->workers, &flight->work, false);
+}
+
 static int want_locked(struct ds_fetcher *fetcher, const struct ds_fetch_target *target,
-		       struct ds_fetch_waiter *waiter)
+		       bool is_ahead, struct ds_fetch_waiter *waiter)
 {
 	struct ds_flight_key key = key_of(target);
 	struct ds_flight *flight;
@@ -309,12 +321,16 @@ static int want_locked(struct ds_fetcher *fetcher, const struct ds_fetch_target 
 	flight = ds_map_get(fetcher->locked.flights, &key, sizeof(key));
 	if (flight) {
 		fetcher->locked.stats.joined_n++;
-		make_urgent_locked(flight);
+		if (!is_ahead)
+			make_urgent_locked(flight);
 	} else {
-		r = flight_new_locked(fetcher, target, &key, false, &flight);
+		r = flight_new_locked(fetcher, target, &key, is_ahead, &flight);
 		if (r < 0)
 			return r;
-		ds_work_submit(fetcher->workers, &flight->work, true);
+		if (is_ahead)
+			submit_ahead_locked(flight);
+		else
+			ds_work_submit(fetcher->workers, &flight->work, true);
 	}
 	waiter->flight = flight;
 	ds_list_push_back(&flight->waiters, &waiter->node);
@@ -330,8 +346,26 @@ int ds_fetcher_want(struct ds_fetcher *fetcher, const struct ds_fetch_target *ta
 
 	assert(waiter->done);
 	pthread_mutex_lock(&fetcher->mutex);
-	r = want_locked(fetcher, target, waiter);
+	r = want_locked(fetcher, target, false, waiter);
 	pthread_mutex_unlock(&fetcher->mutex);
+	return r;
+}
+
+int ds_fetcher_want_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
+			  struct ds_fetch_waiter *const *waiters, size_t n, size_t *ret_n)
+{
+	size_t taken_n = 0;
+	int r = 0;
+
+	pthread_mutex_lock(&fetcher->mutex);
+	while (r == 0 && taken_n < n) {
+		assert(waiters[taken_n]->done);
+		waiters[taken_n]->deadline_ns = DS_DEADLINE_NONE;
+		r = want_locked(fetcher, &targets[taken_n], true, waiters[taken_n]);
+		taken_n += r == 0;
+	}
+	pthread_mutex_unlock(&fetcher->mutex);
+	*ret_n = taken_n;
 	return r;
 }
 
@@ -354,9 +388,7 @@ size_t ds_fetch_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_target *
 			continue;
 		if (flight_new_locked(fetcher, &targets[i], &key, true, &flight) < 0)
 			break;
-		flight->is_ahead = true;
-		fetcher->locked.looking_ahead_n++;
-		ds_work_submit(fetcher->workers, &flight->work, false);
+		submit_ahead_locked(flight);
 	}
 	pthread_mutex_unlock(&fetcher->mutex);
 	return i;

@@ -51,9 +51,11 @@ struct ds_fetch_waiter {
 
 struct ds_fetcher;
 
+#define DS_FETCH_INFLIGHT_BYTES DS_MIB(256)
+
 struct ds_fetcher_options {
-	uint64_t
-		inflight_bytes_max; /* stored and raw bytes of all flights; 0: 256 MiB. Wants beyond it are queued. */
+	/* Stored and raw bytes of all flights; 0: DS_FETCH_INFLIGHT_BYTES. Wants beyond it are queued; one alone always goes. */
+	uint64_t inflight_bytes_max;
 	unsigned workers_n;	     /* 0: number of CPUs, at least 2 */
 	uint64_t coalesce_bytes_max; /* of one range GET; 0: 8 MiB */
 };
@@ -69,6 +71,13 @@ struct ds_fetcher *ds_fetcher_free(struct ds_fetcher *fetcher);
  * taken; so is -DS_E_INTERRUPTED, while the fetcher is being freed. */
 int ds_fetcher_want(struct ds_fetcher *fetcher, const struct ds_fetch_target *target,
 		    struct ds_fetch_waiter *waiter);
+/*
+ * The same for many at once, of somebody who is in no hurry: demand overtakes them, as it does prefetch, and those that lie side by side
+ * travel together. Their deadline is DS_DEADLINE_NONE: each ends when it is fetched, cannot be had, or is abandoned; what fails in
+ * passing is tried again until then. *ret_n were taken, the first ones; all if 0 is returned.
+ */
+int ds_fetcher_want_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
+			  struct ds_fetch_waiter *const *waiters, size_t n, size_t *ret_n);
 /* Chunks that will be wanted soon, nobody waits for; what is over the budget (with what is in flight) is dropped. Demand overtakes
  * them, and a quarter of the budget is its own. A want joins them. Returns how many of the first ones were taken, or are on their way. */
 size_t ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
@@ -102,6 +111,7 @@ struct ds_fetcher_stats {
 	uint64_t underway_n;	 /* now: chunks, also those that nobody waits for */
 	uint64_t inflight_bytes; /* now */
 	uint64_t inflight_bytes_max;
+	uint64_t inflight_most_bytes; /* ever */
 };
 void ds_fetcher_get_stats(struct ds_fetcher *fetcher, struct ds_fetcher_stats *ret_stats);
 

@@ -11,6 +11,10 @@ void ds_fetch_add_deadline_locked(struct ds_fetcher *fetcher, struct ds_fetch_wa
 {
 	struct ds_list *at = &fetcher->locked.deadlines;
 
+	if (waiter->deadline_ns == DS_DEADLINE_NONE) {
+		ds_list_push_back(&fetcher->locked.patient, &waiter->deadline_node);
+		return;
+	}
 	/* Nearly always the latest of all. */
 	while (at->prev != &fetcher->locked.deadlines &&
 	       ds_list_entry(at->prev, struct ds_fetch_waiter, deadline_node)->deadline_ns >

@@ -132,6 +132,7 @@ struct ds_fetcher {
 		struct ds_list demand, prefetch;
 		struct ds_list waiting;	  /* flights */
 		struct ds_list deadlines; /* waiters, soonest first */
+		struct ds_list patient;	  /* waiters without a deadline */
 		struct ds_list calls;
 		size_t flights_n;
 		unsigned gets_n; /* batches with the store */

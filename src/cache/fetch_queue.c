@@ -17,7 +17,7 @@
 #define POLL_MIN_MS	2u
 #define POLL_MAX_MS	50u
 #define PATIENCE_MAX_MS 10000u /* with a lock that another process holds */
-#define QUIET_GET_MS	60000u /* deadline of a GET that nobody waits for */
+#define QUIET_GET_MS	60000u /* deadline of a GET that nobody waits for, or nobody in a hurry */
 #define MOVED_MAX	4u     /* times that a pack may go while we fetch from it */
 
 struct place {
@@ -159,6 +159,9 @@ static void take_locked(struct ds_flight *flight, struct ds_list *list, bool at_
 	flight->state = DS_FLIGHT_CLAIMING;
 	flight->cost_bytes = cost_of(flight);
 	flight->fetcher->locked.inflight_bytes += flight->cost_bytes;
+	flight->fetcher->locked.stats.inflight_most_bytes =
+		DS_MAX(flight->fetcher->locked.stats.inflight_most_bytes,
+		       flight->fetcher->locked.inflight_bytes);
 	if (at_end)
 		ds_list_push_back(list, &flight->node);
 	else
@@ -200,13 +203,17 @@ static bool pick_locked(struct ds_fetcher *fetcher, struct ds_list *ret_list)
 
 enum claim { CLAIM_FETCH, CLAIM_GONE };
 
+/* Of those who wait for it; 0: nobody in a hurry does. */
 static uint64_t latest_deadline_locked(const struct ds_flight *flight)
 {
 	uint64_t latest = 0;
 
-	ds_list_for_each (node, &flight->waiters)
-		latest = DS_MAX(latest,
-				ds_list_entry(node, struct ds_fetch_waiter, node)->deadline_ns);
+	ds_list_for_each (node, &flight->waiters) {
+		uint64_t deadline = ds_list_entry(node, struct ds_fetch_waiter, node)->deadline_ns;
+
+		if (deadline != DS_DEADLINE_NONE)
+			latest = DS_MAX(latest, deadline);
+	}
 	return latest;
 }
 

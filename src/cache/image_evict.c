@@ -453,3 +453,17 @@ int ds_cache_make_room(struct ds_cache *cache, uint64_t bytes)
 	ds_cache_root_unref(root);
 	return r;
 }
+
+uint64_t ds_cache_room_bytes(struct ds_cache *cache)
+{
+	struct ds_cache_root *root = ds_cache_root_get(cache);
+	uint64_t total, left, floor, room;
+
+	if (!root)
+		return 0;
+	left = free_bytes(root, &total);
+	floor = total / 100 * cache->free_floor_percent;
+	room = ds_cache_usage_get(cache, root, true) + (left > floor ? left - floor : 0);
+	ds_cache_root_unref(root);
+	return DS_MIN(room, (uint64_t)cache->capacity_bytes);
+}

@@ -454,3 +454,8 @@ int ds_map_give_up(int map_fd, struct ds_map_header *header, uint64_t goal_bytes
 		       offsetof(struct ds_map_header, segment_used_ms));
 	return 0;
 }
+
+uint64_t ds_image_map_bytes(uint32_t slots_n)
+{
+	return (ds_map_len(slots_n) + 4095) / 4096 * 4096;
+}

@@ -122,17 +122,22 @@ static void over(struct ds_fetch_waiter *waiter, int result, struct ds_chunk_byt
 	syscall(SYS_futex, &want->is_over, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
+void want_init(struct want *want, const struct support_pack *pack, uint32_t slot)
+{
+	memset(want, 0, sizeof(*want));
+	want->waiter.done = over;
+	want->pack = pack;
+	want->slot = slot;
+}
+
 void want_start(struct want *want, struct ds_fetcher *fetcher, struct ds_image *image,
 		const struct support_pack *pack, const struct stored_pack *stored, uint32_t slot,
 		uint64_t timeout_ms)
 {
 	struct ds_fetch_target target = target_of(image, pack, stored, slot);
 
-	memset(want, 0, sizeof(*want));
-	want->waiter.done = over;
+	want_init(want, pack, slot);
 	want->waiter.deadline_ns = ds_deadline_in_ms(timeout_ms);
-	want->pack = pack;
-	want->slot = slot;
 	check(ds_fetcher_want(fetcher, &target, &want->waiter), "want");
 }
 

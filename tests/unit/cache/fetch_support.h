@@ -37,7 +37,9 @@ struct want {
 	struct ds_diag diag;
 	uint64_t over_ns;
 };
-/* Starts it; the bytes are compared when they come. */
+/* For who starts it himself; the bytes are compared when they come. */
+void want_init(struct want *want, const struct support_pack *pack, uint32_t slot);
+/* Starts it. */
 void want_start(struct want *want, struct ds_fetcher *fetcher, struct ds_image *image,
 		const struct support_pack *pack, const struct stored_pack *stored, uint32_t slot,
 		uint64_t timeout_ms);

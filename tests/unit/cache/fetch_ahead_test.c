@@ -1,0 +1,142 @@
+/*
+ * Wants of somebody who is in no hurry: they travel together, demand overtakes them, each is told how it ended, and no deadline
+ * ends them.
+ */
+#include <criterion/criterion.h>
+
+#include "fetch_bench.h"
+#include "util/clock.h"
+
+TestSuite(fetch_ahead, .fini = support_clean, .timeout = 120);
+
+#define WANTS_MAX 200u
+
+/* Chunks from `first` on, each `step` after the one before. */
+static void start_ahead(struct bench *bench, struct want *wants, uint32_t first, uint32_t step,
+			uint32_t n)
+{
+	struct ds_fetch_target targets[WANTS_MAX];
+	struct ds_fetch_waiter *waiters[WANTS_MAX];
+	size_t taken_n;
+
+	for (uint32_t i = 0; i < n; i++) {
+		want_init(&wants[i], &bench->pack, first + i * step);
+		targets[i] = target_of(bench->image, &bench->pack, &bench->stored, wants[i].slot);
+		waiters[i] = &wants[i].waiter;
+	}
+	cr_assert_eq(ds_fetcher_want_ahead(bench->fetcher, targets, waiters, n, &taken_n), 0);
+	cr_assert_eq(taken_n, n);
+}
+
+Test(fetch_ahead, they_travel_together_and_each_is_told)
+{
+	struct ds_fetcher_options options = {.coalesce_bytes_max = DS_KIB(256)};
+	struct want wants[200];
+	struct bench bench;
+
+	bench_open(&bench, 200, DS_KIB(8), true, &options);
+	start_ahead(&bench, wants, 0, 1, 200);
+	for (uint32_t i = 0; i < 200; i++)
+		cr_assert_eq(want_wait(&wants[i]), 0);
+	/* 1,600 KiB in pieces of 256 at most; they gather while the first are looked at. */
+	cr_assert_leq(bench.store->gets_n, 14);
+	cr_assert_eq(support_count(bench.image, &bench.pack, false), 200);
+	/* What is here is told at once, and not fetched. */
+	start_ahead(&bench, wants, 0, 1, 200);
+	for (uint32_t i = 0; i < 200; i++)
+		cr_assert_eq(want_wait(&wants[i]), 0);
+	cr_assert_eq(stats_of(&bench).chunks_n, 200);
+	bench_close(&bench);
+}
+
+Test(fetch_ahead, demand_overtakes_and_joins)
+{
+	struct ds_fetcher_options options = {.inflight_bytes_max = DS_KIB(64),
+					     .coalesce_bytes_max = DS_KIB(8)};
+	struct want ahead[20], demand, joined;
+	struct bench bench;
+
+	bench_open(&bench, 60, DS_KIB(8), true, &options);
+	hold(&bench);
+	start_ahead(&bench, ahead, 0, 2, 20);
+	/* Three quarters of the budget, 16 KiB each; the last is for who cannot wait. */
+	fault_store_wait_held(bench.store, 3);
+	cr_assert_eq(stats_of(&bench).inflight_bytes, DS_KIB(48));
+	/* The last of them is wanted now: it goes before all that were there earlier. */
+	start(&bench, &joined, 38, 20000);
+	fault_store_wait_held(bench.store, 4);
+	cr_assert_eq(stats_of(&bench).joined_n, 1);
+	cr_assert_leq(stats_of(&bench).inflight_most_bytes, DS_KIB(64));
+	start(&bench, &demand, 59, 20000);
+	fault_store_release(bench.store);
+	cr_assert_eq(want_wait(&joined), 0);
+	cr_assert_eq(want_wait(&demand), 0);
+	for (uint32_t i = 0; i < 20; i++)
+		cr_assert_eq(want_wait(&ahead[i]), 0);
+	cr_assert_eq(stats_of(&bench).chunks_n, 21);
+	cr_assert_leq(stats_of(&bench).inflight_most_bytes, DS_KIB(64));
+	bench_close(&bench);
+}
+
+Test(fetch_ahead, what_fails_in_passing_is_tried_again_and_damage_is_told)
+{
+	struct want wants[50];
+	unsigned bad_n = 0;
+	struct bench bench;
+
+	bench_open(&bench, 50, 5000, false, NULL);
+	set(&bench, "packs/", 0, -DS_E_SERVER, 3);
+	start_ahead(&bench, wants, 0, 5, 10);
+	for (uint32_t i = 0; i < 10; i++)
+		cr_assert_eq(want_wait(&wants[i]), 0);
+	cr_assert_eq(bench.store->failed_n, 3);
+	set(&bench, "packs/", 1000, 0, 0);
+	start_ahead(&bench, wants, 1, 5, 10);
+	for (uint32_t i = 0; i < 10; i++) {
+		bad_n += want_wait(&wants[i]) == -DS_E_CORRUPT;
+		cr_assert(wants[i].result == 0 || wants[i].diag.object[0]);
+	}
+	cr_assert_gt(bad_n, 0);
+	set(&bench, "packs/", 0, -DS_E_AUTH, 1000);
+	start_ahead(&bench, wants, 2, 5, 10);
+	for (uint32_t i = 0; i < 10; i++)
+		cr_assert_eq(want_wait(&wants[i]), -DS_E_AUTH);
+	bench_close(&bench);
+}
+
+Test(fetch_ahead, T4_those_who_wait_for_a_deadline_are_not_kept)
+{
+	struct want ahead[10], soon;
+	struct bench bench;
+
+	bench_open(&bench, 20, 5000, false, NULL);
+	hold(&bench);
+	start_ahead(&bench, ahead, 0, 1, 10);
+	start(&bench, &soon, 3, 50);
+	cr_assert_eq(want_wait(&soon), -DS_E_TIMEOUT);
+	for (uint32_t i = 0; i < 10; i++)
+		cr_assert_eq(ahead[i].is_over, 0);
+	fault_store_release(bench.store);
+	for (uint32_t i = 0; i < 10; i++)
+		cr_assert_eq(want_wait(&ahead[i]), 0);
+	bench_close(&bench);
+}
+
+Test(fetch_ahead, they_can_be_taken_back_and_end_with_the_fetcher)
+{
+	struct want ahead[20];
+	struct bench bench;
+
+	bench_open(&bench, 20, 5000, false, NULL);
+	hold(&bench);
+	start_ahead(&bench, ahead, 0, 1, 20);
+	fault_store_wait_held(bench.store, 1);
+	for (uint32_t i = 0; i < 10; i++)
+		cr_assert(ds_fetcher_abandon(bench.fetcher, &ahead[i].waiter));
+	bench.fetcher = ds_fetcher_free(bench.fetcher);
+	for (uint32_t i = 0; i < 10; i++)
+		cr_assert_eq(ahead[i].is_over, 0);
+	for (uint32_t i = 10; i < 20; i++)
+		cr_assert_eq(want_wait(&ahead[i]), -DS_E_INTERRUPTED);
+	bench_close(&bench);
+}
