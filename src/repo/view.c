@@ -36,9 +36,10 @@ int ds_view_open(struct ds_repo *repo, struct ds_cache *cache, struct ds_fetcher
 	view->index_root = record->index;
 	ds_cache_get_stats(cache, &stats);
 	view->fits_cache = record->totals.bytes <= stats.capacity_bytes;
-	view->runs_ahead = stats.capacity_bytes >= VIEW_AHEAD_CAPACITY_MIN;
 	pthread_mutex_init(&view->mutex, NULL);
 	view_streams_init(view);
+	view->runs_ahead =
+		stats.capacity_bytes / VIEW_AHEAD_BUDGETS_MIN >= view->streams.budget_bytes;
 	r = view_images_init(view);
 	if (r == 0)
 		r = ds_map_new(&view->locked.backed);

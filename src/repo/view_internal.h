@@ -17,8 +17,8 @@
 #define VIEW_FILE_SLOTS	  64u
 #define VIEW_STREAMS_N	  32u
 #define VIEW_EXTENTS_MAX  32u /* at once */
-/* The fetcher has at most 256 MiB in flight: a cache of this size does not evict them unread. */
-#define VIEW_AHEAD_CAPACITY_MIN DS_MIB(512)
+/* Of what the fetcher has in flight at most: a cache of this size does not evict them unread. */
+#define VIEW_AHEAD_BUDGETS_MIN 2u
 
 /* A pack of the manifest; never freed while the view is open. */
 struct view_pack {
@@ -113,6 +113,9 @@ int view_pack_image(struct ds_view *view, struct view_pack *pack, struct ds_imag
 int view_file_image(struct ds_view *view, const struct ds_entry *entry,
 		    struct ds_image **ret_image);
 
+/* Where the chunk of a file of one lies and goes, its row checked against its pack's; the image is left to the caller. -DS_E_MALFORMED. */
+int view_small_target(const struct ds_entry *entry, const struct ds_pack_row *pack,
+		      struct ds_fetch_target *ret_target);
 /* Where an extent's chunk lies and goes; -DS_E_MALFORMED: nowhere. */
 int view_extent_target(struct ds_view *view, struct ds_demand *demand, struct ds_image *image,
 		       const struct ds_extent *extent, struct ds_fetch_target *ret_target);
@@ -137,6 +140,9 @@ void view_stream_follow(struct ds_view *view, struct ds_demand *demand,
 /* The manifest's pages (view_pages.c). */
 int view_pages_init(struct ds_view *view);
 void view_pages_release(struct ds_view *view);
+/* Where a page of the manifest lies and goes. ref.stored_len_bytes is 0 for one of zeros, which lies nowhere. */
+int view_page_target(struct ds_view *view, struct ds_demand *demand, uint64_t page,
+		     struct ds_fetch_target *ret_target);
 /*
  * Fetches the record's prefetch list in one GET and stashes it, unless it is in the cache already.
  * Best effort.

@@ -98,6 +98,19 @@ static struct ds_fetch_target page_target(struct ds_view *view, uint64_t page,
 	};
 }
 
+int view_page_target(struct ds_view *view, struct ds_demand *demand, uint64_t page,
+		     struct ds_fetch_target *ret_target)
+{
+	const struct ds_page_index_node *leaf = NULL;
+	int r;
+
+	demand_clear(demand);
+	r = get_leaf(view, demand, page, &leaf);
+	if (r == 0)
+		*ret_target = page_target(view, page, &leaf->entries[page - leaf->first_page]);
+	return r;
+}
+
 /*
  * Queues a missing page and what follows it, as far as it lies directly behind it in the pack: one
  * GET brings all, and the demand for the page, which comes next, joins it.

@@ -45,9 +45,8 @@ static void fill_ref(struct ds_chunk_ref *ref, const struct ds_entry_chunk *chun
 	};
 }
 
-/* Checks the row against its pack's; the image is left to the caller. */
-static int small_target(const struct ds_entry *entry, const struct ds_pack_row *pack,
-			struct ds_fetch_target *ret_target)
+int view_small_target(const struct ds_entry *entry, const struct ds_pack_row *pack,
+		      struct ds_fetch_target *ret_target)
 {
 	if (entry->chunk.ordinal >= pack->chunks_n || entry->size_bytes > DS_CHUNK_MAX ||
 	    entry->chunk.raw_off > pack->raw_bytes ||
@@ -73,7 +72,7 @@ static int add_neighbour(void *ctx, const struct ds_entry *entry)
 	struct ds_fetch_target *target = &neighbours->targets[neighbours->targets_n];
 
 	if (entry->type != DS_ENTRY_FILE || entry->chunk.pack != neighbours->pack->number ||
-	    small_target(entry, neighbours->pack, target) < 0)
+	    view_small_target(entry, neighbours->pack, target) < 0)
 		return 1;
 	target->image = neighbours->image;
 	if (view_chunk_is_local(target))
@@ -133,7 +132,7 @@ static int read_small(struct ds_view *view, struct ds_demand *demand, const stru
 
 	r = view_pack_get(view, demand, entry->chunk.pack, &pack);
 	if (r == 0)
-		r = small_target(entry, &pack->row, &target);
+		r = view_small_target(entry, &pack->row, &target);
 	if (r == 0)
 		r = view_pack_image(view, pack, &target.image);
 	if (r < 0)
@@ -311,7 +310,7 @@ static void ahead_small(struct ds_view *view, const struct ds_entry *entry, stru
 	struct view_pack *pack;
 
 	if (view_pack_get(view, NULL, entry->chunk.pack, &pack) == 0 &&
-	    small_target(entry, &pack->row, &target) == 0 &&
+	    view_small_target(entry, &pack->row, &target) == 0 &&
 	    view_pack_image(view, pack, &target.image) == 0)
 		add_ahead(view, ahead, &target);
 }

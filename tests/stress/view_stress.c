@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "repo/view_warm.h"
 #include "stress.h"
 #include "view_support.h"
 
@@ -34,13 +35,26 @@ static void *run_reader(void *ctx)
 	return NULL;
 }
 
+/* One that warms the view meanwhile, to its end or until it is stopped. */
+static void *run_warmer(void *ctx)
+{
+	int r = ds_warm_run(ctx, NULL);
+
+	STRESS_CHECK(r == 0 || r == -ENOSPC || r == -DS_E_INTERRUPTED);
+	return NULL;
+}
+
 int main(int argc, char *argv[])
 {
 	static const uint64_t capacities[] = {DS_MIB(256), DS_MIB(256), 300000, 0};
 	struct stress stress = stress_begin(argc, argv, 8);
 	struct ds_prng prng = {.state = stress.seed};
 	struct reader readers[THREADS_N];
+	struct ds_warm_options options = {.timeout_ms = 20000};
+	struct ds_warm_progress progress;
+	struct ds_warm *warm;
 	struct view_bench bench;
+	pthread_t warmer;
 	uint64_t rounds_n = 0;
 
 	view_bench_init(&bench);
@@ -55,8 +69,17 @@ int main(int argc, char *argv[])
 			STRESS_CHECK(pthread_create(&readers[i].thread, NULL, run_reader,
 						    &readers[i]) == 0);
 		}
+		STRESS_CHECK(ds_warm_new(bench.view, &options, &warm) == 0);
+		STRESS_CHECK(pthread_create(&warmer, NULL, run_warmer, warm) == 0);
+		if (ds_prng_below(&prng, 2))
+			ds_warm_stop(warm);
+		ds_warm_get_progress(warm, &progress);
 		for (unsigned i = 0; i < THREADS_N; i++)
 			pthread_join(readers[i].thread, NULL);
+		ds_warm_get_progress(warm, &progress);
+		ds_warm_stop(warm);
+		pthread_join(warmer, NULL);
+		ds_warm_free(warm);
 		view_bench_close(&bench);
 		rounds_n++;
 	} while (ds_mono_ns() < stress.until_ns);
