@@ -81,6 +81,11 @@ static void check_kernel(struct doctor *doctor)
 		say(doctor, NOTE, "io_uring", "%s", ds_fs_no_uring());
 	else
 		say(doctor, GOOD, "io_uring", "mounts take the kernel's requests through it");
+	if (ds_fs_no_readahead())
+		say(doctor, NOTE, "readahead", "%s", ds_fs_no_readahead());
+	else
+		say(doctor, GOOD, "readahead",
+		    "the kernel can be made to read ahead as far as readahead= says");
 }
 
 static void check_cache(struct doctor *doctor)

@@ -18,28 +18,6 @@
 
 #define CAT_BUFFER_BYTES DS_MIB(4)
 
-/* Paths are given relative to the root; leading, trailing and double slashes and "." do no harm. */
-static char *clean_path(const char *path)
-{
-	char *clean = ds_malloc(strlen(path) + 1), *out = clean;
-
-	if (!clean)
-		return NULL;
-	while (*path) {
-		size_t len = strcspn(path, "/");
-
-		if (len > 0 && !(len == 1 && path[0] == '.')) {
-			if (out > clean)
-				*out++ = '/';
-			memcpy(out, path, len);
-			out += len;
-		}
-		path += len + (path[len] == '/');
-	}
-	*out = '\0';
-	return clean;
-}
-
 struct ls_call {
 	struct cli_call *call;
 	struct dsfs_version *version;
@@ -122,7 +100,7 @@ static int ls_itself(struct ls_call *ls, struct dsfs_stat *stat)
 static int run_ls(struct cli_call *call)
 {
 	struct ls_call ls = {.call = call, .is_long = cli_has(call, "long")};
-	_ds_cleanup_free_ char *path = clean_path(call->args_n > 1 ? call->args[1] : "");
+	_ds_cleanup_free_ char *path = cli_clean_path(call->args_n > 1 ? call->args[1] : "");
 	struct dsfs_repository *repository = NULL;
 	struct ds_locator locator = {0};
 	struct dsfs_stat stat;
@@ -231,7 +209,7 @@ static int run_cat(struct cli_call *call)
 		r = dsfs_version_open(repository, locator.selector, &version, &call->error);
 	cli_catch_signals();
 	for (size_t i = 1; r == 0 && i < call->args_n; i++) {
-		_ds_cleanup_free_ char *path = clean_path(call->args[i]);
+		_ds_cleanup_free_ char *path = cli_clean_path(call->args[i]);
 
 		r = path ? cat_file(call, version, path) : -ENOMEM;
 	}

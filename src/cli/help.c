@@ -60,11 +60,24 @@ static void print_options(const struct cli_option *table)
 		print_option(table);
 }
 
+/* "=SIZE", or "[=PATH]" for a value that may be left away. */
+static int print_mount_value(const struct cli_option *row, const char *before, const char *after)
+{
+	const char *text = row->argument;
+
+	if (!text)
+		return 0;
+	if (text[0] == '[')
+		return printf("[=%s%s%s", before, text + 1, after);
+	return printf("=%s%s%s", before, text, after);
+}
+
 static void print_mount_options(const struct cli_option *table)
 {
 	for (; table->name; table++) {
-		int n = printf("  %s%s%s", table->name, table->argument ? "=" : "",
-			       table->argument ? table->argument : "");
+		int n = printf("  %s", table->name);
+
+		n += print_mount_value(table, "", "");
 
 		if (n > 26) {
 			putchar('\n');
@@ -184,9 +197,9 @@ static void print_man_command(const struct cli_command *command)
 	if (command->mount_options) {
 		printf(".SH MOUNT OPTIONS\n");
 		for (const struct cli_option *row = command->mount_options; row->name; row++) {
-			printf(".TP\n\\fB%s\\fR%s", row->name, row->argument ? "=\\fI" : "");
-			printf("%s%s\n", row->argument ? row->argument : "",
-			       row->argument ? "\\fR" : "");
+			printf(".TP\n\\fB%s\\fR", row->name);
+			print_mount_value(row, "\\fI", "\\fR");
+			putchar('\n');
 			print_troff(row->help);
 		}
 	}
@@ -312,7 +325,8 @@ void cli_help_print_completion(void)
 			continue;
 		printf("\t[ \"${COMP_WORDS[1]}\" = %s ] && mount='", cli_commands[i]->name);
 		for (; row->name; row++)
-			printf(" %s%s", row->name, row->argument ? "=" : "");
+			printf(" %s%s", row->name,
+			       row->argument && row->argument[0] != '[' ? "=" : "");
 		printf("'\n");
 	}
 	printf("\twhole=$cur\n"

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/session.h"
 #include "util/log.h"
 #include "util/mem.h"
 #include "util/str.h"
@@ -55,6 +56,19 @@ const struct cli_option cli_mount_option_table[] = {
 	 "take the kernel's requests through io_uring, which costs less (Linux 6.14, switched on "
 	 "as "
 	 "'dsfs doctor' says); auto does where it can be had (auto)",
+	 false},
+	{0, "readahead", "SIZE",
+	 "how far the kernel reads ahead of who reads in order, 4K to 64M; more than its own 128K "
+	 "needs root (1M)",
+	 false},
+	{0, "inflight", "SIZE",
+	 "memory for all that is on its way from the store at once, as it is stored and unpacked, "
+	 "at least 16M (256M)",
+	 false},
+	{0, "warm", "[PATH[:PATH]...]",
+	 "fetch these files and directories, or without a value everything, into the cache as soon "
+	 "as "
+	 "the mount answers, behind what is read; \\: stands for a colon in a path",
 	 false},
 	{0, "log", "FILE|syslog|stderr",
 	 "where messages go (syslog in the background, stderr with -f)", false},
@@ -114,6 +128,7 @@ void cli_mount_options_release(struct cli_mount_options *options)
 	ds_free(options->profile);
 	ds_free(options->log);
 	ds_free(options->flags);
+	ds_free(options->warm);
 	cli_mount_options_init(options);
 }
 
@@ -174,10 +189,6 @@ static int apply(struct cli_mount_options *options, const char *name, const char
 		return value[0] ? set_text(&options->version, value) : -EINVAL;
 	if (strcmp(name, "cache_dir") == 0)
 		return value[0] ? set_text(&options->cache_dir, value) : -EINVAL;
-	if (strcmp(name, "cache_size") == 0)
-		return ds_parse_size(value, &options->cache_bytes) < 0 || !options->cache_bytes
-			       ? -EINVAL
-			       : 0;
 	if (strcmp(name, "endpoint") == 0)
 		return set_text(&options->endpoint, value);
 	if (strcmp(name, "region") == 0)
@@ -200,6 +211,8 @@ static int apply(struct cli_mount_options *options, const char *name, const char
 		return ds_fs_mode_parse(value, &options->mode);
 	if (strcmp(name, "io_uring") == 0)
 		return ds_fs_uring_parse(value, &options->uring);
+	if (strcmp(name, "warm") == 0)
+		return set_text(&options->warm, value);
 	if (strcmp(name, "log") == 0)
 		return value[0] ? set_text(&options->log, value) : -EINVAL;
 	if (strcmp(name, "allow_other") == 0)
@@ -210,6 +223,45 @@ static int apply(struct cli_mount_options *options, const char *name, const char
 		options->debug = true;
 	else
 		return -ENOENT;
+	return 0;
+}
+
+static const struct {
+	const char *name;
+	size_t field;
+	uint64_t min_bytes, max_bytes;
+} sizes[] = {
+	{"cache_size", offsetof(struct cli_mount_options, cache_bytes), 1, UINT64_MAX},
+	{"inflight", offsetof(struct cli_mount_options, inflight_bytes), CLI_INFLIGHT_MIN,
+	 UINT64_MAX},
+	{"readahead", offsetof(struct cli_mount_options, readahead_bytes), CLI_READAHEAD_MIN,
+	 CLI_READAHEAD_MAX},
+};
+
+/* -ENOENT: it is no size. */
+static int apply_size(struct cli_mount_options *options, const char *name, const char *value,
+		      struct ds_diag *reterr_diag)
+{
+	char least[32], most[32];
+	uint64_t bytes;
+	size_t i = 0;
+
+	while (i < DS_ARRAY_SIZE(sizes) && strcmp(name, sizes[i].name) != 0)
+		i++;
+	if (i == DS_ARRAY_SIZE(sizes))
+		return -ENOENT;
+	if (ds_parse_size(value, &bytes) < 0 || !bytes)
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, value,
+				   "bad value for the mount option %s", name);
+	ds_format_size(sizes[i].min_bytes, least, sizeof(least));
+	ds_format_size(sizes[i].max_bytes, most, sizeof(most));
+	if (bytes < sizes[i].min_bytes)
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, value,
+				   "the mount option %s is at least %s", name, least);
+	if (bytes > sizes[i].max_bytes)
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, value,
+				   "the mount option %s is at most %s", name, most);
+	*(uint64_t *)((char *)options + sizes[i].field) = bytes;
 	return 0;
 }
 
@@ -290,9 +342,12 @@ static int parse_one(struct cli_mount_options *options, char *text, struct ds_di
 		return ds_diag_set(reterr_diag, -DS_E_USAGE, text, "unknown mount option");
 	if (!row->argument && value)
 		return ds_diag_set(reterr_diag, -DS_E_USAGE, text, "takes no value");
-	if (row->argument && !value)
+	if (row->argument && row->argument[0] != '[' && !value)
 		return ds_diag_set(reterr_diag, -DS_E_USAGE, text, "needs a value: %s=%s", text,
 				   row->argument);
+	r = apply_size(options, text, value, reterr_diag);
+	if (r != -ENOENT)
+		return r;
 	r = apply(options, text, value ? value : "");
 	if (r == -EINVAL)
 		return ds_diag_set(reterr_diag, -DS_E_USAGE, value,
@@ -337,4 +392,35 @@ int cli_mount_options_parse(struct cli_mount_options *options, const char *text,
 		}
 	}
 	return r;
+}
+
+int cli_mount_warm_paths(const char *warm, char ***ret_paths, size_t *ret_n)
+{
+	_ds_cleanup_free_ char *one = ds_malloc(strlen(warm) + 1);
+	char **paths = ds_calloc(strlen(warm) / 2 + 2, sizeof(paths[0])), *out = one;
+	size_t n = 0;
+
+	for (const char *at = warm; one && paths; at++) {
+		if (at[0] == '\\' && at[1] == ':') {
+			*out++ = *++at;
+		} else if (*at == ':' || *at == '\0') {
+			*out = '\0';
+			if (out > one) {
+				paths[n] = cli_clean_path(one);
+				if (!paths[n])
+					break;
+				n++;
+			}
+			out = one;
+			if (*at)
+				continue;
+			*ret_paths = paths;
+			*ret_n = n;
+			return 0;
+		} else {
+			*out++ = *at;
+		}
+	}
+	cli_paths_free(paths);
+	return -ENOMEM;
 }

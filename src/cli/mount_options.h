@@ -7,6 +7,11 @@
 #include "cli/cli.h"
 #include "fs/fs.h"
 
+/* Two of the largest chunks, stored and raw: less would be no pipeline. */
+#define CLI_INFLIGHT_MIN  DS_MIB(16)
+#define CLI_READAHEAD_MIN DS_KIB(4)
+#define CLI_READAHEAD_MAX DS_MIB(64)
+
 struct cli_mount_options {
 	char *version; /* NULL: not given */
 	char *cache_dir;
@@ -18,6 +23,9 @@ struct cli_mount_options {
 	uint32_t uid, gid;
 	uint32_t umask; /* 0: none */
 	uint64_t timeout_ms;
+	uint64_t inflight_bytes;  /* 0: default */
+	uint64_t readahead_bytes; /* 0: default */
+	char *warm; /* paths, a colon between them, "\:" for one in a path; "": everything; NULL: nothing */
 	char *log; /* "syslog", "stderr", a path; NULL: default */
 	bool debug;
 	char *flags; /* what libfuse is to tell the kernel, escaped for it; NULL: nothing */
@@ -33,6 +41,8 @@ extern const struct cli_option cli_mount_option_table[];
 
 void cli_mount_options_init(struct cli_mount_options *options);
 void cli_mount_options_release(struct cli_mount_options *options);
+/* The paths of `warm`, cleaned: a list that ends with NULL, to be freed with cli_paths_free; none for everything. -ENOMEM. */
+int cli_mount_warm_paths(const char *warm, char ***ret_paths, size_t *ret_n);
 /* Takes one comma-separated list; "\," stands for a comma in a value, and a value in double quotes, which stay, may hold commas. May be called several times: later wins. -DS_E_USAGE naming the
  * option; -ENOMEM. */
 int cli_mount_options_parse(struct cli_mount_options *options, const char *text,

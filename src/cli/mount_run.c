@@ -19,11 +19,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "cli/mount_warm.h"
 #include "cli/mountinfo.h"
 #include "cli/session.h"
 #include "fs/fs.h"
@@ -51,8 +51,9 @@ struct mount_job {
 	struct ds_fetcher *fetcher;
 	struct ds_record *record;
 	struct ds_view *view;
-	int ready_fd; /* -1 in the foreground */
-	int watch_fd; /* the same pipe, for the thread that watches the parent */
+	struct cli_mount_warm *warm; /* NULL: not asked for */
+	int ready_fd;		     /* -1 in the foreground */
+	int watch_fd;		     /* the same pipe, for the thread that watches the parent */
 	int state_fd;
 	int place_fd; /* holds the place until the mount is there */
 	atomic_bool is_ready;
@@ -203,18 +204,6 @@ static int check_place(struct mount_job *job)
 	return 0;
 }
 
-/* The cache keeps two descriptors for each open image, as far as the limit allows when it is opened. */
-static void raise_files_limit(void)
-{
-	struct rlimit limit;
-
-	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur == limit.rlim_max)
-		return;
-	limit.rlim_cur = limit.rlim_max;
-	if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
-		ds_log_debug("the limit of open files stays");
-}
-
 /* Only who waits for the mount is told; later the log has what fails. */
 static void tell_waits(void *ctx, const char *why, uint64_t left_ms)
 {
@@ -238,11 +227,12 @@ static int open_everything(struct mount_job *job)
 		.waits_ctx = job,
 	};
 	struct ds_cache_options cache = {.dir = job->cache_dir, .capacity_bytes = o->cache_bytes};
+	struct ds_fetcher_options fetcher = {.inflight_bytes_max = o->inflight_bytes};
 	struct ds_diag *diag = &job->call->diag;
 	struct ds_resolved resolved;
 	int r;
 
-	raise_files_limit();
+	cli_raise_files_limit();
 	r = job->cache_dir ? ds_cache_open(&cache, &job->cache, diag)
 			   : ds_diag_set(diag, -DS_E_USAGE, NULL,
 					 "there is no home directory for the cache: give -o "
@@ -254,7 +244,7 @@ static int open_everything(struct mount_job *job)
 	if (r == 0)
 		r = ds_record_get(job->repo, &resolved.version, &job->record, diag);
 	if (r == 0)
-		r = ds_fetcher_new(ds_repo_store(job->repo), job->cache, NULL, &job->fetcher);
+		r = ds_fetcher_new(ds_repo_store(job->repo), job->cache, &fetcher, &job->fetcher);
 	if (r == 0)
 		r = ds_view_open(job->repo, job->cache, job->fetcher, job->record, false,
 				 store.timeout_ms, &job->view, diag);
@@ -282,6 +272,12 @@ static void log_mounted(const struct mount_job *job, const char *how)
 		    ds_digest_format(&job->record->id, id), job->mountpoint, how);
 }
 
+static void start_warming(struct mount_job *job)
+{
+	if (job->warm)
+		cli_mount_warm_start(job->warm);
+}
+
 /* Called once the kernel's INIT was answered: from now on paths below the mountpoint work. */
 static void on_ready(void *ctx, const char *how)
 {
@@ -298,6 +294,7 @@ static void on_ready(void *ctx, const char *how)
 	ds_close_ptr(&job->place_fd);
 	if (job->ready_fd < 0) {
 		log_mounted(job, how);
+		start_warming(job);
 		return;
 	}
 	if (!log)
@@ -312,6 +309,7 @@ static void on_ready(void *ctx, const char *how)
 		if (null > STDERR_FILENO)
 			close(null);
 	}
+	start_warming(job);
 	if (write(job->ready_fd, &status, 1) < 0)
 		kill(getpid(), SIGTERM);
 	close(job->ready_fd);
@@ -339,6 +337,7 @@ static int serve(struct mount_job *job)
 		.gid = o->has_gid ? o->gid : (uint32_t)getegid(),
 		.umask = o->umask,
 		.timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_MS_DEFAULT,
+		.readahead_bytes = o->readahead_bytes,
 		.hangup = job->request->foreground ? NULL : on_hangup,
 		.ready = on_ready,
 		.ctx = job,
@@ -351,8 +350,12 @@ static int serve(struct mount_job *job)
 	/* Others of another user, or before whom the lock could not be had. */
 	if (r == 0)
 		r = check_free(job, false);
+	if (r == 0 && o->warm)
+		r = cli_mount_warm_new(job->view, o->warm, o->timeout_ms, &job->warm);
+	options.warm = cli_mount_warm_of(job->warm);
 	if (r == 0)
 		r = ds_fs_run(&options, job->view, job->record, job->fetcher, &job->call->diag);
+	job->warm = cli_mount_warm_free(job->warm);
 	cli_mount_state_remove(job->mountpoint, job->state_fd);
 	/* Nobody waits for a mount in the foreground to be ready: a signal is its end, however early. */
 	return r == -EINTR && job->request->foreground ? 0 : r;

@@ -2,7 +2,10 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
 
+#include "util/log.h"
 #include "util/mem.h"
 
 int cli_open_repo(struct cli_call *call, const char *text, struct ds_locator *ret_locator,
@@ -61,4 +64,43 @@ void cli_tell_locked(const struct cli_call *call, const char *typed)
 		fprintf(stderr,
 			"dsfs: %s: another process has locked the repository; waiting for it\n",
 			typed);
+}
+
+char *cli_clean_path(const char *path)
+{
+	char *clean = ds_malloc(strlen(path) + 1), *out = clean;
+
+	if (!clean)
+		return NULL;
+	while (*path) {
+		size_t len = strcspn(path, "/");
+
+		if (len > 0 && !(len == 1 && path[0] == '.')) {
+			if (out > clean)
+				*out++ = '/';
+			memcpy(out, path, len);
+			out += len;
+		}
+		path += len + (path[len] == '/');
+	}
+	*out = '\0';
+	return clean;
+}
+
+void cli_paths_free(char **paths)
+{
+	for (size_t i = 0; paths && paths[i]; i++)
+		ds_free(paths[i]);
+	ds_free(paths);
+}
+
+void cli_raise_files_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur == limit.rlim_max)
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+		ds_log_debug("the limit of open files stays");
 }

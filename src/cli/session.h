@@ -19,4 +19,14 @@ int cli_open_library(struct cli_call *call, const char *text, struct ds_locator 
 /* Says that the repository `typed` is waited for (ds_repo_lock). */
 void cli_tell_locked(const struct cli_call *call, const char *typed);
 
+/*
+ * A path of a version as it was typed, relative to the root: leading, trailing and double slashes and "." do no harm. New
+ * string or NULL.
+ */
+char *cli_clean_path(const char *path);
+/* Of a list that ends with NULL. */
+void cli_paths_free(char **paths);
+/* The cache keeps two descriptors for each open image, as far as the limit allows when it is opened. */
+void cli_raise_files_limit(void);
+
 #endif

@@ -12,6 +12,7 @@
 #include "cache/fetch.h"
 #include "repo/record.h"
 #include "repo/view.h"
+#include "repo/view_warm.h"
 
 /* How the kernel reaches the bytes; `auto` chooses by the version's sizes of files and by what can be had. */
 enum ds_fs_mode { DS_FS_AUTO, DS_FS_CLASSIC, DS_FS_STATELESS, DS_FS_PASSTHROUGH };
@@ -27,6 +28,14 @@ int ds_fs_uring_parse(const char *text, enum ds_fs_uring *ret_uring);
 /* Why this process cannot have it, and what would help, as a sentence; NULL: nothing that can be seen before a mount. */
 const char *ds_fs_no_uring(void);
 
+/*
+ * The kernel's own 128 KiB make large files slow (T13), many megabytes hurt mappings and random readers (T14).
+ */
+#define DS_FS_READAHEAD_BYTES DS_MIB(1)
+
+/* Why this process cannot raise the kernel's readahead, and what would help, as a sentence; NULL: nothing that can be seen before a mount. */
+const char *ds_fs_no_readahead(void);
+
 struct ds_fs_options {
 	const char *mountpoint; /* absolute */
 	const char *source;	/* as typed: what mountinfo shows */
@@ -37,6 +46,11 @@ struct ds_fs_options {
 	uint32_t uid, gid;   /* owner of everything */
 	uint32_t umask;	     /* permission bits that are taken away */
 	uint64_t timeout_ms; /* longest wait of a request */
+	/*
+	 * How far the kernel is to read ahead; 0: DS_FS_READAHEAD_BYTES, or further if it does already. More than its own
+	 * needs the right to write to /sys.
+	 */
+	uint64_t readahead_bytes;
 	/* Called on SIGHUP, in the signal handler; NULL: SIGHUP ends the mount. */
 	void (*hangup)(int signal);
 	/*
@@ -45,6 +59,7 @@ struct ds_fs_options {
 	 */
 	void (*ready)(void *ctx, const char *how);
 	void *ctx;
+	struct ds_warm *warm; /* of the view, for the counters; NULL: none */
 };
 
 /* Release of the libfuse that this program uses, and whether it is the bundled one. */

@@ -48,6 +48,7 @@ int fs_control_init(struct ds_fs *fs)
 
 static void print_stats(struct ds_fs *fs, struct ds_buf *buf)
 {
+	struct ds_warm_progress warm = {0};
 	struct ds_fetcher_stats fetch;
 
 	ds_fetcher_get_stats(fs->fetcher, &fetch);
@@ -65,12 +66,24 @@ static void print_stats(struct ds_fs *fs, struct ds_buf *buf)
 		"fetch_wants %llu\nfetch_joined %llu\nfetch_gets %llu\nfetch_chunks %llu\n"
 		"fetch_chunk_bytes %llu\n"
 		"fetch_corrupt %llu\nfetch_moved %llu\nfetch_pulls %llu\nfetch_waiting %llu\n"
-		"fetch_underway %llu\n",
+		"fetch_underway %llu\nfetch_inflight_bytes %llu\nfetch_inflight_most_bytes %llu\n",
 		(unsigned long long)fetch.wants_n, (unsigned long long)fetch.joined_n,
 		(unsigned long long)fetch.gets_n, (unsigned long long)fetch.chunks_n,
 		(unsigned long long)fetch.chunk_bytes, (unsigned long long)fetch.corrupt_n,
 		(unsigned long long)fetch.moved_n, (unsigned long long)fetch.pulls_n,
-		(unsigned long long)fetch.waiting_n, (unsigned long long)fetch.underway_n);
+		(unsigned long long)fetch.waiting_n, (unsigned long long)fetch.underway_n,
+		(unsigned long long)fetch.inflight_bytes,
+		(unsigned long long)fetch.inflight_most_bytes);
+	if (fs->options.warm)
+		ds_warm_get_progress(fs->options.warm, &warm);
+	ds_buf_appendf(buf,
+		       "warm_running %d\nwarm_incomplete %d\nwarm_files %llu\n"
+		       "warm_files_wanted %llu\nwarm_files_failed %llu\nwarm_bytes_wanted %llu\n"
+		       "warm_bytes_here %llu\nwarm_bytes_fetched %llu\n",
+		       fs->options.warm && !warm.is_over, warm.is_incomplete,
+		       (unsigned long long)warm.files_n, (unsigned long long)warm.files_total_n,
+		       (unsigned long long)warm.failed_n, (unsigned long long)warm.bytes_total,
+		       (unsigned long long)warm.here_bytes, (unsigned long long)warm.fetched_bytes);
 }
 
 /* What a node of `stats` shows. Never changes; goes when the kernel has forgotten the node. */

@@ -130,6 +130,9 @@ int fs_run_open(struct fs_request *request);
 /* Before the reply to the release. */
 void fs_open_release(struct ds_fs *fs, fuse_req_t req, uint64_t ino);
 
+/* fs_readahead.c: once the mount answers; completes `how`. */
+void fs_readahead_set(struct ds_fs *fs);
+
 /* fs_ready.c: called by INIT; tells the owner as soon as the mount answers, from a worker. */
 void fs_ready_start(struct ds_fs *fs);
 

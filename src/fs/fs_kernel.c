@@ -154,7 +154,9 @@ void fs_kernel_init(struct ds_fs *fs, struct fuse_conn_info *conn)
 		     FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_SPLICE_READ |
 			     FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_WRITEBACK_CACHE);
 	choose(fs, conn);
-	conn->max_readahead = (unsigned)DS_MIB(16);
+	/* The kernel takes the smaller of this and its own 128 KiB; fs_readahead.c has more. */
+	conn->max_readahead = (unsigned)(fs->options.readahead_bytes ? fs->options.readahead_bytes
+								     : DS_FS_READAHEAD_BYTES);
 	/* Parked reads must not use up what the kernel lets run in the background (T5). */
 	conn->max_background = 4096;
 	conn->congestion_threshold = 3072;

@@ -111,7 +111,7 @@ def run(box, args):
         check(variable in overview or f"${variable}" in readme, f"{variable} is not in the man page")
 
     section = parse_help(box.dsfs("mount", "--help").text)["Mount options (-o):"]
-    there = set(re.findall(r"^  ([a-z_]+)(?:=|  |$)", section, re.M))
+    there = set(re.findall(r"^  ([a-z_]+)(?:\[?=|  |$)", section, re.M))
     in_readme = set(re.findall(r"`([a-z_]+)=?`", " ".join(r[0] for r in table_of(readme, "Mount options"))))
     equal(in_readme - there, set(), "mount options of the README that are none")
     equal(there - in_readme, {"debug"}, "mount options that the README does not tell")

@@ -90,6 +90,24 @@ def check_asked(box, repo, source):
         say(f"{mode}: {again} requests for {len(small)} files that were read before")
 
 
+def check_readahead(box, repo):
+    """How far the kernel reads ahead: as asked, further than it does by itself only as root."""
+    for options, kib in ((), 1024), (("readahead=2M",), 2048), (("readahead=64K",), 64):
+        with box.mount(repo, *options) as mount:
+            device = os.stat(mount.path).st_dev
+            said = re.search("; readahead ([0-9.]+) ([KM])iB", mount.log_text())
+            check(said, f"nothing about readahead in {mount.log_text()}")
+            is_kib = int(read(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"))
+        equal(float(said[1]) * {"K": 1, "M": 1024}[said[2]], is_kib, f"KiB as the log says, for {options}")
+        if os.geteuid() == 0 or kib <= 64:
+            equal(is_kib, kib, f"KiB that are read ahead, for {options}")
+    for bad, word in ("2K", "at least 4.0 KiB"), ("1G", "at most 64.0 MiB"):
+        result = box.dsfs("mount", repo, box.dir, "-o", f"readahead={bad}", status=2)
+        check(word in result.errors and result.errors.count("\n") == 1, f"said: {result.errors}")
+    result = box.dsfs("mount", repo, box.dir, "-o", "inflight=1M", status=2)
+    check("inflight is at least 16.0 MiB" in result.errors, f"said: {result.errors}")
+
+
 def hold(path, n):
     return [open(path, "rb") for _ in range(n)]
 
@@ -169,6 +187,7 @@ def run(box, args):
     box.commit(source, repo, "--init")
     check_auto(box, rng)
     check_asked(box, repo, source)
+    check_readahead(box, repo)
     missing = may_pass(box)
     if missing:
         raise lib.Skip(missing)

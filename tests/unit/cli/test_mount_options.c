@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cli/mount_options.h"
+#include "cli/session.h"
 #include "suite.h"
 #include "util/mem.h"
 
@@ -27,12 +28,15 @@ Test(mount_options, every_row_of_the_table_is_understood)
 		struct cli_mount_options options;
 		char text[128];
 
-		/* The first of several words; 7 is a value for all that take other things. */
+		/* The first of several words, a size within all bounds; 7 is a value for all that take other things. */
 		if (row->argument && strchr(row->argument, '|'))
 			snprintf(text, sizeof(text), "%s=%.*s", row->name,
 				 (int)strcspn(row->argument, "|"), row->argument);
 		else
-			snprintf(text, sizeof(text), "%s%s", row->name, row->argument ? "=7" : "");
+			snprintf(text, sizeof(text), "%s%s", row->name,
+				 !row->argument			      ? ""
+				 : strcmp(row->argument, "SIZE") == 0 ? "=64M"
+								      : "=7");
 		cr_expect_eq(parse(&options, text), 0, "%s", text);
 		cli_mount_options_release(&options);
 	}
@@ -44,7 +48,8 @@ Test(mount_options, values_arrive)
 
 	cr_assert_eq(parse(&options,
 			   "version=v2.1,cache_dir=/nvme/dsfs,cache_size=500G,uid=12,gid=0,"
-			   "umask=077,timeout=90,allow_other,addressing=virtual"),
+			   "umask=077,timeout=90,allow_other,addressing=virtual,inflight=64M,"
+			   "readahead=4M"),
 		     0);
 	cr_assert_str_eq(options.version, "v2.1");
 	cr_assert_str_eq(options.cache_dir, "/nvme/dsfs");
@@ -54,6 +59,9 @@ Test(mount_options, values_arrive)
 	cr_assert_eq(options.timeout_ms, 90000);
 	cr_assert(options.allow_other);
 	cr_assert_eq(options.addressing, DS_STORE_ADDRESSING_VIRTUAL);
+	cr_assert_eq(options.inflight_bytes, DS_MIB(64));
+	cr_assert_eq(options.readahead_bytes, DS_MIB(4));
+	cr_assert_null(options.warm);
 	cli_mount_options_release(&options);
 }
 
@@ -134,6 +142,40 @@ Test(mount_options, the_later_one_wins)
 	cli_mount_options_release(&options);
 }
 
+Test(mount_options, warm_takes_paths_or_nothing)
+{
+	static const struct {
+		const char *text;
+		const char *paths[4];
+	} rows[] = {
+		{"warm", {NULL}},
+		{"warm=", {NULL}},
+		{"warm=a", {"a"}},
+		{"warm=a:/b//c/:./d", {"a", "b/c", "d"}},
+		{"warm=a\\:b\\,c:d\\e", {"a:b,c", "d\\e"}},
+		{"warm=/", {""}},
+		{"warm=a,warm=b", {"b"}},
+	};
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(rows); i++) {
+		struct cli_mount_options options;
+		char **paths;
+		size_t n, wanted_n = 0;
+
+		cr_assert_eq(parse(&options, rows[i].text), 0, "%s", rows[i].text);
+		cr_assert_not_null(options.warm, "%s", rows[i].text);
+		cr_assert_eq(cli_mount_warm_paths(options.warm, &paths, &n), 0);
+		while (rows[i].paths[wanted_n])
+			wanted_n++;
+		cr_assert_eq(n, wanted_n, "%s", rows[i].text);
+		for (size_t k = 0; k < n; k++)
+			cr_expect_str_eq(paths[k], rows[i].paths[k]);
+		cr_expect_null(paths[n]);
+		cli_paths_free(paths);
+		cli_mount_options_release(&options);
+	}
+}
+
 Test(mount_options, I02_nonsense_is_refused_by_name)
 {
 	static const char *const bad[] = {
@@ -150,6 +192,9 @@ Test(mount_options, I02_nonsense_is_refused_by_name)
 		"addressing=dns", "addressing",
 		"context",	  "context=",
 		"noexec=1",	  "nosymfollow=yes",
+		"inflight=15M",	  "inflight=",
+		"inflight",	  "readahead=4000",
+		"readahead=65M",  "readahead=far",
 	};
 
 	for (size_t i = 0; i < DS_ARRAY_SIZE(bad); i++) {
@@ -170,7 +215,7 @@ Test(mount_options, out_of_memory_is_an_error_and_no_leak)
 		ds_mem_fail_after(n, 0);
 		r = parse(&options,
 			  "version=v1,cache_dir=/x,endpoint=e,region=r,profile=p,log=syslog,"
-			  "noexec,nosymfollow");
+			  "noexec,nosymfollow,warm=a");
 		failed_n = ds_mem_fail_after(-1, 0);
 		cli_mount_options_release(&options);
 		if (!failed_n) {
