@@ -253,10 +253,20 @@ def without_privilege(box):
     check(row["verdict"] == "note" and "root" in row["text"], f"doctor says: {row}")
 
 
+def has_stopped(pid):
+    states = set()
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/stat", encoding="ascii", errors="replace") as file:
+            states.add(file.read().rsplit(")", 1)[1].split()[0])
+    return states == {"T"}
+
+
 def passing(box, repo):
     """A statfs that is on its way (df, a listing of mounts) makes the mount busy: umount waits for it."""
     mount = lib.Mount(box, repo)
     os.kill(mount.pid, signal.SIGSTOP)
+    # Until then one of its threads may still answer.
+    box.wait(lambda: has_stopped(mount.pid), "the daemon to stop")
     looking = subprocess.Popen(["stat", "-f", mount.path], stdout=subprocess.DEVNULL)
     box.processes.append(looking)
     box.wait(lambda: "request_wait" in wchan(looking.pid), "a statfs that waits")
