@@ -386,7 +386,8 @@ const struct cli_command cli_command_fingerprint = {
 	.summary = "print the fingerprint of a version, or of a directory as it is now",
 	.details = "Equal content has an equal fingerprint, on any machine at any time: names, "
 		   "types, the executable bit, contents and link targets count, times do not. Of a "
-		   "directory every file is read.",
+		   "directory every file is read, and some 300 bytes for each lie in a temporary "
+		   "file meanwhile, in $TMPDIR or /var/tmp.",
 	.options = fingerprint_options,
 	.takes_store = true,
 	.takes_json = true,
