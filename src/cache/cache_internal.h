@@ -8,6 +8,7 @@
  *   image_disk.c   the files of one image: opening, making, throwing away
  *   image_map.c    the map: header, slots, claims, locks
  *   image_evict.c  quota, floor, eviction
+ *   cache_survey.c counting and checking all of it, by hand
  *   cache_scan.c   what of the cache is cold to a reader of more than it can hold
  *
  * An image object (struct ds_image) has a disk side (struct ds_image_disk) while it is in use: the open files
@@ -195,6 +196,7 @@ struct ds_cache {
 
 	_Atomic uint64_t images_n; /* at the last scan, and since */
 	_Atomic uint64_t fills_n, fill_failures_n, refusals_n, evictions_n, damaged_n;
+	_Atomic uint64_t evicted_bytes;
 };
 
 struct ds_image {
@@ -312,6 +314,14 @@ int ds_map_look(struct ds_image_disk *disk, const struct ds_image_slot *slot, ui
 int ds_map_set_state(struct ds_image_disk *disk, uint32_t slot, uint8_t state);
 /* Claims the slot. 0; -DS_E_MISMATCH: other claims are in the way. */
 int ds_map_claim(struct ds_image_disk *disk, const struct ds_image_slot *slot);
+/* One slot as the map has it; the state is read first. */
+int ds_map_read_slot(int map_fd, uint32_t slots_n, uint32_t slot, struct ds_map_slot *ret_slot);
+/* Calls fn for each slot that is claimed for bytes, in their order, until it gives anything but 0. -DS_E_MALFORMED: the claims make no
+ * sense. */
+int ds_map_walk(int map_fd, const struct ds_map_header *header,
+		int (*fn)(void *ctx, uint32_t number, const struct ds_map_slot *slot), void *ctx);
+/* With the exclusive lock: takes back the claim of a slot. */
+int ds_map_drop(int map_fd, uint32_t slots_n, uint32_t slot);
 /*
  * With the exclusive lock on `map_fd`: gives up the slots of least recently used segments, of those that were last used before
  * `before_ms`, until about `goal` bytes are given up; calls `punch` for the range of each after the bits are gone.

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "cache/cache_internal.h"
+#include "cache/cache_survey.h"
 #include "util/clock.h"
 #include "util/file.h"
 #include "util/str.h"
@@ -31,6 +32,7 @@
 #define LIST_LIFE_MS	  30000u
 #define NO_ROOM_MS	  200u /* do not look again so soon when nothing could be evicted */
 #define NO_COLD_MS_MAX	  10000u
+#define PRUNE_STEP_MS	  200u
 #define TMP_NEW_LIFE_S	  600 /* an image that is being made is not older than this */
 #define SLACK_BYTES_MAX	  DS_MIB(256)
 #define SLACK_OF_CAPACITY 32u /* 1/32 more than needed is evicted, so that it is worth the walk */
@@ -267,6 +269,7 @@ static int evict_files(struct ds_cache *cache, struct ds_cache_root *root,
 		punched = punch_some(&victim, goal_bytes, before_ms, &may_go);
 		if (punched > 0) {
 			ds_cache_usage_add(cache, root, -(int64_t)punched);
+			cache->evicted_bytes += punched;
 			return 0;
 		}
 		if (!may_go)
@@ -276,6 +279,7 @@ static int evict_files(struct ds_cache *cache, struct ds_cache_root *root,
 	if (r < 0)
 		return r;
 	ds_cache_usage_add(cache, root, -(int64_t)freed);
+	cache->evicted_bytes += freed;
 	if (cache->images_n > 0)
 		cache->images_n--;
 	return 0;
@@ -466,4 +470,65 @@ uint64_t ds_cache_room_bytes(struct ds_cache *cache)
 	room = ds_cache_usage_get(cache, root, true) + (left > floor ? left - floor : 0);
 	ds_cache_root_unref(root);
 	return DS_MIN(room, (uint64_t)cache->capacity_bytes);
+}
+
+/* ---- by hand */
+
+/* One round over a fresh list. */
+static int prune_listed(struct ds_cache *cache, struct ds_cache_root *root,
+			const struct ds_prune_options *options, struct ds_prune_result *result)
+{
+	int r = ds_evict_scan_locked(cache, root);
+
+	result->in_use_n = 0;
+	for (size_t i = 0; r == 0 && i < cache->evict.list_n; i++) {
+		const struct ds_evict_candidate *candidate = &cache->evict.list[i];
+		uint64_t used = ds_cache_usage_get(cache, root, true);
+
+		if (options->interrupted && *options->interrupted)
+			return -DS_E_INTERRUPTED;
+		if (used <= options->to_bytes ||
+		    (options->before_ms && candidate->used_ms >= options->before_ms))
+			break;
+		if (evict_one(cache, root, candidate,
+			      options->to_bytes ? used - options->to_bytes : UINT64_MAX, UINT64_MAX,
+			      true) == -EBUSY)
+			result->in_use_n++;
+	}
+	cache->evict.next = cache->evict.list_n;
+	return r;
+}
+
+int ds_cache_prune(struct ds_cache *cache, const struct ds_prune_options *options,
+		   struct ds_prune_result *ret_result)
+{
+	uint64_t deadline_ns = 0, in_use_n = 0;
+	struct ds_cache_root *root = ds_cache_root_get(cache);
+	uint64_t freed = cache->evicted_bytes, evicted_n = cache->evictions_n;
+	struct ds_prune_result result = {0};
+	int r;
+
+	if (!root)
+		return -ENOENT;
+	pthread_mutex_lock(&cache->evict_mutex);
+	ds_evict_clean_tmp(root);
+	for (;;) {
+		r = prune_listed(cache, root, options, &result);
+		if (result.in_use_n != in_use_n)
+			deadline_ns = ds_deadline_in_ms(options->wait_ms);
+		in_use_n = result.in_use_n;
+		if (r < 0 || !result.in_use_n || ds_mono_ns() >= deadline_ns)
+			break;
+		/* They let go of what they do not need just now. */
+		ds_cache_press(root);
+		ds_sleep_ms(PRUNE_STEP_MS);
+	}
+	pthread_mutex_unlock(&cache->evict_mutex);
+	ds_cache_usage_flush(cache, root);
+	result.freed_bytes = cache->evicted_bytes - freed;
+	result.evictions_n = cache->evictions_n - evicted_n;
+	result.used_bytes = ds_cache_usage_get(cache, root, true);
+	ds_cache_root_unref(root);
+	*ret_result = result;
+	return r;
 }

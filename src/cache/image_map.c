@@ -459,3 +459,50 @@ uint64_t ds_image_map_bytes(uint32_t slots_n)
 {
 	return (ds_map_len(slots_n) + 4095) / 4096 * 4096;
 }
+
+/* ---- by hand */
+
+int ds_map_read_slot(int map_fd, uint32_t slots_n, uint32_t slot, struct ds_map_slot *ret_slot)
+{
+	uint64_t off = ds_map_slot_off(slots_n, slot);
+	uint8_t state;
+	int r;
+
+	r = read_exactly(map_fd, &state, 1, off + offsetof(struct ds_map_slot, state));
+	if (r == 0)
+		r = read_slot(map_fd, slots_n, slot, ret_slot);
+	if (r == 0)
+		ret_slot->state = state;
+	return r;
+}
+
+int ds_map_walk(int map_fd, const struct ds_map_header *header,
+		int (*fn)(void *ctx, uint32_t number, const struct ds_map_slot *slot), void *ctx)
+{
+	_ds_cleanup_free_ struct block *block = ds_malloc(sizeof(*block));
+	uint64_t end = 0;
+	int r = block ? 0 : -ENOMEM;
+
+	for (uint32_t first = 0; r == 0 && first < header->slots_n;
+	     first += DS_MIN(BLOCK_SLOTS, header->slots_n - first)) {
+		r = block_read(map_fd, header->slots_n, first, block);
+		for (uint32_t i = 0; r == 0 && i < block->n; i++) {
+			const struct ds_map_slot *slot = &block->slots[i];
+
+			if (!bit_of(block->bitmap, i) || slot->raw_len_bytes == 0)
+				continue;
+			if (!claim_makes_sense(slot, end, header->size_bytes))
+				return -DS_E_MALFORMED;
+			end = slot->raw_off + slot->raw_len_bytes;
+			r = fn(ctx, first + i, slot);
+		}
+	}
+	return r;
+}
+
+int ds_map_drop(int map_fd, uint32_t slots_n, uint32_t slot)
+{
+	_ds_cleanup_free_ struct block *block = ds_malloc(sizeof(*block));
+
+	return block ? drop_slots(map_fd, slots_n, slot, slot, block) : -ENOMEM;
+}

@@ -57,6 +57,7 @@ struct cli_call;
 struct cli_command {
 	const char *name;
 	const char *arguments;		  /* for the synopsis: "SOURCE REPO" */
+	const char *actions;		  /* the words that the first argument may be; NULL: any */
 	const char *summary;		  /* one line, lower case, no full stop */
 	const char *details;		  /* paragraphs for the man page and --help; may be NULL */
 	const char *examples;		  /* lines, each a command; may be NULL */

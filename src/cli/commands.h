@@ -20,6 +20,7 @@ extern const struct cli_command cli_command_diff;
 extern const struct cli_command cli_command_fingerprint;
 extern const struct cli_command cli_command_verify;
 extern const struct cli_command cli_command_warm;
+extern const struct cli_command cli_command_cache;
 extern const struct cli_command cli_command_doctor;
 
 /* mount.dsfs(8): as libmount calls it. Returns an exit status of mount(8). */

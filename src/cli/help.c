@@ -318,6 +318,14 @@ void cli_help_print_completion(void)
 		printf("' ;;\n");
 	}
 	printf("\tesac\n");
+	for (size_t i = 0; cli_commands[i]; i++)
+		if (cli_commands[i]->actions)
+			printf("\tif [ \"${COMP_WORDS[1]}\" = %s ] && [ \"$COMP_CWORD\" -eq 2 ] "
+			       "&&\n"
+			       "\t\t[ \"${cur#-}\" = \"$cur\" ]; then\n"
+			       "\t\tmapfile -t COMPREPLY < <(compgen -W '%s' -- \"$cur\")\n"
+			       "\t\treturn\n\tfi\n",
+			       cli_commands[i]->name, cli_commands[i]->actions);
 	for (size_t i = 0; cli_commands[i]; i++) {
 		const struct cli_option *row = cli_commands[i]->mount_options;
 

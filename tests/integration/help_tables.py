@@ -96,6 +96,10 @@ def run(box, args):
     done = subprocess.run(["bash", "-c", completion + "\nCOMP_WORDS=(dsfs commit --all); COMP_CWORD=2; "
                            "_dsfs; echo ${COMPREPLY[@]}"], capture_output=True, text=True, check=True)
     equal(done.stdout.strip(), "--allow-empty", "completion of --all")
+    done = subprocess.run(["bash", "-c", completion + "\nCOMP_WORDS=(dsfs cache ''); COMP_CWORD=2; "
+                           "_dsfs; echo ${COMPREPLY[@]}; COMP_WORDS=(dsfs cache --to); _dsfs; echo ${COMPREPLY[@]}"],
+                          capture_output=True, text=True, check=True)
+    equal(done.stdout.split(), ["status", "prune", "verify", "--to"], "completion of cache")
 
     overview = box.dsfs("help", "--man").text.replace("\\-", "-")
     told = re.findall(r"^\.TP\n\.B (\d+)\n(.+)$", overview.split(".SH EXIT STATUS")[1]

@@ -1,0 +1,379 @@
+/*
+ * The cache directory as a whole: survey and check. Pruning is eviction (image_evict.c).
+ *
+ * INV-1 A chunk is judged while the shared lock on byte 0 is held and the image is where its name says: nobody punches it
+ *       meanwhile.
+ * INV-2 A claim is taken back only with the exclusive lock, from an image that was never handed out; every other damaged
+ *       image is unlinked, and those who use it find that out by themselves.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cache/cache_internal.h"
+#include "cache/cache_survey.h"
+#include "util/clock.h"
+#include "util/file.h"
+
+#define DIR_FLAGS    (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+#define FILE_FLAGS   (O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY)
+#define WAIT_STEP_MS 20u
+
+/* One image, opened to be looked at. */
+struct opened {
+	int parent_fd; /* borrowed */
+	const char *name;
+	struct ds_digest digest;
+	int dir_fd, map_fd, data_fd;
+	struct stat map, data;
+	struct ds_map_header header;
+	bool is_damaged;
+};
+
+static void opened_close(struct opened *opened)
+{
+	ds_close_ptr(&opened->data_fd);
+	ds_close_ptr(&opened->map_fd);
+	ds_close_ptr(&opened->dir_fd);
+}
+
+static bool is_there(const struct opened *opened)
+{
+	struct stat here, there;
+
+	return fstat(opened->dir_fd, &here) == 0 &&
+	       fstatat(opened->parent_fd, opened->name, &there, AT_SYMLINK_NOFOLLOW) == 0 &&
+	       here.st_ino == there.st_ino && here.st_dev == there.st_dev;
+}
+
+static bool is_file(int fd, struct stat *ret_st)
+{
+	return fd >= 0 && fstat(fd, ret_st) == 0 && S_ISREG(ret_st->st_mode);
+}
+
+static bool is_whole(struct opened *opened)
+{
+	struct ds_map_header *header = &opened->header;
+
+	return is_file(opened->map_fd, &opened->map) && is_file(opened->data_fd, &opened->data) &&
+	       ds_map_read_header(opened->map_fd, header) == 0 &&
+	       memcmp(header->magic, DS_IMAGE_MAP_MAGIC, sizeof(header->magic)) == 0 &&
+	       ds_digest_equal(&header->name, &opened->digest) &&
+	       (uint64_t)opened->map.st_size == ds_map_len(header->slots_n) &&
+	       (uint64_t)opened->data.st_size == header->size_bytes;
+}
+
+/* 1: it is no image, or not there any more. */
+static int open_image(int parent_fd, const char *name, struct opened *ret_opened)
+{
+	*ret_opened = (struct opened){
+		.parent_fd = parent_fd, .name = name, .dir_fd = -1, .map_fd = -1, .data_fd = -1};
+	if (ds_digest_parse(name, &ret_opened->digest) < 0)
+		return 1;
+	ret_opened->dir_fd = openat(parent_fd, name, DIR_FLAGS);
+	if (ret_opened->dir_fd < 0)
+		return errno == EMFILE || errno == ENFILE ? -errno : 1;
+	ret_opened->map_fd = openat(ret_opened->dir_fd, "map", FILE_FLAGS);
+	if (ret_opened->map_fd < 0 && (errno == EMFILE || errno == ENFILE))
+		return -errno;
+	ret_opened->data_fd = openat(ret_opened->dir_fd, "data", FILE_FLAGS);
+	if (ret_opened->data_fd < 0 && (errno == EMFILE || errno == ENFILE))
+		return -errno;
+	ret_opened->is_damaged = !is_whole(ret_opened);
+	/* Half of it was there because it was just going. */
+	return ret_opened->is_damaged && !is_there(ret_opened) ? 1 : 0;
+}
+
+/* ---- the walk */
+
+struct walk {
+	struct ds_cache *cache;
+	struct ds_cache_root *root;
+	const volatile int *interrupted;
+	const char *dir; /* images/XX */
+	int (*fn)(struct walk *walk, struct opened *opened);
+	void *ctx;
+	int r;
+};
+
+static int walk_image(void *ctx, int parent_fd, const char *name)
+{
+	_ds_cleanup_(opened_close) struct opened opened = {-1, NULL, {{0}}, -1, -1, -1};
+	struct walk *walk = ctx;
+
+	if (walk->interrupted && *walk->interrupted)
+		walk->r = -DS_E_INTERRUPTED;
+	if (walk->r == 0)
+		walk->r = open_image(parent_fd, name, &opened);
+	if (walk->r == 0)
+		walk->r = walk->fn(walk, &opened);
+	else if (walk->r == 1)
+		walk->r = 0;
+	return walk->r;
+}
+
+static int walk_dir(void *ctx, int dir_fd, const char *name)
+{
+	struct walk *walk = ctx;
+	int r;
+
+	walk->dir = name;
+	r = ds_each_entry_at(dir_fd, name, walk_image, walk);
+	/* What is not a directory does not belong here. */
+	return walk->r != 0 || r == -ENOMEM || r == -EMFILE || r == -ENFILE ? r : 0;
+}
+
+static int walk_all(struct ds_cache *cache, const volatile int *interrupted,
+		    int (*fn)(struct walk *walk, struct opened *opened), void *ctx)
+{
+	struct walk walk = {.cache = cache, .interrupted = interrupted, .fn = fn, .ctx = ctx};
+	int r;
+
+	walk.root = ds_cache_root_get(cache);
+	if (!walk.root)
+		return -ENOENT;
+	r = ds_each_entry_at(walk.root->images_fd, ".", walk_dir, &walk);
+	ds_cache_root_unref(walk.root);
+	return walk.r ? walk.r : r;
+}
+
+/* ---- survey */
+
+struct survey {
+	int (*fn)(void *ctx, const struct ds_survey_image *image);
+	void *ctx;
+};
+
+static int count_slot(void *ctx, uint32_t number, const struct ds_map_slot *slot)
+{
+	struct ds_survey_image *image = ctx;
+
+	(void)number;
+	if (!(slot->state & DS_SLOT_PRESENT))
+		return 0;
+	image->chunks_n++;
+	image->present_bytes += slot->raw_len_bytes;
+	if (slot->state & DS_SLOT_TRUSTED)
+		image->trusted_bytes += slot->raw_len_bytes;
+	return 0;
+}
+
+static bool is_in_use(int map_fd)
+{
+	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
+
+	return fcntl(map_fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+}
+
+static int survey_image(struct walk *walk, struct opened *opened)
+{
+	struct survey *survey = walk->ctx;
+	const struct ds_map_header *header = &opened->header;
+	struct ds_survey_image image = {.name = opened->digest, .is_damaged = opened->is_damaged};
+	int r;
+
+	image.allocated_bytes = (uint64_t)(opened->map.st_blocks + opened->data.st_blocks) * 512;
+	if (!image.is_damaged) {
+		image.size_bytes = header->size_bytes;
+		image.has_kind =
+			header->kind_plus_1 > 0 && header->kind_plus_1 <= DS_IMAGE_INDEX + 1u;
+		if (image.has_kind)
+			image.kind = (enum ds_image_kind)(header->kind_plus_1 - 1);
+		image.is_handed_out = header->flags & DS_IMAGE_HANDED_OUT;
+		image.is_in_use = is_in_use(opened->map_fd);
+		r = ds_map_walk(opened->map_fd, header, count_slot, &image);
+		if (r == -ENOMEM)
+			return r;
+		/* Bits of an earlier boot say nothing. */
+		if (memcmp(header->boot_id, walk->cache->boot_id, DS_BOOT_ID_LEN) != 0)
+			image.trusted_bytes = 0;
+		if (r < 0) {
+			image.is_damaged = true;
+			image.chunks_n = image.present_bytes = image.trusted_bytes = 0;
+		}
+	}
+	return survey->fn(survey->ctx, &image);
+}
+
+int ds_cache_survey(struct ds_cache *cache, const volatile int *interrupted,
+		    int (*fn)(void *ctx, const struct ds_survey_image *image), void *ctx)
+{
+	struct survey survey = {.fn = fn, .ctx = ctx};
+
+	return walk_all(cache, interrupted, survey_image, &survey);
+}
+
+/* ---- check */
+
+struct check {
+	const struct ds_check_options *options;
+	struct ds_check_result result;
+	struct walk *walk;
+	struct opened *opened;
+	uint8_t *buffer; /* DS_CHUNK_MAX */
+	uint32_t *bad;	 /* slots */
+	size_t bad_n;
+};
+
+static void path_of(const struct check *check, char *ret_path, size_t size)
+{
+	snprintf(ret_path, size, "images/%s/%s/data", check->walk->dir, check->opened->name);
+}
+
+static void tell(struct check *check, bool is_chunk, uint64_t off, uint64_t len_bytes)
+{
+	char path[128];
+
+	check->result.findings_n++;
+	path_of(check, path, sizeof(path));
+	if (check->options->finding)
+		check->options->finding(check->options->ctx, path, is_chunk, off, len_bytes);
+}
+
+/* 1: it is what the slot says. */
+static int is_right(struct check *check, const struct ds_map_slot *slot)
+{
+	struct ds_digest digest;
+	size_t n;
+	int r;
+
+	if (slot->raw_len_bytes > DS_CHUNK_MAX)
+		return 0;
+	r = ds_pread_full(check->opened->data_fd, check->buffer, slot->raw_len_bytes, slot->raw_off,
+			  &n);
+	/* What cannot be read is as bad. */
+	if (r < 0 || n != slot->raw_len_bytes)
+		return 0;
+	r = ds_digest_of(check->buffer, n, &digest);
+	return r < 0 ? r : ds_digest_equal(&digest, &slot->digest);
+}
+
+static int add_bad(struct check *check, uint32_t number)
+{
+	uint32_t *grown = ds_reallocarray(check->bad, check->bad_n + 1, sizeof(grown[0]));
+
+	if (!grown)
+		return -ENOMEM;
+	check->bad = grown;
+	check->bad[check->bad_n++] = number;
+	return 0;
+}
+
+static int check_slot(void *ctx, uint32_t number, const struct ds_map_slot *slot)
+{
+	const struct ds_map_header *header;
+	struct check *check = ctx;
+	struct ds_map_slot now;
+	int r;
+
+	if (!(slot->state & DS_SLOT_PRESENT))
+		return 0;
+	if (check->options->interrupted && *check->options->interrupted)
+		return -DS_E_INTERRUPTED;
+	check->result.chunks_n++;
+	check->result.bytes += slot->raw_len_bytes;
+	if (check->options->progress)
+		check->options->progress(check->options->ctx, check->result.images_n,
+					 check->result.bytes);
+	r = is_right(check, slot);
+	if (r != 0)
+		return DS_MIN(r, 0);
+	/* It was read in a block, perhaps while it was written. */
+	header = &check->opened->header;
+	r = ds_map_read_slot(check->opened->map_fd, header->slots_n, number, &now);
+	if (r < 0 || !(now.state & DS_SLOT_PRESENT))
+		return r == -ENOMEM ? r : 0;
+	r = is_right(check, &now);
+	if (r != 0)
+		return DS_MIN(r, 0);
+	tell(check, true, now.raw_off, now.raw_len_bytes);
+	return add_bad(check, number);
+}
+
+/* Unlinks it, and waits for those who use it. */
+static int take_away(struct check *check)
+{
+	uint64_t deadline_ns = ds_deadline_in_ms(check->options->wait_ms);
+	struct opened *opened = check->opened;
+	char path[128];
+	int r;
+
+	ds_map_lock(opened->map_fd, F_UNLCK, DS_MAP_LOCK_USE);
+	r = ds_image_throw_away(check->walk->root, opened->parent_fd, opened->name);
+	if (r < 0)
+		return r;
+	ds_cache_usage_add(check->walk->cache, check->walk->root,
+			   -(int64_t)(opened->map.st_blocks + opened->data.st_blocks) * 512);
+	if (!is_file(opened->map_fd, &opened->map))
+		return 0;
+	while (is_in_use(opened->map_fd) && ds_mono_ns() < deadline_ns)
+		ds_sleep_ms(WAIT_STEP_MS);
+	if (is_in_use(opened->map_fd)) {
+		check->result.still_used_n++;
+		path_of(check, path, sizeof(path));
+		if (check->options->still_used)
+			check->options->still_used(check->options->ctx, path);
+	}
+	return 0;
+}
+
+static int drop_bad(struct check *check)
+{
+	struct opened *opened = check->opened;
+	int r;
+
+	/* Flagged meanwhile? Nobody can do it any more once the lock is ours alone. */
+	r = ds_map_lock(opened->map_fd, F_WRLCK, DS_MAP_LOCK_USE);
+	if (r == 0)
+		r = ds_map_read_header(opened->map_fd, &opened->header);
+	if (r < 0 || (opened->header.flags & DS_IMAGE_HANDED_OUT))
+		return take_away(check);
+	for (size_t i = 0; i < check->bad_n && r == 0; i++)
+		r = ds_map_drop(opened->map_fd, opened->header.slots_n, check->bad[i]);
+	return r;
+}
+
+static int check_image(struct walk *walk, struct opened *opened)
+{
+	struct check *check = walk->ctx;
+	int r;
+
+	check->walk = walk;
+	check->opened = opened;
+	check->bad_n = 0;
+	if (opened->is_damaged) {
+		tell(check, false, 0, 0);
+		return take_away(check);
+	}
+	r = ds_map_lock_soon(opened->map_fd, F_RDLCK, DS_MAP_LOCK_USE);
+	if (r < 0)
+		return r == -EAGAIN ? 0 : r; /* it is being removed */
+	if (!is_there(opened))
+		return 0;
+	/* The disk is asked, not what is left in memory of what was written. */
+	posix_fadvise(opened->data_fd, 0, 0, POSIX_FADV_DONTNEED);
+	r = ds_map_walk(opened->map_fd, &opened->header, check_slot, check);
+	posix_fadvise(opened->data_fd, 0, 0, POSIX_FADV_DONTNEED);
+	check->result.images_n++;
+	if (r == -DS_E_MALFORMED || r == -EIO) {
+		tell(check, false, 0, 0);
+		return take_away(check);
+	}
+	if (r == 0 && check->bad_n)
+		r = drop_bad(check);
+	return r;
+}
+
+int ds_cache_check(struct ds_cache *cache, const struct ds_check_options *options,
+		   struct ds_check_result *ret_result)
+{
+	struct check check = {.options = options, .buffer = ds_malloc(DS_CHUNK_MAX)};
+	int r = check.buffer ? walk_all(cache, options->interrupted, check_image, &check) : -ENOMEM;
+
+	ds_free(check.bad);
+	ds_free(check.buffer);
+	*ret_result = check.result;
+	return r;
+}
