@@ -338,7 +338,7 @@ void ds_view_prefetch(struct ds_view *view, const uint64_t *inodes, size_t inode
 	_ds_cleanup_free_ struct ahead *ahead = NULL;
 	struct ds_entry entry;
 
-	if (!view->runs_ahead)
+	if (!view->runs_ahead || ds_cache_is_refusing(view->cache))
 		return;
 	ahead = ds_malloc(sizeof(*ahead));
 	if (!ahead)
