@@ -53,6 +53,17 @@ int ds_image_backing_add_zeros(struct ds_image_backing *backing, uint32_t slot, 
 	return ds_map_claim(disk, &claim);
 }
 
+/* Nobody sees what the kernel reads: all of it is used now. */
+static void touch_all(struct ds_image_disk *disk)
+{
+	uint64_t now = ds_cache_now_ms();
+
+	disk->used_ms = now;
+	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
+		if (disk->segment_used_ms[i])
+			disk->segment_used_ms[i] = now;
+}
+
 int ds_image_backing_take(struct ds_image_backing *backing, int *ret_fd)
 {
 	struct ds_image_disk *disk = backing->disk;
@@ -66,6 +77,7 @@ int ds_image_backing_take(struct ds_image_backing *backing, int *ret_fd)
 	fd = fcntl(disk->data_fd, F_DUPFD_CLOEXEC, 0);
 	if (fd < 0)
 		return -errno;
+	touch_all(disk);
 	*ret_fd = fd;
 	return 0;
 }

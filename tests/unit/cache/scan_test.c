@@ -2,6 +2,7 @@
  * Readers of more than the cache holds: a part stays, in whatever order they read; and who reads something else gets the cache.
  */
 #include <criterion/criterion.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -269,6 +270,40 @@ Test(scan, the_cold_parts_of_an_image_go_while_others_stay)
 	}
 	ds_image_unref(image);
 	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+/* Its reads do not come here: being handed out counts as one of all of it. */
+Test(scan, what_the_kernel_reads_is_used)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DATA_BYTES, 1);
+	struct ds_image_backing backing;
+	struct ds_map_header header;
+	struct support_pack pack;
+	struct ds_image *image;
+	uint64_t before;
+	int dir_fd, fd;
+
+	packs_init(&pack, 1, SLOTS, 100);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), SLOTS);
+	ds_sleep_ms(200);
+	before = ds_cache_now_ms();
+	cr_assert_lt(ds_image_used_ms(image), before);
+	cr_assert_eq(ds_image_backing_begin(image, &backing), 0);
+	cr_assert_eq(ds_image_backing_take(&backing, &fd), 0);
+	ds_image_backing_end(&backing);
+	close(fd);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
+	fd = openat(dir_fd, "map", O_RDONLY | O_CLOEXEC);
+	cr_assert_eq(ds_map_read_header(fd, &header), 0);
+	cr_assert_geq(header.used_ms, before);
+	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
+		cr_assert(!header.segment_used_ms[i] || header.segment_used_ms[i] >= before);
+	close(fd);
+	close(dir_fd);
 	support_pack_release(&pack);
 }
 
