@@ -196,7 +196,8 @@ def prune(box, repo, cache, wanted):
         same(mount, wanted, "after prune beside a reader")
     size = allocated(cache)
     result = box.dsfs("cache", "prune", "--to", str(size // 2), "--json", "--cache-dir", cache).json
-    check(size // 4 < allocated(cache) <= size // 2, f"{allocated(cache)} of {size} bytes left: {result}")
+    # What was handed to the kernel goes as a whole: how much more is a matter of the order.
+    check(allocated(cache) <= size // 2, f"{allocated(cache)} of {size} bytes left: {result}")
     equal(result["used_bytes"], allocated(cache), "used bytes")
     check(abs(result["freed_bytes"] - (size - allocated(cache))) <= 64 * KIB, f"{result}, before {size}")
     text = box.dsfs("cache", "prune", "--all", "--cache-dir", cache).text
