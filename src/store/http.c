@@ -25,7 +25,7 @@ _Static_assert(sizeof(((struct ds_http_transfer *)0)->curl_error) >= CURL_ERROR_
 	       "curl writes its error there");
 
 #define CONNECT_TIMEOUT_MS   5000L
-#define RECEIVE_BUFFER_BYTES (256L << 10)
+#define RECEIVE_BUFFER_BYTES (512L << 10) /* as much as libcurl 7.88 takes */
 #define SEND_BUFFER_BYTES    (128L << 10)
 #define DNS_CACHE_S	     30L
 #define HEADWAY_BYTES	     1000u
