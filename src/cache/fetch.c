@@ -39,6 +39,13 @@ void ds_fetch_cancel_locked(struct ds_fetch_call *call)
 	cancel_now_locked(call);
 }
 
+void ds_fetch_hasten_locked(struct ds_fetch_call *call)
+{
+	call->is_hastened = true;
+	if (call->is_submitted && !call->is_over)
+		ds_store_hasten(call->fetcher->store, &call->req);
+}
+
 void ds_fetch_submit(struct ds_fetcher *fetcher, struct ds_fetch_call *call)
 {
 	call->fetcher = fetcher;
@@ -53,6 +60,8 @@ void ds_fetch_submit(struct ds_fetcher *fetcher, struct ds_fetch_call *call)
 	call->is_submitted = true;
 	if (call->is_cancelled)
 		cancel_now_locked(call);
+	else if (call->is_hastened)
+		ds_fetch_hasten_locked(call);
 	pthread_mutex_unlock(&fetcher->mutex);
 }
 
@@ -293,6 +302,8 @@ static void make_urgent_locked(struct ds_flight *flight)
 		ds_flight_dequeue_locked(flight);
 	flight->is_prefetch = false;
 	ds_flight_uncount_ahead_locked(flight);
+	if (flight->state == DS_FLIGHT_FETCHING)
+		ds_fetch_hasten_locked(&flight->batch->call);
 	if (is_queued)
 		ds_flight_enqueue_locked(flight);
 }

@@ -22,11 +22,11 @@
  *   DROPPED   a worker: nobody wants it any more                 -> done
  *
  * Everything but what the owner works on is under fetcher->mutex. No callback, no I/O and no image call
- * happens under it, but for ds_store_cancel, whose `done` comes later from a thread of the store.
+ * happens under it, but for ds_store_cancel and ds_store_hasten, whose `done` comes later from a thread of the store.
  *
  * INV-1 A waiter is on exactly one list, or `done` is being or has been called; waiter->flight says which.
  * INV-2 Every flight that a want may join is in the map; it leaves the map before its waiters are told.
- * INV-3 A request is cancelled only between its submission and its `done`, both seen under the mutex.
+ * INV-3 A request is cancelled or hastened only between its submission and its `done`, both seen under the mutex.
  */
 #ifndef DS_CACHE_FETCH_INTERNAL_H
 #define DS_CACHE_FETCH_INTERNAL_H
@@ -46,8 +46,8 @@ struct ds_fetch_call {
 	struct ds_list node; /* in fetcher->locked.calls while it is with the store */
 	struct ds_fetcher *fetcher;
 	struct ds_store_req req;
-	bool is_submitted, is_over, is_cancelled; /* by fetcher->mutex */
-	void (*over)(struct ds_fetch_call *call); /* on a thread of the store */
+	bool is_submitted, is_over, is_cancelled, is_hastened; /* by fetcher->mutex */
+	void (*over)(struct ds_fetch_call *call);	       /* on a thread of the store */
 };
 
 /* One range GET and the chunks that travel in it. */
@@ -184,6 +184,8 @@ int ds_chunk_bytes_new(uint32_t len_bytes, struct ds_chunk_bytes **ret_bytes);
  * has returned. */
 void ds_fetch_submit(struct ds_fetcher *fetcher, struct ds_fetch_call *call);
 void ds_fetch_cancel_locked(struct ds_fetch_call *call);
+/* Somebody waits for it now. */
+void ds_fetch_hasten_locked(struct ds_fetch_call *call);
 /* Starts the threads, once. */
 int ds_fetch_start_locked(struct ds_fetcher *fetcher);
 /* As ds_fetcher_prefetch; `is_bounded`: what is over the budget is dropped. */

@@ -35,6 +35,7 @@ struct s3_store {
 	struct {
 		struct ds_list inbox;	  /* of requests */
 		struct ds_list cancelled; /* of ops, by cancel_node */
+		struct ds_list hastened;  /* of ops, by hasten_node */
 		bool is_started, is_ending;
 	} locked;
 	/* of the network thread */
@@ -53,11 +54,12 @@ enum s3_phase { S3_INBOX, S3_WAITING, S3_ACTIVE };
 
 struct s3_op {
 	struct ds_list node;
-	struct ds_list cancel_node; /* under the mutex */
+	struct ds_list cancel_node, hasten_node; /* under the mutex */
 	struct s3_store *s3;
 	struct ds_store_req *req;
 	enum s3_phase phase;
-	int refused; /* why it ends as soon as it leaves the inbox; 0: it does not */
+	bool is_ready; /* WAITING: among urgent or normal */
+	int refused;   /* why it ends as soon as it leaves the inbox; 0: it does not */
 	uint64_t due_ns;
 	bool needs_token; /* it is a retry that has not taken its token yet */
 	bool wants_fresh; /* the connection failed: not over a kept one */

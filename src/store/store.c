@@ -310,6 +310,12 @@ void ds_store_cancel(struct ds_store *store, struct ds_store_req *req)
 	store->ops->cancel(store, req);
 }
 
+void ds_store_hasten(struct ds_store *store, struct ds_store_req *req)
+{
+	if (store->ops->hasten)
+		store->ops->hasten(store, req);
+}
+
 bool ds_store_is_interrupted(const struct ds_store *store)
 {
 	return store->interrupted && *store->interrupted;

@@ -179,6 +179,9 @@ void ds_store_submit(struct ds_store *store, struct ds_store_req *req);
  * may already be on its way: the caller must know that done has not returned, e.g. under a lock of
  * its own that done takes. Only for submitted requests. */
 void ds_store_cancel(struct ds_store *store, struct ds_store_req *req);
+/* Somebody waits for it now: as if it had been submitted with is_urgent (which becomes set), if it has not
+ * set out yet. The same caution as with cancel. */
+void ds_store_hasten(struct ds_store *store, struct ds_store_req *req);
 /* Blocks until the request is over, or cancelled because the store was interrupted (a directory looks
  * only before it begins); returns req->result. `done` is ignored. */
 int ds_store_perform(struct ds_store *store, struct ds_store_req *req);
@@ -213,6 +216,7 @@ struct ds_store_ops {
 	int (*start)(struct ds_store *store); /* optional */
 	void (*submit)(struct ds_store *store, struct ds_store_req *req);
 	void (*cancel)(struct ds_store *store, struct ds_store_req *req);
+	void (*hasten)(struct ds_store *store, struct ds_store_req *req); /* optional */
 	/* Optional: does the request in the calling thread, without done and without
 	 * ds_store_complete. */
 	void (*perform)(struct ds_store *store, struct ds_store_req *req);

@@ -51,6 +51,7 @@ struct ds_store_pool *ds_store_pool_free(struct ds_store_pool *pool);
 int ds_store_pool_start(struct ds_store_pool *pool);
 void ds_store_pool_submit(struct ds_store_pool *pool, struct ds_store_req *req);
 void ds_store_pool_cancel(struct ds_store_pool *pool, struct ds_store_req *req);
+void ds_store_pool_hasten(struct ds_store_pool *pool, struct ds_store_req *req);
 
 /* Notes what an answer said of the store's clock, once for each answer; .s 0: nothing. A jump counts
  * when the next answer says it too. */

@@ -350,6 +350,11 @@ static void dir_cancel(struct ds_store *store, struct ds_store_req *req)
 	ds_store_pool_cancel(dir_of(store)->pool, req);
 }
 
+static void dir_hasten(struct ds_store *store, struct ds_store_req *req)
+{
+	ds_store_pool_hasten(dir_of(store)->pool, req);
+}
+
 static void dir_get_stats(struct ds_store *store, struct ds_store_stats *ret_stats)
 {
 	ds_store_counters_get(&dir_of(store)->counters, ret_stats);
@@ -412,6 +417,7 @@ static const struct ds_store_ops dir_ops = {
 	.start = dir_start,
 	.submit = dir_submit,
 	.cancel = dir_cancel,
+	.hasten = dir_hasten,
 	.perform = dir_run,
 	.destroy = dir_destroy,
 	.get_stats = dir_get_stats,

@@ -276,6 +276,11 @@ static void memory_cancel(struct ds_store *store, struct ds_store_req *req)
 	ds_store_pool_cancel(memory_of(store)->pool, req);
 }
 
+static void memory_hasten(struct ds_store *store, struct ds_store_req *req)
+{
+	ds_store_pool_hasten(memory_of(store)->pool, req);
+}
+
 static void memory_destroy(struct ds_store *store)
 {
 	struct memory_store *memory = memory_of(store);
@@ -303,6 +308,7 @@ static const struct ds_store_ops memory_ops = {
 	.start = memory_start,
 	.submit = memory_submit,
 	.cancel = memory_cancel,
+	.hasten = memory_hasten,
 	.perform = memory_run,
 	.destroy = memory_destroy,
 	.get_stats = memory_get_stats,

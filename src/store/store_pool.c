@@ -181,3 +181,14 @@ void ds_store_pool_cancel(struct ds_store_pool *pool, struct ds_store_req *req)
 	}
 	pthread_mutex_unlock(&pool->mutex);
 }
+
+void ds_store_pool_hasten(struct ds_store_pool *pool, struct ds_store_req *req)
+{
+	pthread_mutex_lock(&pool->mutex);
+	if (req->internal == &mark_waiting && !req->is_urgent) {
+		req->is_urgent = true;
+		ds_list_remove(&req->node);
+		ds_list_push_back(&pool->locked.urgent, &req->node);
+	}
+	pthread_mutex_unlock(&pool->mutex);
+}

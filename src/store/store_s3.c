@@ -55,6 +55,7 @@ static struct s3_op *op_new(struct s3_store *s3, struct ds_store_req *req)
 	op->since_ns = ds_mono_ns();
 	ds_list_init(&op->node);
 	ds_list_init(&op->cancel_node);
+	ds_list_init(&op->hasten_node);
 	ds_buf_init(&op->side, (size_t)8 << 20);
 	if (req->op == DS_STORE_GET)
 		op->into_before_bytes = req->into->len_bytes;
@@ -99,6 +100,7 @@ static void finish(struct s3_op *op, int code)
 	pthread_mutex_lock(&s3->mutex);
 	req->internal = NULL;
 	ds_list_remove(&op->cancel_node);
+	ds_list_remove(&op->hasten_node);
 	pthread_mutex_unlock(&s3->mutex);
 	op_free(op);
 	finish_req(s3, req, code);
@@ -145,6 +147,7 @@ static void make_ready(struct s3_op *op, bool first)
 	struct ds_list *list = op->req->is_urgent ? &op->s3->urgent : &op->s3->normal;
 
 	op->phase = S3_WAITING;
+	op->is_ready = true;
 	if (first)
 		ds_list_push_front(list, &op->node);
 	else
@@ -155,6 +158,7 @@ static void make_ready(struct s3_op *op, bool first)
 static void wait_until(struct s3_op *op, uint64_t due_ns)
 {
 	op->phase = S3_WAITING;
+	op->is_ready = false;
 	op->due_ns = due_ns;
 	ds_list_push_back(&op->s3->timed, &op->node);
 	look_at_timers(op->s3, DS_MIN(due_ns, deadline_of(op)));
@@ -282,10 +286,36 @@ static struct s3_op *op_of(struct ds_list *node)
 	return ds_list_entry(node, struct s3_op, node);
 }
 
+/* What is ready changes its place; what is not will come to the right one. */
+static void hasten(struct s3_op *op)
+{
+	if (op->req->is_urgent)
+		return;
+	op->req->is_urgent = true;
+	if (op->phase != S3_WAITING || !op->is_ready)
+		return;
+	ds_list_remove(&op->node);
+	make_ready(op, false);
+}
+
+static struct s3_op *take_hastened(struct s3_store *s3)
+{
+	struct s3_op *op = NULL;
+
+	pthread_mutex_lock(&s3->mutex);
+	if (!ds_list_is_empty(&s3->locked.hastened)) {
+		op = ds_list_entry(s3->locked.hastened.next, struct s3_op, hasten_node);
+		ds_list_remove(&op->hasten_node);
+	}
+	pthread_mutex_unlock(&s3->mutex);
+	return op;
+}
+
 /* Takes what other threads left. Returns false when the store is ending and nothing is left. */
 static bool take_inbox(struct s3_store *s3)
 {
 	struct ds_list inbox, *lists[] = {&s3->urgent, &s3->normal, &s3->timed, &s3->active};
+	struct s3_op *op;
 	bool is_ending;
 
 	ds_list_init(&inbox);
@@ -295,8 +325,8 @@ static bool take_inbox(struct s3_store *s3)
 	pthread_mutex_unlock(&s3->mutex);
 	while (!ds_list_is_empty(&inbox)) {
 		struct ds_store_req *req = ds_list_entry(inbox.next, struct ds_store_req, node);
-		struct s3_op *op = req->internal;
 
+		op = req->internal;
 		ds_list_remove(&req->node);
 		if (!op) /* there was no memory for it */
 			finish_req(s3, req, -ENOMEM);
@@ -305,10 +335,11 @@ static bool take_inbox(struct s3_store *s3)
 		else
 			make_ready(op, false);
 	}
+	while ((op = take_hastened(s3)))
+		hasten(op);
 	for (;;) {
-		struct s3_op *op = NULL;
-
 		pthread_mutex_lock(&s3->mutex);
+		op = NULL;
 		if (!ds_list_is_empty(&s3->locked.cancelled)) {
 			op = ds_list_entry(s3->locked.cancelled.next, struct s3_op, cancel_node);
 			ds_list_remove(&op->cancel_node);
@@ -473,6 +504,19 @@ static void s3_cancel(struct ds_store *store, struct ds_store_req *req)
 	ds_http_wake(s3->http);
 }
 
+static void s3_hasten(struct ds_store *store, struct ds_store_req *req)
+{
+	struct s3_store *s3 = s3_of(store);
+	struct s3_op *op;
+
+	pthread_mutex_lock(&s3->mutex);
+	op = req->internal;
+	if (op && ds_list_is_empty(&op->hasten_node))
+		ds_list_push_back(&s3->locked.hastened, &op->hasten_node);
+	pthread_mutex_unlock(&s3->mutex);
+	ds_http_wake(s3->http);
+}
+
 static struct s3_store *s3_free(struct s3_store *s3)
 {
 	ds_http_free(s3->http);
@@ -507,6 +551,7 @@ static const struct ds_store_ops s3_ops = {
 	.start = s3_start,
 	.submit = s3_submit,
 	.cancel = s3_cancel,
+	.hasten = s3_hasten,
 	.destroy = s3_destroy,
 	.get_stats = s3_get_stats,
 };
@@ -573,6 +618,7 @@ int ds_store_s3_open(const char *url, const struct ds_store_options *options,
 	pthread_mutex_init(&s3->mutex, NULL);
 	ds_list_init(&s3->locked.inbox);
 	ds_list_init(&s3->locked.cancelled);
+	ds_list_init(&s3->locked.hastened);
 	ds_list_init(&s3->urgent);
 	ds_list_init(&s3->normal);
 	ds_list_init(&s3->timed);

@@ -184,39 +184,67 @@ static void wait_started(const atomic_uint *done_n, struct ds_store_req *spare, 
 	}
 }
 
-Test(store_s3_load, one_of_two_connections_is_free_for_what_is_urgent)
+enum { AHEAD_N = 10, SPARE_N = 2 };
+
+/* Two connections, and a store that answers nothing: one of ten GETs that nobody waits for has set out,
+ * and then the last one is waited for, as `wants_last` makes it so. */
+static void the_last_one_overtakes(void (*wants_last)(struct ds_store_req *req, atomic_uint *done_n,
+						      struct ds_store_req *spare))
 {
-	enum { REQS_N = 10, SPARE_N = 2 };
-	static char keys[REQS_N][16];
-	struct ds_store_req reqs[REQS_N];
-	struct ds_buf bufs[REQS_N];
+	static char keys[AHEAD_N][16];
+	struct ds_store_req reqs[AHEAD_N];
+	struct ds_buf bufs[AHEAD_N];
 	atomic_uint done_n = 0;
 
 	set_up(2);
 	http_load_hold(load, true);
-	for (unsigned i = 0; i < REQS_N; i++) {
-		bool is_last = i + 1 == REQS_N;
-
-		if (is_last)
-			wait_started(&done_n, &reqs[i - SPARE_N], SPARE_N);
+	for (unsigned i = 0; i < AHEAD_N; i++) {
 		ds_buf_init(&bufs[i], 100);
 		snprintf(keys[i], sizeof(keys[i]), "key-%u", i);
 		reqs[i] = (struct ds_store_req){.op = DS_STORE_GET,
 						.key = keys[i],
 						.len_bytes = 4,
 						.into = &bufs[i],
-						.is_urgent = is_last,
 						.done = count_done,
 						.ctx = &done_n};
-		ds_store_submit(store, &reqs[i]);
+		if (i + 1 < AHEAD_N)
+			ds_store_submit(store, &reqs[i]);
+		else
+			wants_last(&reqs[i], &done_n, &reqs[i - SPARE_N]);
 	}
 	http_load_wait_now(load, 2);
 	cr_assert(http_load_has_seen(load, "/key-0"));
 	cr_assert(http_load_has_seen(load, "/key-9"));
 	http_load_hold(load, false);
-	http_load_wait_answered(load, REQS_N - SPARE_N);
+	http_load_wait_answered(load, AHEAD_N - SPARE_N);
 	tear_down();
-	cr_assert_eq(done_n, REQS_N);
-	for (unsigned i = 0; i < REQS_N; i++)
+	cr_assert_eq(done_n, AHEAD_N);
+	for (unsigned i = 0; i < AHEAD_N; i++)
 		ds_buf_release(&bufs[i]);
+}
+
+static void submit_urgent(struct ds_store_req *req, atomic_uint *done_n, struct ds_store_req *spare)
+{
+	wait_started(done_n, spare, SPARE_N);
+	req->is_urgent = true;
+	ds_store_submit(store, req);
+}
+
+static void submit_and_hasten(struct ds_store_req *req, atomic_uint *done_n,
+			      struct ds_store_req *spare)
+{
+	ds_store_submit(store, req);
+	wait_started(done_n, spare, SPARE_N);
+	cr_assert_not(http_load_has_seen(load, "/key-9"));
+	ds_store_hasten(store, req);
+}
+
+Test(store_s3_load, one_of_two_connections_is_free_for_what_is_urgent)
+{
+	the_last_one_overtakes(submit_urgent);
+}
+
+Test(store_s3_load, what_becomes_urgent_overtakes_too)
+{
+	the_last_one_overtakes(submit_and_hasten);
 }

@@ -551,6 +551,25 @@ void contract_a_cancelled_request_is_done_once(struct ds_store *store)
 	free(ones);
 }
 
+void contract_a_hastened_request_is_done_once(struct ds_store *store)
+{
+	struct many many;
+	struct one *ones = start_gets(store, &many, 60, "hasten", 0);
+
+	for (unsigned i = 0; i < 120; i++) {
+		struct one *one = &ones[i * 7 % 60];
+
+		pthread_mutex_lock(&many.mutex);
+		if (one->done_n == 0)
+			ds_store_hasten(store, &one->req);
+		pthread_mutex_unlock(&many.mutex);
+	}
+	wait_for(&many, 60);
+	for (unsigned i = 0; i < 60; i++)
+		expect_got(&ones[i], i, false);
+	free(ones);
+}
+
 void contract_done_may_submit_again(struct ds_store *store)
 {
 	struct many many;

@@ -29,6 +29,7 @@
 	X(of_16_racing_writers_exactly_one_wins)          \
 	X(submitted_requests_are_done_once_each)          \
 	X(a_cancelled_request_is_done_once)               \
+	X(a_hastened_request_is_done_once)                \
 	X(done_may_submit_again)                          \
 	X(now_follows_what_was_written)                   \
 	X(stats_count_requests_and_bytes)

@@ -123,6 +123,17 @@ static void cancel(struct ds_store *base, struct ds_store_req *req)
 		ds_work_submit(store->thread, &passing->work, true);
 }
 
+static void hasten(struct ds_store *base, struct ds_store_req *req)
+{
+	struct fault_store *store = store_of(base);
+
+	pthread_mutex_lock(&store->mutex);
+	req->is_urgent = true;
+	store->hastened_n++;
+	pthread_cond_broadcast(&store->changed);
+	pthread_mutex_unlock(&store->mutex);
+}
+
 static void destroy(struct ds_store *base)
 {
 	struct fault_store *store = store_of(base);
@@ -142,6 +153,7 @@ static void get_stats(struct ds_store *base, struct ds_store_stats *ret_stats)
 
 static const struct ds_store_ops ops = {.submit = submit,
 					.cancel = cancel,
+					.hasten = hasten,
 					.destroy = destroy,
 					.get_stats = get_stats};
 

@@ -23,7 +23,7 @@ struct fault_store {
 	unsigned fail_n;   /* ... to so many */
 	unsigned flip_n;   /* spoil one byte of so many answers */
 	/* by mutex; for the test to look at */
-	unsigned gets_n, held_n, held_max_n, cancelled_n, flipped_n, failed_n;
+	unsigned gets_n, held_n, held_max_n, hastened_n, cancelled_n, flipped_n, failed_n;
 	struct ds_list held;
 };
 

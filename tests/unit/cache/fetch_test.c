@@ -138,6 +138,40 @@ Test(fetch, demand_overtakes_prefetch)
 	bench_close(&bench);
 }
 
+static unsigned hastened_n(struct bench *bench)
+{
+	unsigned n;
+
+	pthread_mutex_lock(&bench->store->mutex);
+	n = bench->store->hastened_n;
+	pthread_mutex_unlock(&bench->store->mutex);
+	return n;
+}
+
+Test(fetch, a_want_hastens_the_prefetch_that_it_joins)
+{
+	struct ds_fetch_target target;
+	uint64_t deadline_ns = ds_deadline_in_ms(20000);
+	struct want wants[2];
+	struct bench bench;
+
+	bench_open(&bench, 10, DS_KIB(8), true, NULL);
+	hold(&bench);
+	target = target_of(bench.image, &bench.pack, &bench.stored, 5);
+	ds_fetcher_prefetch(bench.fetcher, &target, 1);
+	fault_store_wait_held(bench.store, 1);
+	cr_assert_eq(hastened_n(&bench), 0);
+	start(&bench, &wants[0], 5, 20000);
+	while (hastened_n(&bench) == 0 && ds_mono_ns() < deadline_ns)
+		ds_sleep_ms(1);
+	start(&bench, &wants[1], 5, 20000);
+	fault_store_release(bench.store);
+	for (unsigned i = 0; i < 2; i++)
+		cr_assert_eq(want_wait(&wants[i]), 0);
+	cr_assert_eq(hastened_n(&bench), 1);
+	bench_close(&bench);
+}
+
 Test(fetch, T28_prefetch_is_bounded_and_leaves_room_for_demand)
 {
 	struct ds_fetcher_options options = {.inflight_bytes_max = DS_KIB(160),
