@@ -59,7 +59,7 @@ const struct cli_option cli_mount_option_table[] = {
 	 false},
 	{0, "readahead", "SIZE",
 	 "how far the kernel reads ahead of who reads in order, 4K to 64M; more than its own 128K "
-	 "needs root (1M)",
+	 "needs root (512K)",
 	 false},
 	{0, "inflight", "SIZE",
 	 "memory for all that is on its way from the store at once, as it is stored and unpacked, "

@@ -92,7 +92,7 @@ def check_asked(box, repo, source):
 
 def check_readahead(box, repo):
     """How far the kernel reads ahead: as asked, further than it does by itself only as root."""
-    for options, kib in ((), 1024), (("readahead=2M",), 2048), (("readahead=64K",), 64):
+    for options, kib in ((), 512), (("readahead=2M",), 2048), (("readahead=64K",), 64):
         with box.mount(repo, *options) as mount:
             device = os.stat(mount.path).st_dev
             said = re.search("; readahead ([0-9.]+) ([KM])iB", mount.log_text())

@@ -247,7 +247,7 @@ def without_privilege(box):
     check(re.search("kernel=stateless, .*CAP_SYS_ADMIN", text), f"said: {text}")
     user.dsfs("umount", place)
     say("passthrough without the right to it: refused, and auto does without")
-    check(re.search("; readahead [0-9.]+ KiB, the kernel's own: as root 'echo 1024 > /sys/class/bdi/", text),
+    check(re.search("; readahead [0-9.]+ KiB, the kernel's own: as root 'echo 512 > /sys/class/bdi/", text),
           f"said: {text}")
     row = next(row for row in user.dsfs("doctor", "--json").json if row["what"] == "readahead")
     check(row["verdict"] == "note" and "root" in row["text"], f"doctor says: {row}")
