@@ -36,6 +36,7 @@ stalls_uring	20	../lib/with_uring.sh env DSFS_MOUNT_OPTIONS=io_uring=on $program
 mount_semantics	10	mount_semantics.py
 mount_cache	20	mount_cache.py
 scan	30	scan.py --mib 1024 --epochs 8
+warm	20	warm.py --files 8000
 commit_options	10	commit_options.py
 fuse_uring	12	fuse_uring.py
 moving_source	20	moving_source.py --seconds 900
