@@ -111,7 +111,7 @@ int ds_fetcher_new(struct ds_store *store, struct ds_cache *cache,
 					      ? options->inflight_bytes_max
 					      : DS_FETCH_INFLIGHT_BYTES;
 	fetcher->coalesce_bytes_max =
-		options && options->coalesce_bytes_max ? options->coalesce_bytes_max : DS_MIB(8);
+		options && options->coalesce_bytes_max ? options->coalesce_bytes_max : DS_MIB(2);
 	fetcher->workers_n =
 		options && options->workers_n ? options->workers_n : DS_MAX(ds_cpu_count(), 2u);
 	fetcher->dispatchers_n = DS_MAX(fetcher->workers_n / 2, 1u);
@@ -127,12 +127,13 @@ int ds_fetcher_new(struct ds_store *store, struct ds_cache *cache,
 	ds_list_init(&fetcher->locked.deadlines);
 	ds_list_init(&fetcher->locked.patient);
 	ds_list_init(&fetcher->locked.calls);
-	ds_list_init(&fetcher->locked.kept_lru);
+	ds_list_init(&fetcher->locked.kept_list);
 	fetcher->dispatchers = ds_calloc(fetcher->dispatchers_n, sizeof(fetcher->dispatchers[0]));
 	if (!fetcher->dispatchers || ds_map_new(&fetcher->locked.flights) < 0 ||
 	    ds_map_new(&fetcher->locked.starts) < 0 || ds_map_new(&fetcher->locked.ends) < 0 ||
 	    ds_map_new(&fetcher->locked.stash) < 0 || ds_map_new(&fetcher->locked.pulls) < 0 ||
-	    ds_map_new(&fetcher->locked.kept) < 0 || ds_moved_cache_new(&fetcher->moved) < 0) {
+	    ds_map_new(&fetcher->locked.kept) < 0 || ds_moved_cache_new(&fetcher->moved) < 0 ||
+	    ds_fetch_pool_new(fetcher->coalesce_bytes_max, &fetcher->pool) < 0) {
 		ds_fetcher_free(fetcher);
 		return -ENOMEM;
 	}
@@ -227,6 +228,7 @@ struct ds_fetcher *ds_fetcher_free(struct ds_fetcher *fetcher)
 	ds_map_free(fetcher->locked.stash, free_bytes);
 	ds_map_free(fetcher->locked.pulls, ds_fetch_pull_free);
 	ds_fetch_kept_free(fetcher);
+	ds_fetch_pool_unref(fetcher->pool);
 	pthread_cond_destroy(&fetcher->timer_wake);
 	pthread_cond_destroy(&fetcher->idle);
 	pthread_mutex_destroy(&fetcher->mutex);
@@ -308,12 +310,20 @@ static void make_urgent_locked(struct ds_flight *flight)
 		ds_flight_enqueue_locked(flight);
 }
 
-/* Counted until it was looked at: what is queued waits for it, to travel together. */
+static bool is_in_memory_locked(struct ds_fetcher *fetcher, const struct ds_digest *digest)
+{
+	return ds_map_get(fetcher->locked.stash, digest->bytes, DS_DIGEST_LEN) ||
+	       ds_map_get(fetcher->locked.kept, digest->bytes, DS_DIGEST_LEN);
+}
+
+/* Who asks has looked at the image: it is queued at once, to travel together with the others. */
 static void submit_ahead_locked(struct ds_flight *flight)
 {
-	flight->is_ahead = true;
-	flight->fetcher->locked.looking_ahead_n++;
-	ds_work_submit(flight->fetcher->workers, &flight->work, false);
+	if (is_in_memory_locked(flight->fetcher, &flight->slot.digest) ||
+	    !ds_flight_makes_sense(&flight->at))
+		ds_work_submit(flight->fetcher->workers, &flight->work, false);
+	else
+		ds_flight_enqueue_locked(flight);
 }
 
 static int want_locked(struct ds_fetcher *fetcher, const struct ds_fetch_target *target,
@@ -380,27 +390,33 @@ int ds_fetcher_want_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_targ
 	return r;
 }
 
+/* False: no room, or no memory. */
+static bool ahead_locked(struct ds_fetcher *fetcher, const struct ds_fetch_target *target,
+			 bool is_bounded)
+{
+	uint64_t bytes = fetcher->locked.inflight_bytes + fetcher->locked.ahead_bytes;
+	struct ds_flight_key key = key_of(target);
+	struct ds_flight *flight;
+
+	if (fetcher->locked.is_ending || (is_bounded && bytes >= fetcher->inflight_bytes_max) ||
+	    ds_fetch_start_locked(fetcher) < 0)
+		return false;
+	if (ds_map_get(fetcher->locked.flights, &key, sizeof(key)))
+		return true;
+	if (flight_new_locked(fetcher, target, &key, true, &flight) < 0)
+		return false;
+	submit_ahead_locked(flight);
+	return true;
+}
+
 size_t ds_fetch_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
 		      size_t targets_n, bool is_bounded)
 {
 	size_t i = 0;
 
 	pthread_mutex_lock(&fetcher->mutex);
-	for (; i < targets_n && !fetcher->locked.is_ending; i++) {
-		struct ds_flight_key key = key_of(&targets[i]);
-		struct ds_flight *flight;
-
-		uint64_t bytes = fetcher->locked.inflight_bytes + fetcher->locked.ahead_bytes;
-
-		if ((is_bounded && bytes >= fetcher->inflight_bytes_max) ||
-		    ds_fetch_start_locked(fetcher) < 0)
-			break;
-		if (ds_map_get(fetcher->locked.flights, &key, sizeof(key)))
-			continue;
-		if (flight_new_locked(fetcher, &targets[i], &key, true, &flight) < 0)
-			break;
-		submit_ahead_locked(flight);
-	}
+	while (i < targets_n && ahead_locked(fetcher, &targets[i], is_bounded))
+		i++;
 	pthread_mutex_unlock(&fetcher->mutex);
 	return i;
 }

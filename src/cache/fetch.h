@@ -26,9 +26,15 @@
 struct ds_chunk_bytes {
 	_Atomic unsigned refs_n;
 	uint32_t len_bytes;
-	uint8_t data[];
+	uint8_t *data;
+	struct ds_fetch_buffer *buffer; /* where they were received, with others; NULL: own */
+	uint8_t own[];
 };
+/* Own, not yet set: by the caller, before he shares them. */
+int ds_chunk_bytes_new(uint32_t len_bytes, struct ds_chunk_bytes **ret_bytes);
 struct ds_chunk_bytes *ds_chunk_bytes_ref(struct ds_chunk_bytes *bytes);
+/* A reference, for who keeps them for long: of a copy, if they lie in a buffer of which they are a part. NULL: no memory. */
+struct ds_chunk_bytes *ds_chunk_bytes_keep(struct ds_chunk_bytes *bytes);
 struct ds_chunk_bytes *ds_chunk_bytes_unref(struct ds_chunk_bytes *bytes);
 
 struct ds_fetch_target {
@@ -57,7 +63,7 @@ struct ds_fetcher_options {
 	/* Stored and raw bytes of all flights; 0: DS_FETCH_INFLIGHT_BYTES. Wants beyond it are queued; one alone always goes. */
 	uint64_t inflight_bytes_max;
 	unsigned workers_n;	     /* 0: number of CPUs, at least 2 */
-	uint64_t coalesce_bytes_max; /* of one range GET; 0: 8 MiB */
+	uint64_t coalesce_bytes_max; /* of one range GET; 0: 2 MiB */
 };
 
 /* Starts no thread before the first want. Holds references of store and cache. */

@@ -6,6 +6,8 @@
 
 #include "cache/fetch_internal.h"
 
+#define SPARES_IDLE 4u /* buffers that are kept when nothing is fetched */
+
 bool ds_flight_is_unwanted_locked(const struct ds_flight *flight)
 {
 	return ds_list_is_empty(&flight->waiters) &&
@@ -111,6 +113,11 @@ void ds_flight_finish(struct ds_flight *flight, int result, struct ds_chunk_byte
 	ds_image_unref(flight->image);
 	ds_free(flight);
 	pthread_mutex_lock(&fetcher->mutex);
+	if (fetcher->locked.flights_n == 1) {
+		pthread_mutex_unlock(&fetcher->mutex);
+		ds_fetch_pool_trim(fetcher->pool, SPARES_IDLE);
+		pthread_mutex_lock(&fetcher->mutex);
+	}
 	if (--fetcher->locked.flights_n == 0)
 		pthread_cond_broadcast(&fetcher->idle);
 	pthread_mutex_unlock(&fetcher->mutex);
@@ -187,7 +194,7 @@ static bool serve_stashed(struct ds_flight *flight)
 	return true;
 }
 
-static bool makes_sense(const struct ds_chunk_ref *ref)
+bool ds_flight_makes_sense(const struct ds_chunk_ref *ref)
 {
 	return ref->raw_len_bytes > 0 && ref->raw_len_bytes <= DS_CHUNK_MAX &&
 	       ref->stored_len_bytes > 0 && ref->stored_len_bytes <= ref->raw_len_bytes &&
@@ -200,29 +207,20 @@ static void look(struct ds_flight *flight)
 	char key[DS_PACK_KEY_MAX];
 	struct ds_diag diag = {0};
 
-	if (!makes_sense(&flight->at)) {
+	if (!ds_flight_makes_sense(&flight->at)) {
 		ds_diag_set(&diag, -DS_E_MALFORMED, ds_pack_key(&flight->at.pack, key),
 			    "chunk %u is said to lie where none can lie", flight->at.ordinal);
 		fail(flight, -DS_E_MALFORMED, &diag);
 		return;
 	}
+	flight->is_looked_for = true;
 	if (!ds_flight_serve_local(flight) && !serve_stashed(flight))
 		ds_flight_enqueue(flight);
 }
 
 void ds_flight_run_look(struct ds_work_item *item)
 {
-	struct ds_flight *flight = ds_container_of(item, struct ds_flight, work);
-	struct ds_fetcher *fetcher = flight->fetcher;
-	bool is_ahead = flight->is_ahead;
-
-	look(flight);
-	if (!is_ahead)
-		return;
-	pthread_mutex_lock(&fetcher->mutex);
-	if (--fetcher->locked.looking_ahead_n == 0)
-		ds_fetch_kick_locked(fetcher);
-	pthread_mutex_unlock(&fetcher->mutex);
+	look(ds_container_of(item, struct ds_flight, work));
 }
 
 void ds_flight_corrupt(struct ds_flight *flight, int error, const struct ds_diag *diag)
@@ -249,18 +247,34 @@ void ds_flight_corrupt(struct ds_flight *flight, int error, const struct ds_diag
 	ds_flight_enqueue(flight);
 }
 
+/* What is stored raw is checked, and stays, where it was received. */
+static int decode(const struct ds_flight *flight, struct ds_fetch_batch *batch,
+		  struct ds_chunk_bytes **ret_bytes)
+{
+	size_t off = flight->at.stored_off - batch->off;
+	const uint8_t *stored = batch->stored->buf.data + off;
+	int r;
+
+	if (flight->at.stored_len_bytes == flight->at.raw_len_bytes) {
+		r = ds_chunk_check(stored, flight->at.raw_len_bytes, &flight->at.digest);
+		return r < 0 ? r
+			     : ds_chunk_bytes_new_in(batch->stored, off, flight->at.raw_len_bytes,
+						     ret_bytes);
+	}
+	r = ds_chunk_bytes_new(flight->at.raw_len_bytes, ret_bytes);
+	return r < 0 ? r
+		     : ds_chunk_decode(stored, flight->at.stored_len_bytes,
+				       flight->at.raw_len_bytes, &flight->at.digest,
+				       (*ret_bytes)->data);
+}
+
 void ds_flight_run_decode(struct ds_work_item *item)
 {
 	struct ds_flight *flight = ds_container_of(item, struct ds_flight, work);
 	struct ds_fetch_batch *batch = flight->batch;
 	struct ds_chunk_bytes *bytes = NULL;
-	int r;
+	int r = decode(flight, batch, &bytes);
 
-	r = ds_chunk_bytes_new(flight->at.raw_len_bytes, &bytes);
-	if (r == 0)
-		r = ds_chunk_decode(batch->stored.data + (flight->at.stored_off - batch->off),
-				    flight->at.stored_len_bytes, flight->at.raw_len_bytes,
-				    &flight->at.digest, bytes->data);
 	flight->batch = NULL;
 	ds_fetch_batch_unref(batch);
 	if (r == 0) {

@@ -7,13 +7,15 @@
  *   fetch_deadline.c  the timer thread: deadlines, retries, polling of other processes' locks
  *   fetch_pull.c      whole packs ahead of demand
  *   fetch_kept.c      bytes in memory that the cache has not taken
+ *   fetch_buffer.c    what GETs are received into
  *   fetch_moved.c     tables of contents, notes of packs that are gone
  *
  * A flight is one chunk on its way into one image, with all who wait for it. Its states, and who owns it in each:
  *
  *   LOOKING   a worker: is it in the image or the stash?        -> QUEUED, or done
+ *             (prefetch of what is not in memory begins QUEUED: who asks has looked at the image)
  *   QUEUED    the queue                                          -> CLAIMING
- *   CLAIMING  a dispatcher: takes the slot's lock                -> FETCHING, WAITING, or done
+ *   CLAIMING  a dispatcher: takes the slot's lock                -> FETCHING, WAITING, LOOKING, or done
  *   WAITING   the timer: another process has the lock, or a
  *             failed GET is tried again after a pause            -> QUEUED
  *   FETCHING  its batch, which is with the store                 -> DECODING, WAITING, MOVING, or done
@@ -56,7 +58,7 @@ struct ds_fetch_batch {
 	struct ds_fetch_call call;
 	struct ds_work_item work;
 	struct ds_list flights; /* in the order of their offsets */
-	struct ds_buf stored;
+	struct ds_fetch_buffer *stored;
 	uint64_t off;
 	char key[DS_PACK_KEY_MAX];
 };
@@ -88,7 +90,7 @@ struct ds_flight {
 	enum ds_flight_state state;
 	bool is_prefetch;     /* goes on without waiters */
 	uint64_t ahead_bytes; /* counted as prefetch that has not set out; 0: not */
-	bool is_ahead; /* was one from its start: counted in looking_ahead_n while it is LOOKING */
+	bool is_looked_for;   /* a worker has looked for it */
 	struct ds_list waiters;
 
 	struct ds_image *image;
@@ -137,17 +139,16 @@ struct ds_fetcher {
 		size_t flights_n;
 		unsigned gets_n; /* batches with the store */
 		uint64_t inflight_bytes;
-		uint64_t prefetch_bytes; /* queued */
-		uint64_t ahead_bytes;	 /* prefetch that has not set out, queued or not */
-		size_t looking_ahead_n; /* prefetch that is LOOKING: those that are queued wait for them, to travel together */
+		uint64_t ahead_bytes; /* prefetch that has not set out, queued or not */
 		struct ds_map *stash; /* bytes by digest */
 		uint64_t stash_bytes;
 		struct ds_map *pulls; /* by pack (fetch_pull.c) */
 		struct ds_map *kept;  /* by digest (fetch_kept.c) */
-		struct ds_list kept_lru;
+		struct ds_list kept_list;
 		uint64_t kept_bytes;
 		struct ds_fetcher_stats stats;
 	} locked;
+	struct ds_fetch_pool *pool;
 	struct ds_work *workers;
 	struct ds_work *movers; /* wait for the store; made when first needed; by mutex */
 	pthread_t timer;
@@ -177,7 +178,27 @@ int ds_fetch_toc_by(struct ds_fetcher *fetcher, const struct ds_digest *pack, ui
 		    struct ds_pack_toc **ret_toc);
 
 /* ---- chunk_bytes.c */
-int ds_chunk_bytes_new(uint32_t len_bytes, struct ds_chunk_bytes **ret_bytes);
+/* A part of a buffer, which it keeps. */
+int ds_chunk_bytes_new_in(struct ds_fetch_buffer *buffer, size_t off, uint32_t len_bytes,
+			  struct ds_chunk_bytes **ret_bytes);
+
+/* ---- fetch_buffer.c: counted; any thread. A buffer keeps its pool. */
+struct ds_fetch_pool;
+struct ds_fetch_buffer {
+	_Atomic unsigned refs_n;
+	struct ds_fetch_pool *pool;
+	struct ds_buf buf; /* not to be changed once it is shared */
+};
+/* `spare_len_bytes`: of the buffers that are kept to be used again. */
+int ds_fetch_pool_new(size_t spare_len_bytes, struct ds_fetch_pool **ret_pool);
+struct ds_fetch_pool *ds_fetch_pool_unref(struct ds_fetch_pool *pool);
+/* Frees spare ones but so many. */
+void ds_fetch_pool_trim(struct ds_fetch_pool *pool, unsigned keep_n);
+/* Empty, with `len_bytes` as its maximum. */
+int ds_fetch_buffer_new(struct ds_fetch_pool *pool, size_t len_bytes,
+			struct ds_fetch_buffer **ret_buffer);
+struct ds_fetch_buffer *ds_fetch_buffer_ref(struct ds_fetch_buffer *buffer);
+struct ds_fetch_buffer *ds_fetch_buffer_unref(struct ds_fetch_buffer *buffer);
 
 /* ---- fetch.c */
 /* Hands a request to the store; `over` is called later. Not under the mutex. The call stays valid until `over` was called and this
@@ -196,6 +217,8 @@ int ds_fetch_perform(void *fetcher, struct ds_store_req *req);
 
 /* ---- fetch_flight.c */
 void ds_flight_run_look(struct ds_work_item *item);
+/* Whether a pack can have a chunk there. */
+bool ds_flight_makes_sense(const struct ds_chunk_ref *ref);
 void ds_flight_run_decode(struct ds_work_item *item);
 void ds_flight_run_drop(struct ds_work_item *item);
 /* Serves it from the image, checking if need be. False: not there. */

@@ -3,6 +3,9 @@
  *
  * A chunk is asked for in pieces, and what was fetched ahead is asked for later: when the disk does not take it (the cache is full of what
  * is wanted as much, or there is none), it would be fetched once for each piece. These are not counted as in flight.
+ *
+ * First in, first out: in a stream what was read last is what will not be read again, and by last use it would push out what was
+ * fetched ahead.
  */
 #include "cache/fetch_internal.h"
 
@@ -25,10 +28,11 @@ static void let_go_locked(struct ds_fetcher *fetcher, struct kept *kept)
 
 static struct kept *oldest_locked(struct ds_fetcher *fetcher)
 {
-	return ds_list_entry(fetcher->locked.kept_lru.next, struct kept, node);
+	return ds_list_entry(fetcher->locked.kept_list.next, struct kept, node);
 }
 
-static void keep_locked(struct ds_fetcher *fetcher, const struct ds_digest *digest,
+/* Takes the reference if it returns true. */
+static bool keep_locked(struct ds_fetcher *fetcher, const struct ds_digest *digest,
 			struct ds_chunk_bytes *bytes)
 {
 	uint64_t max = DS_MIN(DS_FETCH_KEPT_MAX, fetcher->inflight_bytes_max / KEPT_OF_BUDGET);
@@ -36,28 +40,36 @@ static void keep_locked(struct ds_fetcher *fetcher, const struct ds_digest *dige
 
 	if (bytes->len_bytes > max ||
 	    ds_map_get(fetcher->locked.kept, digest->bytes, DS_DIGEST_LEN))
-		return;
+		return false;
 	kept = ds_malloc(sizeof(*kept));
 	if (!kept)
-		return;
+		return false;
 	if (ds_map_put(fetcher->locked.kept, digest->bytes, DS_DIGEST_LEN, kept, NULL) < 0) {
 		ds_free(kept);
-		return;
+		return false;
 	}
 	kept->digest = *digest;
-	kept->bytes = ds_chunk_bytes_ref(bytes);
+	kept->bytes = bytes;
 	fetcher->locked.kept_bytes += bytes->len_bytes;
-	ds_list_push_back(&fetcher->locked.kept_lru, &kept->node);
+	ds_list_push_back(&fetcher->locked.kept_list, &kept->node);
 	while (fetcher->locked.kept_bytes > max)
 		let_go_locked(fetcher, oldest_locked(fetcher));
+	return true;
 }
 
 void ds_fetch_keep(struct ds_fetcher *fetcher, const struct ds_digest *digest,
 		   struct ds_chunk_bytes *bytes)
 {
+	bool is_taken;
+
+	bytes = ds_chunk_bytes_keep(bytes);
+	if (!bytes)
+		return;
 	pthread_mutex_lock(&fetcher->mutex);
-	keep_locked(fetcher, digest, bytes);
+	is_taken = keep_locked(fetcher, digest, bytes);
 	pthread_mutex_unlock(&fetcher->mutex);
+	if (!is_taken)
+		ds_chunk_bytes_unref(bytes);
 }
 
 struct ds_chunk_bytes *ds_fetch_kept_locked(struct ds_fetcher *fetcher,
@@ -67,8 +79,6 @@ struct ds_chunk_bytes *ds_fetch_kept_locked(struct ds_fetcher *fetcher,
 
 	if (!kept)
 		return NULL;
-	ds_list_remove(&kept->node);
-	ds_list_push_back(&fetcher->locked.kept_lru, &kept->node);
 	return ds_chunk_bytes_ref(kept->bytes);
 }
 
@@ -84,7 +94,7 @@ bool ds_fetcher_keeps(struct ds_fetcher *fetcher, const struct ds_digest *digest
 
 void ds_fetch_kept_free(struct ds_fetcher *fetcher)
 {
-	while (!ds_list_is_empty(&fetcher->locked.kept_lru))
+	while (!ds_list_is_empty(&fetcher->locked.kept_list))
 		let_go_locked(fetcher, oldest_locked(fetcher));
 	ds_map_free(fetcher->locked.kept, NULL);
 }

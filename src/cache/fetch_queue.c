@@ -48,12 +48,8 @@ void ds_flight_enqueue_locked(struct ds_flight *flight)
 	struct place start = place_of(flight, false), end = place_of(flight, true);
 
 	flight->state = DS_FLIGHT_QUEUED;
-	if (flight->is_prefetch) {
-		ds_list_push_back(&fetcher->locked.prefetch, &flight->node);
-		fetcher->locked.prefetch_bytes += flight->slot.raw_len_bytes;
-	} else {
-		ds_list_push_back(&fetcher->locked.demand, &flight->node);
-	}
+	ds_list_push_back(flight->is_prefetch ? &fetcher->locked.prefetch : &fetcher->locked.demand,
+			  &flight->node);
 	if (!flight->travels_alone) {
 		flight->is_start_noted = note_place(fetcher->locked.starts, &start, flight);
 		flight->is_end_noted = note_place(fetcher->locked.ends, &end, flight);
@@ -67,8 +63,6 @@ void ds_flight_dequeue_locked(struct ds_flight *flight)
 	struct place start = place_of(flight, false), end = place_of(flight, true);
 
 	ds_list_remove(&flight->node);
-	if (flight->is_prefetch)
-		fetcher->locked.prefetch_bytes -= flight->slot.raw_len_bytes;
 	if (flight->is_start_noted)
 		ds_map_remove(fetcher->locked.starts, &start, sizeof(start));
 	if (flight->is_end_noted)
@@ -128,9 +122,7 @@ static struct ds_flight *first_locked(struct ds_fetcher *fetcher)
 	if (ds_list_is_empty(list)) {
 		/* What nobody waits for yet leaves room for what somebody will. */
 		list = &fetcher->locked.prefetch;
-		if (ds_list_is_empty(list) || fetcher->locked.gets_n >= DS_FETCH_GETS_MAX / 2 ||
-		    (fetcher->locked.looking_ahead_n &&
-		     fetcher->locked.prefetch_bytes < fetcher->coalesce_bytes_max))
+		if (ds_list_is_empty(list) || fetcher->locked.gets_n >= DS_FETCH_GETS_MAX / 2)
 			return NULL;
 	}
 	flight = ds_list_entry(list->next, struct ds_flight, node);
@@ -244,9 +236,27 @@ static enum claim wait_for_other(struct ds_flight *flight)
 	return claim;
 }
 
+/* It is here, of another boot perhaps: a worker checks it, who has time for that. */
+static void look_first(struct ds_flight *flight)
+{
+	struct ds_fetcher *fetcher = flight->fetcher;
+	bool is_urgent;
+
+	ds_image_unlock_slot(&flight->lock);
+	flight->work.run = ds_flight_run_look;
+	pthread_mutex_lock(&fetcher->mutex);
+	fetcher->locked.inflight_bytes -= flight->cost_bytes;
+	flight->cost_bytes = 0;
+	flight->state = DS_FLIGHT_LOOKING;
+	is_urgent = !flight->is_prefetch;
+	pthread_mutex_unlock(&fetcher->mutex);
+	ds_work_submit(fetcher->workers, &flight->work, is_urgent);
+}
+
 static enum claim claim(struct ds_flight *flight)
 {
 	struct ds_fetcher *fetcher = flight->fetcher;
+	enum ds_image_state state;
 	bool is_unwanted;
 	int r;
 
@@ -260,8 +270,14 @@ static enum claim claim(struct ds_flight *flight)
 		return CLAIM_GONE;
 	}
 	r = ds_image_lock_slot(flight->image, &flight->slot, &flight->lock);
+	state = r == 0 || r == -EBUSY ? ds_image_look(flight->image, &flight->slot)
+				      : DS_IMAGE_NOTHING;
+	if (state == DS_IMAGE_UNCHECKED && !flight->is_looked_for) {
+		look_first(flight);
+		return CLAIM_GONE;
+	}
 	/* Who held it may have brought it. */
-	if ((r == 0 || r == -EBUSY) && ds_flight_serve_local(flight))
+	if (state != DS_IMAGE_NOTHING && ds_flight_serve_local(flight))
 		return CLAIM_GONE;
 	return r == -EBUSY ? wait_for_other(flight) : CLAIM_FETCH;
 }
@@ -271,7 +287,7 @@ static enum claim claim(struct ds_flight *flight)
 void ds_fetch_batch_unref(struct ds_fetch_batch *batch)
 {
 	if (atomic_fetch_sub(&batch->refs_n, 1) == 1) {
-		ds_buf_release(&batch->stored);
+		ds_fetch_buffer_unref(batch->stored);
 		ds_free(batch);
 	}
 }
@@ -392,22 +408,31 @@ static void batch_over(struct ds_fetch_call *call)
 	ds_work_submit(call->fetcher->workers, &batch->work, call->req.is_urgent);
 }
 
-/* Takes the flights, which lie side by side. */
-static void send(struct ds_fetcher *fetcher, struct ds_list *flights)
+static void send_failed(struct ds_fetcher *fetcher, struct ds_list *flights, int error)
+{
+	while (!ds_list_is_empty(flights)) {
+		struct ds_flight *flight = ds_list_entry(flights->next, struct ds_flight, node);
+
+		ds_list_remove(&flight->node);
+		fail_flight(flight, error, NULL);
+	}
+	get_is_over(fetcher);
+}
+
+static int batch_new(struct ds_fetcher *fetcher, const struct ds_list *flights,
+		     struct ds_fetch_batch **ret_batch)
 {
 	struct ds_flight *first = ds_list_entry(flights->next, struct ds_flight, node);
 	struct ds_fetch_batch *batch = ds_calloc(1, sizeof(*batch));
-	uint64_t len = 0, deadline = 0;
-	unsigned n = 0;
+	size_t len = 0;
 
-	if (!batch) {
-		while (!ds_list_is_empty(flights)) {
-			first = ds_list_entry(flights->next, struct ds_flight, node);
-			ds_list_remove(&first->node);
-			fail_flight(first, -ENOMEM, NULL);
-		}
-		get_is_over(fetcher);
-		return;
+	if (!batch)
+		return -ENOMEM;
+	ds_list_for_each (node, flights)
+		len += ds_list_entry(node, struct ds_flight, node)->at.stored_len_bytes;
+	if (ds_fetch_buffer_new(fetcher->pool, len, &batch->stored) < 0) {
+		ds_free(batch);
+		return -ENOMEM;
 	}
 	ds_list_init(&batch->flights);
 	ds_list_init(&batch->call.node);
@@ -417,6 +442,27 @@ static void send(struct ds_fetcher *fetcher, struct ds_list *flights)
 	batch->call.fetcher = fetcher;
 	batch->off = first->at.stored_off;
 	ds_pack_key(&first->at.pack, batch->key);
+	batch->call.req = (struct ds_store_req){.op = DS_STORE_GET,
+						.key = batch->key,
+						.off = batch->off,
+						.len_bytes = len,
+						.into = &batch->stored->buf};
+	*ret_batch = batch;
+	return 0;
+}
+
+/* Takes the flights, which lie side by side. */
+static void send(struct ds_fetcher *fetcher, struct ds_list *flights)
+{
+	struct ds_fetch_batch *batch;
+	uint64_t deadline = 0;
+	unsigned n = 0;
+	int r = batch_new(fetcher, flights, &batch);
+
+	if (r < 0) {
+		send_failed(fetcher, flights, r);
+		return;
+	}
 	pthread_mutex_lock(&fetcher->mutex);
 	ds_list_splice(&batch->flights, flights);
 	ds_list_for_each (node, &batch->flights) {
@@ -424,23 +470,14 @@ static void send(struct ds_fetcher *fetcher, struct ds_list *flights)
 
 		flight->state = DS_FLIGHT_FETCHING;
 		flight->batch = batch;
-		len += flight->at.stored_len_bytes;
 		deadline = DS_MAX(deadline, latest_deadline_locked(flight));
 		n++;
 	}
 	batch->refs_n = n + 2; /* the flights, the store, and this function */
 	fetcher->locked.stats.gets_n++;
 	pthread_mutex_unlock(&fetcher->mutex);
-	ds_buf_init(&batch->stored, len);
-	batch->call.req =
-		(struct ds_store_req){.op = DS_STORE_GET,
-				      .key = batch->key,
-				      .off = batch->off,
-				      .len_bytes = len,
-				      .into = &batch->stored,
-				      .is_urgent = deadline != 0,
-				      .deadline_ns = deadline ? deadline
-							      : ds_deadline_in_ms(QUIET_GET_MS)};
+	batch->call.req.is_urgent = deadline != 0;
+	batch->call.req.deadline_ns = deadline ? deadline : ds_deadline_in_ms(QUIET_GET_MS);
 	ds_fetch_submit(fetcher, &batch->call);
 	ds_fetch_batch_unref(batch);
 }

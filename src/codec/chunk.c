@@ -25,12 +25,19 @@ size_t ds_chunk_encode(const void *raw, size_t raw_len_bytes, void *ret_stored)
 	return raw_len_bytes;
 }
 
+int ds_chunk_check(const void *raw, size_t raw_len_bytes, const struct ds_digest *digest)
+{
+	struct ds_digest found;
+	int r = ds_digest_of(raw, raw_len_bytes, &found);
+
+	if (r < 0)
+		return r;
+	return ds_digest_equal(&found, digest) ? 0 : -DS_E_CORRUPT;
+}
+
 int ds_chunk_decode(const void *stored, size_t stored_len_bytes, size_t raw_len_bytes,
 		    const struct ds_digest *digest, void *ret_raw)
 {
-	struct ds_digest found;
-	int r;
-
 	if (raw_len_bytes == 0 || raw_len_bytes > DS_CHUNK_MAX || stored_len_bytes == 0 ||
 	    stored_len_bytes > raw_len_bytes)
 		return -DS_E_MALFORMED;
@@ -39,8 +46,5 @@ int ds_chunk_decode(const void *stored, size_t stored_len_bytes, size_t raw_len_
 	else if (LZ4_decompress_safe(stored, ret_raw, (int)stored_len_bytes, (int)raw_len_bytes) !=
 		 (int)raw_len_bytes)
 		return -DS_E_MALFORMED;
-	r = ds_digest_of(ret_raw, raw_len_bytes, &found);
-	if (r < 0)
-		return r;
-	return ds_digest_equal(&found, digest) ? 0 : -DS_E_CORRUPT;
+	return ds_chunk_check(ret_raw, raw_len_bytes, digest);
 }

@@ -34,6 +34,9 @@ size_t ds_chunk_bound(size_t raw_len_bytes);
  * ds_chunk_bound. raw_len is 1..DS_CHUNK_MAX. Returns the stored length; equal to raw_len: raw. */
 size_t ds_chunk_encode(const void *raw, size_t raw_len_bytes, void *ret_stored);
 
+/* Checks raw bytes against their digest: -DS_E_CORRUPT, -ENOMEM. */
+int ds_chunk_check(const void *raw, size_t raw_len_bytes, const struct ds_digest *digest);
+
 /* Decompresses into exactly raw_len bytes and checks the digest. -DS_E_MALFORMED (lengths out of
  * range, LZ4 output not exactly raw_len), -DS_E_CORRUPT (digest). `ret_raw` has room for raw_len;
  * its contents are undefined on error. */

@@ -110,6 +110,9 @@ static struct ds_chunk_bytes *recent_find(struct ds_view *view, const struct ds_
 static void recent_keep(struct ds_view *view, const struct ds_digest *digest,
 			struct ds_chunk_bytes *bytes)
 {
+	bytes = ds_chunk_bytes_keep(bytes);
+	if (!bytes)
+		return;
 	pthread_mutex_lock(&view->mutex);
 	do {
 		struct view_recent *slot = &view->locked.recent[view->locked.recent_next];
@@ -121,7 +124,7 @@ static void recent_keep(struct ds_view *view, const struct ds_digest *digest,
 		}
 		if (view->locked.recent_bytes + bytes->len_bytes <= VIEW_RECENT_BYTES) {
 			slot->digest = *digest;
-			slot->bytes = ds_chunk_bytes_ref(bytes);
+			slot->bytes = bytes;
 			view->locked.recent_bytes += bytes->len_bytes;
 			bytes = NULL;
 		}

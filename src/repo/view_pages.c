@@ -207,13 +207,11 @@ void view_pages_release(struct ds_view *view)
 
 static int stash_one(struct ds_view *view, const struct ds_chunk_ref *ref, const uint8_t *stored)
 {
-	struct ds_chunk_bytes *bytes = ds_malloc(sizeof(*bytes) + ref->raw_len_bytes);
-	int r;
+	struct ds_chunk_bytes *bytes;
+	int r = ds_chunk_bytes_new(ref->raw_len_bytes, &bytes);
 
-	if (!bytes)
-		return -ENOMEM;
-	bytes->refs_n = 1;
-	bytes->len_bytes = ref->raw_len_bytes;
+	if (r < 0)
+		return r;
 	r = ds_chunk_decode(stored, ref->stored_len_bytes, ref->raw_len_bytes, &ref->digest,
 			    bytes->data);
 	if (r == 0)

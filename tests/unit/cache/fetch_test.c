@@ -436,9 +436,7 @@ Test(fetch, the_stash_answers_without_a_request)
 	struct bench bench;
 
 	bench_open(&bench, 10, 5000, true, NULL);
-	bytes = malloc(sizeof(*bytes) + 5000);
-	bytes->refs_n = 1;
-	bytes->len_bytes = 5000;
+	cr_assert_eq(ds_chunk_bytes_new(5000, &bytes), 0);
 	support_bytes(&bench.pack, 3, bytes->data);
 	cr_assert_eq(ds_fetcher_stash(bench.fetcher, &bench.pack.slots[4].digest, bytes),
 		     -DS_E_CORRUPT);
