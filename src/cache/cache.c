@@ -310,14 +310,28 @@ void ds_cache_usage_add(struct ds_cache *cache, struct ds_cache_root *root, int6
 		return;
 	pthread_mutex_lock(&cache->usage.mutex);
 	cache->usage.locked.pending_bytes += delta_bytes;
+	if (delta_bytes > 0)
+		cache->usage.locked.added_bytes += (uint64_t)delta_bytes;
 	if (llabs(cache->usage.locked.pending_bytes) >= limit)
 		usage_write_locked(cache, root, NULL);
 	pthread_mutex_unlock(&cache->usage.mutex);
 }
 
-void ds_cache_usage_set(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes)
+uint64_t ds_cache_usage_mark(struct ds_cache *cache)
+{
+	uint64_t mark;
+
+	pthread_mutex_lock(&cache->usage.mutex);
+	mark = cache->usage.locked.added_bytes;
+	pthread_mutex_unlock(&cache->usage.mutex);
+	return mark;
+}
+
+void ds_cache_usage_set(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes,
+			uint64_t mark)
 {
 	pthread_mutex_lock(&cache->usage.mutex);
+	bytes += cache->usage.locked.added_bytes - mark;
 	usage_write_locked(cache, root, &bytes);
 	pthread_mutex_unlock(&cache->usage.mutex);
 }

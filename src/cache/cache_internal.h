@@ -129,6 +129,7 @@ struct ds_cache_usage {
 	struct {
 		int64_t seen_bytes;    /* of the file, at the last look */
 		int64_t pending_bytes; /* not yet added to it */
+		uint64_t added_bytes;  /* by this process, ever */
 	} locked;
 };
 
@@ -226,8 +227,11 @@ struct ds_cache_root *ds_cache_root_unref(struct ds_cache_root *root);
 /* Says that something in it is not as it should be: is the directory still the one behind its name? */
 void ds_cache_root_suspect(struct ds_cache *cache);
 void ds_cache_usage_add(struct ds_cache *cache, struct ds_cache_root *root, int64_t delta_bytes);
-/* What a scan has found to be true. */
-void ds_cache_usage_set(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes);
+/* Taken when a scan begins. */
+uint64_t ds_cache_usage_mark(struct ds_cache *cache);
+/* What a scan has found, and what this process has added since: the scan may have seen it or not, and too much is put right by the next. */
+void ds_cache_usage_set(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes,
+			uint64_t mark);
 uint64_t ds_cache_usage_get(struct ds_cache *cache, struct ds_cache_root *root, bool look);
 void ds_cache_usage_flush(struct ds_cache *cache, struct ds_cache_root *root);
 /* Tells the other processes that there is nothing left to evict but what they have open. */

@@ -145,7 +145,7 @@ static uint64_t free_bytes(struct ds_cache_root *root, uint64_t *ret_total)
 int ds_evict_scan_locked(struct ds_cache *cache, struct ds_cache_root *root)
 {
 	struct walk walk = {.cache = cache};
-	uint64_t total;
+	uint64_t total, mark = ds_cache_usage_mark(cache);
 	int r;
 
 	r = ds_each_entry_at(root->images_fd, ".", walk_dir, &walk);
@@ -161,7 +161,7 @@ int ds_evict_scan_locked(struct ds_cache *cache, struct ds_cache_root *root)
 	cache->evict.next = 0;
 	cache->evict.listed_ns = ds_mono_ns();
 	cache->images_n = walk.n;
-	ds_cache_usage_set(cache, root, walk.allocated_bytes);
+	ds_cache_usage_set(cache, root, walk.allocated_bytes, mark);
 	if (cache->capacity_is_default)
 		cache->capacity_bytes = (free_bytes(root, &total) + walk.allocated_bytes) / 2;
 	return 0;

@@ -82,7 +82,9 @@ static void check_scan(enum order order, unsigned packs_n, uint32_t slots_n)
 		hits = epoch(cache, packs, packs_n, order, 7 + i);
 		ds_cache_get_stats(cache, &after);
 		cr_log_info("epoch %u: %u of %u", (unsigned)i, hits, PACKS * SLOTS);
-		cr_assert_leq(support_allocated(support_path("c")), DATA_BYTES / 4 + CHUNK);
+		cr_assert_leq(support_allocated(support_path("c")), DATA_BYTES / 4 + CHUNK,
+			      "%llu KiB",
+			      (unsigned long long)support_allocated(support_path("c")) / 1024);
 		if (i == 0)
 			continue;
 		cr_assert_geq(hits, wanted, "epoch %u: %u hits", (unsigned)i, hits);
@@ -93,6 +95,24 @@ static void check_scan(enum order order, unsigned packs_n, uint32_t slots_n)
 	cr_assert(ds_cache_is_refusing(cache));
 	ds_cache_unref(cache);
 	packs_release(packs, packs_n);
+}
+
+/* Else a scan that runs beside fills would let the cache grow over its quota. */
+Test(scan, what_is_added_while_the_cache_is_counted_is_not_lost)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DATA_BYTES, 1);
+	struct ds_cache_root *root = ds_cache_root_get(cache);
+	uint64_t mark;
+
+	ds_cache_usage_set(cache, root, 1000, ds_cache_usage_mark(cache));
+	cr_assert_eq(ds_cache_usage_get(cache, root, true), 1000);
+	mark = ds_cache_usage_mark(cache);
+	ds_cache_usage_add(cache, root, 300);
+	ds_cache_usage_add(cache, root, -100);
+	ds_cache_usage_set(cache, root, 2000, mark);
+	cr_assert_eq(ds_cache_usage_get(cache, root, true), 2300);
+	ds_cache_root_unref(root);
+	ds_cache_unref(cache);
 }
 
 Test(scan, a_cyclic_scan_keeps_a_part)
