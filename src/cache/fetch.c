@@ -133,7 +133,7 @@ int ds_fetcher_new(struct ds_store *store, struct ds_cache *cache,
 	    ds_map_new(&fetcher->locked.starts) < 0 || ds_map_new(&fetcher->locked.ends) < 0 ||
 	    ds_map_new(&fetcher->locked.stash) < 0 || ds_map_new(&fetcher->locked.pulls) < 0 ||
 	    ds_map_new(&fetcher->locked.kept) < 0 || ds_moved_cache_new(&fetcher->moved) < 0 ||
-	    ds_fetch_pool_new(fetcher->coalesce_bytes_max, &fetcher->pool) < 0) {
+	    ds_fetch_pool_new(fetcher->coalesce_bytes_max + DS_CHUNK_MAX, &fetcher->pool) < 0) {
 		ds_fetcher_free(fetcher);
 		return -ENOMEM;
 	}

@@ -62,8 +62,9 @@ struct ds_fetcher;
 struct ds_fetcher_options {
 	/* Stored and raw bytes of all flights; 0: DS_FETCH_INFLIGHT_BYTES. Wants beyond it are queued; one alone always goes. */
 	uint64_t inflight_bytes_max;
-	unsigned workers_n;	     /* 0: number of CPUs, at least 2 */
-	uint64_t coalesce_bytes_max; /* of one range GET; 0: 2 MiB */
+	unsigned workers_n; /* 0: number of CPUs, at least 2 */
+	uint64_t
+		coalesce_bytes_max; /* a range GET takes no further chunk when it has as many; 0: 2 MiB */
 };
 
 /* Starts no thread before the first want. Holds references of store and cache. */

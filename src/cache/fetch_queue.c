@@ -181,8 +181,7 @@ static bool pick_locked(struct ds_fetcher *fetcher, struct ds_list *ret_list)
 		struct place *at = forward ? &end : &start;
 
 		while ((next = ds_map_get(map, at, sizeof(*at))) &&
-		       len + next->at.stored_len_bytes <= fetcher->coalesce_bytes_max &&
-		       fits_budget_locked(fetcher, next)) {
+		       len < fetcher->coalesce_bytes_max && fits_budget_locked(fetcher, next)) {
 			*at = place_of(next, forward);
 			len += next->at.stored_len_bytes;
 			take_locked(next, ret_list, forward);
