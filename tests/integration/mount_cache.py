@@ -149,6 +149,8 @@ def removed(box, repo, wanted):
     with box.mount(repo, f"cache_dir={cache}") as mount:
         with open(f"{mount.path}/0/000", "rb") as file:
             file.read()
+        # What is fetched ahead would put new files into it meanwhile.
+        box.wait(lambda: stats(mount)["fetch_underway"] == 0, "what is fetched ahead to be there")
         shutil.rmtree(cache)
         same(wanted, mount, "after rm -r of the cache")
     with box.mount(repo, f"cache_dir={cache}") as mount:

@@ -19,7 +19,7 @@ PARKED = 1000
 
 
 def said(mount):
-    return re.search(r"mounted .*; io_uring=(\w+), (.*)", mount.log_text()).groups()
+    return re.search(r"mounted .*; io_uring=(\w+), (.*?)(?:; readahead .*)?$", mount.log_text(), re.M).groups()
 
 
 def doctor(box):
