@@ -108,7 +108,8 @@ def killed(box, rng, total):
     process.send_signal(signal.SIGKILL)
     process.wait()
     equal(process.returncode, -signal.SIGKILL, "status of the killed commit")
-    kept = sum(packs_of(repo).values())
+    packs = packs_of(repo).values()
+    kept = sum(packs)
     check(uploaded * 0.2 < kept < uploaded * 0.95, f"killed at {kept} of {uploaded} bytes: not half-way")
     equal(box.json("log", repo, status=None).__class__, dict, "log of a branch without a version")
     box.dsfs("verify", repo)
@@ -116,9 +117,12 @@ def killed(box, rng, total):
     shutil.copytree(source, copy)
     again = box.commit(copy, repo, *NO_STATE, env={"DSFS_CACHE_DIR": box.path("fresh-state")})
     reused = (uploaded - again["uploaded_data_bytes"]) / kept
+    # The kill comes when a pack has appeared, and may come before the index that names it: where there are
+    # few packs, one is more than a tenth.
+    last = max(packs) if kept < 512 * MIB else 0
     say(f"killed at {kept >> 20} of {uploaded >> 20} MiB; repeated elsewhere without local state: "
         f"{again['uploaded_data_bytes'] >> 20} MiB uploaded, {100 * reused:.1f} % re-used")
-    check(reused >= 0.9, f"only {100 * reused:.1f} % of what was uploaded was used again")
+    check(reused * kept >= 0.9 * (kept - last), f"only {100 * reused:.1f} % of what was uploaded was used again")
     equal(again["fingerprint"], whole["fingerprint"], "fingerprint after the kill")
     box.dsfs("verify", repo, "--read-data")
 

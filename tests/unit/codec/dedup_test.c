@@ -223,6 +223,7 @@ Test(dedup, random_entries_are_found_as_in_a_plain_list)
 	memset(digests[0].bytes, 0, 8);
 	memset(digests[1].bytes, 255, 8);
 	memcpy(digests[2].bytes, digests[3].bytes, 7);
+	digests[2].bytes[7] = digests[3].bytes[7] ^ 1;
 	cr_assert_eq(ds_dedup_builder_new(&builder), 0);
 	for (int i = 0; i < ENTRIES_N; i++) {
 		list[i].digest = (uint32_t)ds_prng_below(&prng, DIGESTS_N - 100);
