@@ -9,6 +9,7 @@
 #include <openssl/evp.h>
 
 #include "bench.h"
+#include "util/file.h"
 
 void bench_die(const char *format, ...)
 {
@@ -38,6 +39,16 @@ double bench_cpu_s(void)
 	getrusage(RUSAGE_CHILDREN, &children);
 	return seconds(self.ru_utime) + seconds(self.ru_stime) + seconds(children.ru_utime) +
 	       seconds(children.ru_stime);
+}
+
+void bench_write(int fd, const void *data, size_t len_bytes, uint64_t off)
+{
+	int r = ds_pwrite_full(fd, data, len_bytes, off);
+
+	if (r < 0) {
+		errno = -r;
+		bench_die("write");
+	}
 }
 
 void *bench_shared(size_t len_bytes)

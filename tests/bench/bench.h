@@ -17,6 +17,9 @@ double bench_cpu_s(void);
 /* Zeros, shared with children. Never freed. */
 void *bench_shared(size_t len_bytes);
 
+/* All of it at an offset, or it ends the program. */
+void bench_write(int fd, const void *data, size_t len_bytes, uint64_t off);
+
 /* A whole number of at most `max`. */
 uint64_t bench_number(const char *text, uint64_t max);
 

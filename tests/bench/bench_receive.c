@@ -60,19 +60,6 @@ static size_t on_data(char *data, size_t one, size_t len, void *ctx)
 	return len;
 }
 
-static void write_all(const char *data, size_t len, uint64_t off)
-{
-	while (len) {
-		ssize_t n = pwrite(out, data, len, (off_t)off);
-
-		if (n <= 0)
-			bench_die("write");
-		data += n;
-		off += (uint64_t)n;
-		len -= (size_t)n;
-	}
-}
-
 static void receive(struct receiver *receiver, CURL *curl, const struct range *range)
 {
 	struct bench_sum sum;
@@ -95,7 +82,7 @@ static void receive(struct receiver *receiver, CURL *curl, const struct range *r
 			  curl_easy_strerror(code), status, receiver->len);
 	EVP_DigestFinal_ex(receiver->sha, sum.bytes, NULL);
 	bench_sum_add(&receiver->sum, &sum);
-	write_all(receiver->buffer, receiver->len, range->out_off);
+	bench_write(out, receiver->buffer, receiver->len, range->out_off);
 }
 
 static void *run_receiver(void *ctx)

@@ -83,19 +83,6 @@ static bool next_range(struct receiver *receiver)
 	return has_one;
 }
 
-static void write_all(const uint8_t *data, size_t len, uint64_t off)
-{
-	while (len) {
-		ssize_t n = pwrite(out, data, len, (off_t)off);
-
-		if (n <= 0)
-			bench_die("write");
-		data += n;
-		off += (uint64_t)n;
-		len -= (size_t)n;
-	}
-}
-
 static void run_work(struct ds_work_item *item)
 {
 	struct receiver *receiver = ds_container_of(item, struct receiver, work);
@@ -103,7 +90,7 @@ static void run_work(struct ds_work_item *item)
 
 	if (!only_receives) {
 		bench_sum_digest(receiver->buf.data, receiver->buf.len_bytes, &digest);
-		write_all(receiver->buf.data, receiver->buf.len_bytes, receiver->out_off);
+		bench_write(out, receiver->buf.data, receiver->buf.len_bytes, receiver->out_off);
 		pthread_mutex_lock(&mutex);
 		bench_sum_add(&sum, &digest);
 		pthread_mutex_unlock(&mutex);

@@ -14,6 +14,7 @@ import threading
 import lib
 import names
 from lib import check, equal, say
+from store_tls import end, pump
 
 HOST = names.HOST
 ADDRESSES = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
@@ -80,23 +81,6 @@ class Address:
         except OSError:
             end(sock)
         self.connections.discard(sock)
-
-
-def end(sock):
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
-
-
-def pump(source, sink):
-    try:
-        while data := source.recv(1 << 16):
-            sink.sendall(data)
-    except OSError:
-        pass
-    end(source)
-    end(sink)
 
 
 def free_port():
@@ -168,13 +152,18 @@ def become(addresses, *states):
         address.become(state)
 
 
-def spread(box, mount, source, addresses):
+def connections(mount, source, addresses):
+    """How many came to each address when each round has new ones."""
     reader = mount()
     for part in rounds():
         hang_up(addresses)
         reader.read(source, part)
     reader.close()
-    counts = [address.accepted_n for address in addresses]
+    return [address.accepted_n for address in addresses]
+
+
+def spread(box, mount, source, addresses):
+    counts = connections(mount, source, addresses)
     say(f"all live: connections {counts}")
     # Were each of 10 connections to go anywhere: all to one once in 19,683 runs.
     check(sum(counts) >= 10, f"{counts} are too few connections to say anything")
@@ -182,12 +171,7 @@ def spread(box, mount, source, addresses):
 
 
 def one_refuses(box, mount, source, addresses):
-    reader = mount()
-    for part in rounds():
-        hang_up(addresses)
-        reader.read(source, part)
-    reader.close()
-    counts = [address.accepted_n for address in addresses]
+    counts = connections(mount, source, addresses)
     say(f"one refuses: connections {counts}")
 
 
