@@ -295,11 +295,7 @@ static int diff_one(void *ctx, const char *path, size_t path_len, const struct d
 
 struct side {
 	struct ds_locator locator;
-	struct ds_repo *repo;
-	struct ds_cache *cache;
-	struct ds_fetcher *fetcher;
-	struct ds_record *record;
-	struct ds_view *view;
+	struct cli_reading reading;
 };
 
 static int open_side(struct cli_call *call, const char *text, struct side *side)
@@ -307,34 +303,23 @@ static int open_side(struct cli_call *call, const char *text, struct side *side)
 	_ds_cleanup_free_ char *dir = cli_default_cache_dir();
 	struct ds_cache_options cache_options = {.dir = dir};
 	struct ds_store_options store;
-	struct ds_resolved resolved;
 	struct ds_diag ignored = {0};
 	int r;
 
 	r = cli_store_of(call, &store);
 	if (r == 0)
-		r = cli_open_repo(call, text, &side->locator, &side->repo);
+		r = cli_open_repo(call, text, &side->locator, &side->reading.repo);
+	if (r == 0 && (!dir || ds_cache_open(&cache_options, &side->reading.cache, &ignored) < 0))
+		r = ds_cache_open_none(&side->reading.cache);
 	if (r == 0)
-		r = ds_resolve(side->repo, side->locator.selector, &resolved, &call->diag);
-	if (r == 0)
-		r = ds_record_get(side->repo, &resolved.version, &side->record, &call->diag);
-	if (r == 0 && (!dir || ds_cache_open(&cache_options, &side->cache, &ignored) < 0))
-		r = ds_cache_open_none(&side->cache);
-	if (r == 0)
-		r = ds_fetcher_new(ds_repo_store(side->repo), side->cache, NULL, &side->fetcher);
-	if (r == 0)
-		r = ds_view_open(side->repo, side->cache, side->fetcher, side->record, true,
-				 store.timeout_ms, &side->view, &call->diag);
+		r = cli_reading_open(&side->reading, side->locator.selector, 0, true,
+				     store.timeout_ms, &call->diag);
 	return r;
 }
 
 static void close_side(struct side *side)
 {
-	ds_view_close(side->view);
-	ds_fetcher_free(side->fetcher);
-	ds_cache_unref(side->cache);
-	ds_record_free(side->record);
-	ds_repo_unref(side->repo);
+	cli_reading_close(&side->reading);
 	ds_locator_release(&side->locator);
 }
 
@@ -350,7 +335,8 @@ static int run_diff(struct cli_call *call)
 	if (r == 0) {
 		cli_catch_signals();
 		diff.rows = call->json ? json_array() : NULL;
-		r = ds_manifest_diff(ds_view_manifest(old.view), ds_view_manifest(new.view), NULL,
+		r = ds_manifest_diff(ds_view_manifest(old.reading.view),
+				     ds_view_manifest(new.reading.view), NULL,
 				     cli_has(call, "mtime"), diff_one, &diff);
 	}
 	if (r == 0 && diff.rows)

@@ -26,11 +26,7 @@ struct warm_call {
 	char *cache_dir;
 	char **paths;
 	struct ds_locator locator;
-	struct ds_repo *repo;
-	struct ds_cache *cache;
-	struct ds_fetcher *fetcher;
-	struct ds_record *record;
-	struct ds_view *view;
+	struct cli_reading reading;
 	struct ds_warm *warm;
 };
 
@@ -107,11 +103,9 @@ static int parse_version(struct warm_call *warm)
 static int open_view(struct warm_call *warm, uint64_t *ret_timeout_ms)
 {
 	const struct cli_mount_options *o = &warm->options;
-	struct ds_fetcher_options fetcher = {.inflight_bytes_max = o->inflight_bytes};
 	struct ds_diag *diag = &warm->call->diag;
 	struct ds_cache_options cache = {.capacity_bytes = o->cache_bytes};
 	struct ds_store_options store;
-	struct ds_resolved resolved;
 	int r;
 
 	warm->call->subject = warm->call->args[0];
@@ -127,19 +121,12 @@ static int open_view(struct warm_call *warm, uint64_t *ret_timeout_ms)
 		return ds_diag_set(diag, -DS_E_USAGE, NULL,
 				   "there is no home directory for the cache: give -o cache_dir=");
 	cli_raise_files_limit();
-	r = ds_cache_open(&cache, &warm->cache, diag);
+	r = ds_cache_open(&cache, &warm->reading.cache, diag);
 	if (r == 0)
-		r = ds_repo_open(warm->locator.url, &store, &warm->repo, diag);
+		r = ds_repo_open(warm->locator.url, &store, &warm->reading.repo, diag);
 	if (r == 0)
-		r = ds_resolve(warm->repo, warm->locator.selector, &resolved, diag);
-	if (r == 0)
-		r = ds_record_get(warm->repo, &resolved.version, &warm->record, diag);
-	if (r == 0)
-		r = ds_fetcher_new(ds_repo_store(warm->repo), warm->cache, &fetcher,
-				   &warm->fetcher);
-	if (r == 0)
-		r = ds_view_open(warm->repo, warm->cache, warm->fetcher, warm->record, false,
-				 store.timeout_ms, &warm->view, diag);
+		r = cli_reading_open(&warm->reading, warm->locator.selector, o->inflight_bytes,
+				     false, store.timeout_ms, diag);
 	return r;
 }
 
@@ -168,11 +155,11 @@ static void print_result(struct warm_call *warm, double seconds)
 	char id[DS_DIGEST_TEXT_MAX], fetched[32], all[32];
 
 	ds_warm_get_progress(warm->warm, &progress);
-	ds_fetcher_get_stats(warm->fetcher, &stats);
-	ds_digest_format(&warm->record->id, id);
+	ds_fetcher_get_stats(warm->reading.fetcher, &stats);
+	ds_digest_format(&warm->reading.record->id, id);
 	if (warm->call->json)
 		cli_print_json(json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:O}", "version",
-					 id, "cache", ds_cache_dir(warm->cache), "files",
+					 id, "cache", ds_cache_dir(warm->reading.cache), "files",
 					 (json_int_t)progress.files_n, "bytes",
 					 (json_int_t)progress.bytes_total, "fetched_bytes",
 					 (json_int_t)progress.fetched_bytes, "requests",
@@ -201,7 +188,7 @@ static int warm_view(struct warm_call *warm, uint64_t timeout_ms)
 
 	options.paths = (const char *const *)warm->paths;
 	if (r == 0)
-		r = ds_warm_new(warm->view, &options, &warm->warm);
+		r = ds_warm_new(warm->reading.view, &options, &warm->warm);
 	if (r < 0)
 		return r;
 	warm->failures = call->json ? json_array() : NULL;
@@ -236,11 +223,7 @@ static int run_warm(struct cli_call *call)
 	if (r == 0)
 		r = warm_view(&warm, timeout_ms);
 	ds_warm_free(warm.warm);
-	ds_view_close(warm.view);
-	ds_fetcher_free(warm.fetcher);
-	ds_cache_unref(warm.cache);
-	ds_record_free(warm.record);
-	ds_repo_unref(warm.repo);
+	cli_reading_close(&warm.reading);
 	ds_locator_release(&warm.locator);
 	cli_paths_free(warm.paths);
 	ds_free(warm.cache_dir);

@@ -46,11 +46,7 @@ struct mount_job {
 	char *mountpoint; /* absolute */
 	char *cache_dir;
 	struct ds_locator locator;
-	struct ds_repo *repo;
-	struct ds_cache *cache;
-	struct ds_fetcher *fetcher;
-	struct ds_record *record;
-	struct ds_view *view;
+	struct cli_reading reading;
 	struct cli_mount_warm *warm; /* NULL: not asked for */
 	int ready_fd;		     /* -1 in the foreground */
 	int watch_fd;		     /* the same pipe, for the thread that watches the parent */
@@ -227,37 +223,25 @@ static int open_everything(struct mount_job *job)
 		.waits_ctx = job,
 	};
 	struct ds_cache_options cache = {.dir = job->cache_dir, .capacity_bytes = o->cache_bytes};
-	struct ds_fetcher_options fetcher = {.inflight_bytes_max = o->inflight_bytes};
 	struct ds_diag *diag = &job->call->diag;
-	struct ds_resolved resolved;
 	int r;
 
 	cli_raise_files_limit();
-	r = job->cache_dir ? ds_cache_open(&cache, &job->cache, diag)
+	r = job->cache_dir ? ds_cache_open(&cache, &job->reading.cache, diag)
 			   : ds_diag_set(diag, -DS_E_USAGE, NULL,
 					 "there is no home directory for the cache: give -o "
 					 "cache_dir=");
 	if (r == 0)
-		r = ds_repo_open(job->locator.url, &store, &job->repo, diag);
+		r = ds_repo_open(job->locator.url, &store, &job->reading.repo, diag);
 	if (r == 0)
-		r = ds_resolve(job->repo, job->locator.selector, &resolved, diag);
-	if (r == 0)
-		r = ds_record_get(job->repo, &resolved.version, &job->record, diag);
-	if (r == 0)
-		r = ds_fetcher_new(ds_repo_store(job->repo), job->cache, &fetcher, &job->fetcher);
-	if (r == 0)
-		r = ds_view_open(job->repo, job->cache, job->fetcher, job->record, false,
-				 store.timeout_ms, &job->view, diag);
+		r = cli_reading_open(&job->reading, job->locator.selector, o->inflight_bytes, false,
+				     store.timeout_ms, diag);
 	return r;
 }
 
 static void release_everything(struct mount_job *job)
 {
-	ds_view_close(job->view);
-	ds_fetcher_free(job->fetcher);
-	ds_cache_unref(job->cache);
-	ds_record_free(job->record);
-	ds_repo_unref(job->repo);
+	cli_reading_close(&job->reading);
 	ds_locator_release(&job->locator);
 	ds_close_ptr(&job->place_fd);
 	ds_free(job->cache_dir);
@@ -269,7 +253,7 @@ static void log_mounted(const struct mount_job *job, const char *how)
 	char id[DS_DIGEST_TEXT_MAX];
 
 	ds_log_info("mounted %s (version %s) on %s: %s", job->request->source,
-		    ds_digest_format(&job->record->id, id), job->mountpoint, how);
+		    ds_digest_format(&job->reading.record->id, id), job->mountpoint, how);
 }
 
 static void start_warming(struct mount_job *job)
@@ -287,7 +271,7 @@ static void on_ready(void *ctx, const char *how)
 	unsigned char status = 0;
 	int null;
 
-	ds_digest_format(&job->record->id, id);
+	ds_digest_format(&job->reading.record->id, id);
 	cli_mount_state_write(job->mountpoint, job->request->source, id, job->locator.selector,
 			      &job->state_fd);
 	job->is_ready = true;
@@ -351,10 +335,11 @@ static int serve(struct mount_job *job)
 	if (r == 0)
 		r = check_free(job, false);
 	if (r == 0 && o->warm)
-		r = cli_mount_warm_new(job->view, o->warm, o->timeout_ms, &job->warm);
+		r = cli_mount_warm_new(job->reading.view, o->warm, o->timeout_ms, &job->warm);
 	options.warm = cli_mount_warm_of(job->warm);
 	if (r == 0)
-		r = ds_fs_run(&options, job->view, job->record, job->fetcher, &job->call->diag);
+		r = ds_fs_run(&options, job->reading.view, job->reading.record,
+			      job->reading.fetcher, &job->call->diag);
 	job->warm = cli_mount_warm_free(job->warm);
 	cli_mount_state_remove(job->mountpoint, job->state_fd);
 	/* Nobody waits for a mount in the foreground to be ready: a signal is its end, however early. */

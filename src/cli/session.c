@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "repo/refs.h"
 #include "util/log.h"
 #include "util/mem.h"
 
@@ -56,6 +57,33 @@ int cli_open_library(struct cli_call *call, const char *text, struct ds_locator 
 		r = dsfs_repository_open(ret_locator->url, &options, ret_repository, &call->error);
 	}
 	return r;
+}
+
+int cli_reading_open(struct cli_reading *reading, const char *selector, uint64_t inflight_bytes,
+		     bool is_blocking, uint64_t timeout_ms, struct ds_diag *reterr_diag)
+{
+	struct ds_fetcher_options options = {.inflight_bytes_max = inflight_bytes};
+	struct ds_resolved resolved;
+	int r = ds_resolve(reading->repo, selector, &resolved, reterr_diag);
+
+	if (r == 0)
+		r = ds_record_get(reading->repo, &resolved.version, &reading->record, reterr_diag);
+	if (r == 0)
+		r = ds_fetcher_new(ds_repo_store(reading->repo), reading->cache, &options,
+				   &reading->fetcher);
+	if (r == 0)
+		r = ds_view_open(reading->repo, reading->cache, reading->fetcher, reading->record,
+				 is_blocking, timeout_ms, &reading->view, reterr_diag);
+	return r;
+}
+
+void cli_reading_close(struct cli_reading *reading)
+{
+	ds_view_close(reading->view);
+	ds_fetcher_free(reading->fetcher);
+	ds_cache_unref(reading->cache);
+	ds_record_free(reading->record);
+	ds_repo_unref(reading->repo);
 }
 
 void cli_tell_locked(const struct cli_call *call, const char *typed)

@@ -8,6 +8,7 @@
 #include "dsfs/dsfs.h"
 #include "repo/locator.h"
 #include "repo/repo.h"
+#include "repo/view.h"
 
 /* Opens REPO[@V] for the layers' own calls. The locator is released by the caller. Errors are in call->diag. */
 int cli_open_repo(struct cli_call *call, const char *text, struct ds_locator *ret_locator,
@@ -15,6 +16,22 @@ int cli_open_repo(struct cli_call *call, const char *text, struct ds_locator *re
 /* Opens REPO[@V] through libdsfs, with the user's cache where it can be had. Errors are in call->error or call->diag. */
 int cli_open_library(struct cli_call *call, const char *text, struct ds_locator *ret_locator,
 		     struct dsfs_repository **ret_repository);
+
+/* A version that is read through a cache. */
+struct cli_reading {
+	struct ds_repo *repo;
+	struct ds_cache *cache;
+	struct ds_fetcher *fetcher;
+	struct ds_record *record;
+	struct ds_view *view;
+};
+/*
+ * The caller has opened repo and cache. `inflight_bytes`: of the fetcher, 0: its own; `is_blocking`, `timeout_ms`: of the view. On an
+ * error too, cli_reading_close frees what there is, repo and cache included.
+ */
+int cli_reading_open(struct cli_reading *reading, const char *selector, uint64_t inflight_bytes,
+		     bool is_blocking, uint64_t timeout_ms, struct ds_diag *reterr_diag);
+void cli_reading_close(struct cli_reading *reading);
 
 /* Says that the repository `typed` is waited for (ds_repo_lock). */
 void cli_tell_locked(const struct cli_call *call, const char *typed);
