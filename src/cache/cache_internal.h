@@ -3,7 +3,8 @@
  *
  *   cache.c        the directory, its checks, the counter of used bytes, the thread that looks after it
  *   image.c        the table of images; who uses the files of one, and who may close them
- *   image_slot.c   looking, reading, filling, mapping
+ *   image_slot.c   looking, reading, mapping
+ *   image_fill.c   locks of slots, filling
  *   image_backing.c  handing out to the kernel
  *   image_disk.c   the files of one image: opening, making, throwing away
  *   image_map.c    the map: header, slots, claims, locks
@@ -267,6 +268,17 @@ struct ds_image *ds_image_free(struct ds_image *image);
 enum ds_image_state { DS_IMAGE_NOTHING, DS_IMAGE_UNCHECKED, DS_IMAGE_READY };
 enum ds_image_state ds_image_look(struct ds_image *image, const struct ds_image_slot *slot);
 
+/* The same with the disk side in hand, and what of it filling needs. `is_sane`: it can be a slot of this image. */
+bool ds_image_slot_is_sane(const struct ds_image *image, const struct ds_image_slot *slot);
+enum ds_image_state ds_image_disk_look(struct ds_image_disk *disk,
+				       const struct ds_image_slot *slot);
+/* Notes a trusted slot in the private copy. */
+void ds_image_disk_publish(struct ds_image_disk *disk, const struct ds_image_slot *slot);
+/* It was used now. */
+void ds_image_disk_touch(struct ds_image_disk *disk, uint64_t raw_off);
+
+/* ---- image_fill.c */
+
 /* The lock of a slot: who holds it fetches and fills. */
 struct ds_image_lock {
 	struct ds_image_disk *disk; /* NULL: not held */
@@ -276,9 +288,18 @@ struct ds_image_lock {
 int ds_image_lock_slot(struct ds_image *image, const struct ds_image_slot *slot,
 		       struct ds_image_lock *ret_lock);
 void ds_image_unlock_slot(struct ds_image_lock *lock);
-/* As ds_image_fill, by who holds the lock, or has an empty one. */
-int ds_image_fill_locked(struct ds_image *image, const struct ds_image_slot *slot, const void *raw,
-			 struct ds_image_lock *lock);
+/* Chunks that are filled together, at most. */
+#define DS_IMAGE_RUN_MAX 64u
+struct ds_image_fill {
+	struct ds_image_slot slot;
+	const void *raw;
+	struct ds_image_lock *
+		lock; /* the slot's, or an empty one, which may be held afterwards: the caller's to release */
+	int result; /* as of ds_image_fill */
+};
+/* Those whose slots, places in the image and bytes in memory lie side by side, one after the other, are claimed and written in one
+ * piece: a few system calls in place of twenty for each. `n` is at most DS_IMAGE_RUN_MAX. */
+void ds_image_fill_run(struct ds_image *image, struct ds_image_fill *fills, size_t n);
 
 /* ---- image_disk.c */
 
@@ -316,8 +337,11 @@ int ds_map_new_boot(int map_fd, const struct ds_image_layout *layout,
 int ds_map_look(struct ds_image_disk *disk, const struct ds_image_slot *slot, uint8_t *ret_state,
 		bool *ret_is_claim);
 int ds_map_set_state(struct ds_image_disk *disk, uint32_t slot, uint8_t state);
-/* Claims the slot. 0; -DS_E_MISMATCH: other claims are in the way. */
-int ds_map_claim(struct ds_image_disk *disk, const struct ds_image_slot *slot);
+/* Claims `n` slots side by side, at most DS_IMAGE_RUN_MAX: all or none. 0; -DS_E_MISMATCH: other claims are in the way, or (only if `n` is
+ * not 1) one of them is claimed already. */
+int ds_map_claim(struct ds_image_disk *disk, const struct ds_image_slot *slots, size_t n);
+/* Their data are there, and trusted. After ds_map_claim, with their locks. */
+int ds_map_set_filled(struct ds_image_disk *disk, const struct ds_image_slot *slots, size_t n);
 /* One slot as the map has it; the state is read first. */
 int ds_map_read_slot(int map_fd, uint32_t slots_n, uint32_t slot, struct ds_map_slot *ret_slot);
 /* Calls fn for each slot that is claimed for bytes, in their order, until it gives anything but 0. -DS_E_MALFORMED: the claims make no

@@ -287,6 +287,7 @@ static int flight_new_locked(struct ds_fetcher *fetcher, const struct ds_fetch_t
 					      .digest = target->ref.digest};
 	flight->at = target->ref;
 	ds_list_init(&flight->node);
+	ds_list_init(&flight->run);
 	ds_list_init(&flight->waiters);
 	fetcher->locked.flights_n++;
 	*ret_flight = flight;

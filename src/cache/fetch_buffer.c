@@ -7,7 +7,7 @@
 
 #include "cache/fetch_internal.h"
 
-#define SPARES_MAX 16u /* with some 2 MiB each that were touched, while something is fetched */
+#define SPARES_MAX 48u /* with some 2 MiB each that were touched, while something is fetched */
 #define SPARE_MIN  DS_KIB(256) /* shorter ones come from malloc's own lists */
 
 struct ds_fetch_pool {

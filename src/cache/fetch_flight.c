@@ -268,29 +268,65 @@ static int decode(const struct ds_flight *flight, struct ds_fetch_batch *batch,
 				       (*ret_bytes)->data);
 }
 
+/* Puts what is verified into the image, in one piece where it lies so, and tells who waits. */
+static void fill_and_finish(struct ds_flight **flights, struct ds_chunk_bytes **bytes, size_t n)
+{
+	struct ds_image_fill fills[DS_IMAGE_RUN_MAX];
+	struct ds_fetcher *fetcher = flights[0]->fetcher;
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		fills[i] = (struct ds_image_fill){.slot = flights[i]->slot,
+						  .raw = bytes[i]->data,
+						  .lock = &flights[i]->lock};
+		sum += bytes[i]->len_bytes;
+	}
+	pthread_mutex_lock(&fetcher->mutex);
+	fetcher->locked.stats.chunks_n += n;
+	fetcher->locked.stats.chunk_bytes += sum;
+	pthread_mutex_unlock(&fetcher->mutex);
+	ds_image_fill_run(flights[0]->image, fills, n);
+	for (size_t i = 0; i < n; i++) {
+		/* Whether the disk took it or not, the bytes are here. */
+		if (fills[i].result < 0)
+			ds_fetch_keep(fetcher, &flights[i]->slot.digest, bytes[i]);
+		ds_flight_finish(flights[i], 0, bytes[i]);
+		ds_chunk_bytes_unref(bytes[i]);
+	}
+}
+
 void ds_flight_run_decode(struct ds_work_item *item)
 {
 	struct ds_flight *flight = ds_container_of(item, struct ds_flight, work);
-	struct ds_fetch_batch *batch = flight->batch;
-	struct ds_chunk_bytes *bytes = NULL;
-	int r = decode(flight, batch, &bytes);
+	struct ds_flight *good[DS_IMAGE_RUN_MAX];
+	struct ds_chunk_bytes *bytes[DS_IMAGE_RUN_MAX];
+	struct ds_list run;
+	size_t n = 0;
 
-	flight->batch = NULL;
-	ds_fetch_batch_unref(batch);
-	if (r == 0) {
-		pthread_mutex_lock(&flight->fetcher->mutex);
-		flight->fetcher->locked.stats.chunks_n++;
-		flight->fetcher->locked.stats.chunk_bytes += bytes->len_bytes;
-		pthread_mutex_unlock(&flight->fetcher->mutex);
-		/* Whether the disk took it or not, the bytes are here. */
-		if (ds_image_fill_locked(flight->image, &flight->slot, bytes->data, &flight->lock) <
-		    0)
-			ds_fetch_keep(flight->fetcher, &flight->slot.digest, bytes);
-		ds_flight_finish(flight, 0, bytes);
-	} else if (r == -DS_E_CORRUPT || r == -DS_E_MALFORMED) {
-		ds_flight_corrupt(flight, r, NULL);
-	} else {
-		fail(flight, r, NULL);
+	ds_list_init(&run);
+	ds_list_splice(&run, &flight->run);
+	ds_list_push_front(&run, &flight->node);
+	while (!ds_list_is_empty(&run)) {
+		struct ds_fetch_batch *batch;
+		int r;
+
+		flight = ds_list_entry(run.next, struct ds_flight, node);
+		ds_list_remove(&flight->node);
+		batch = flight->batch;
+		bytes[n] = NULL;
+		r = decode(flight, batch, &bytes[n]);
+		flight->batch = NULL;
+		ds_fetch_batch_unref(batch);
+		if (r == 0) {
+			good[n++] = flight;
+			continue;
+		}
+		ds_chunk_bytes_unref(bytes[n]);
+		if (r == -DS_E_CORRUPT || r == -DS_E_MALFORMED)
+			ds_flight_corrupt(flight, r, NULL);
+		else
+			fail(flight, r, NULL);
 	}
-	ds_chunk_bytes_unref(bytes);
+	if (n)
+		fill_and_finish(good, bytes, n);
 }

@@ -98,6 +98,7 @@ struct ds_flight {
 	struct ds_chunk_ref at; /* where it lies, as far as is known now */
 	struct ds_image_lock lock;
 	struct ds_fetch_batch *batch;
+	struct ds_list run; /* DECODING: those that are decoded after it, by the same worker */
 
 	bool is_start_noted, is_end_noted; /* in the maps of neighbours */
 	bool travels_alone;
@@ -219,6 +220,7 @@ int ds_fetch_perform(void *fetcher, struct ds_store_req *req);
 void ds_flight_run_look(struct ds_work_item *item);
 /* Whether a pack can have a chunk there. */
 bool ds_flight_makes_sense(const struct ds_chunk_ref *ref);
+/* Of a flight and those of its run, all of one image: at most DS_IMAGE_RUN_MAX. */
 void ds_flight_run_decode(struct ds_work_item *item);
 void ds_flight_run_drop(struct ds_work_item *item);
 /* Serves it from the image, checking if need be. False: not there. */

@@ -19,6 +19,8 @@
 #define PATIENCE_MAX_MS 10000u /* with a lock that another process holds */
 #define QUIET_GET_MS	60000u /* deadline of a GET that nobody waits for, or nobody in a hurry */
 #define MOVED_MAX	4u     /* times that a pack may go while we fetch from it */
+/* Decoded and filled together: what stays in a core's cache between the two. */
+#define RUN_BYTES DS_KIB(512)
 
 struct place {
 	struct ds_digest pack;
@@ -355,44 +357,80 @@ static void fail_flight(struct ds_flight *flight, int error, const struct ds_dia
 	ds_flight_finish(flight, error, NULL);
 }
 
-static struct ds_flight *take_from_batch(struct ds_fetch_batch *batch, enum ds_flight_state state)
+static struct ds_flight *take_from_batch_locked(struct ds_fetch_batch *batch)
+{
+	struct ds_flight *flight;
+
+	if (ds_list_is_empty(&batch->flights))
+		return NULL;
+	flight = ds_list_entry(batch->flights.next, struct ds_flight, node);
+	ds_list_remove(&flight->node);
+	flight->state = DS_FLIGHT_DECODING;
+	return flight;
+}
+
+/* The next chunk of an answer, and behind it those that are decoded and filled together with it. One that somebody waits for goes by
+ * itself. */
+static struct ds_flight *take_run(struct ds_fetch_batch *batch, bool *ret_is_waited)
 {
 	struct ds_fetcher *fetcher = batch->call.fetcher;
-	struct ds_flight *flight = NULL;
+	struct ds_flight *first, *next;
+	uint64_t bytes;
+	size_t n = 1;
 
 	pthread_mutex_lock(&fetcher->mutex);
-	if (!ds_list_is_empty(&batch->flights)) {
-		flight = ds_list_entry(batch->flights.next, struct ds_flight, node);
-		ds_list_remove(&flight->node);
-		flight->state = state;
+	first = take_from_batch_locked(batch);
+	*ret_is_waited = first && !ds_list_is_empty(&first->waiters);
+	bytes = first ? first->at.raw_len_bytes : 0;
+	while (first && !*ret_is_waited && n < DS_IMAGE_RUN_MAX &&
+	       !ds_list_is_empty(&batch->flights)) {
+		next = ds_list_entry(batch->flights.next, struct ds_flight, node);
+		bytes += next->at.raw_len_bytes;
+		if (next->image != first->image || bytes > RUN_BYTES ||
+		    !ds_list_is_empty(&next->waiters))
+			break;
+		take_from_batch_locked(batch);
+		ds_list_push_back(&first->run, &next->node);
+		n++;
 	}
 	pthread_mutex_unlock(&fetcher->mutex);
-	return flight;
+	return first;
+}
+
+static void fail_all(struct ds_fetch_batch *batch, int error)
+{
+	struct ds_fetcher *fetcher = batch->call.fetcher;
+	struct ds_flight *flight;
+
+	for (;;) {
+		pthread_mutex_lock(&fetcher->mutex);
+		flight = take_from_batch_locked(batch);
+		pthread_mutex_unlock(&fetcher->mutex);
+		if (!flight)
+			return;
+		flight->batch = NULL;
+		ds_fetch_batch_unref(batch);
+		fail_flight(flight, error, &batch->call.req.diag);
+	}
 }
 
 static void run_answer(struct ds_work_item *item)
 {
 	struct ds_fetch_batch *batch = ds_container_of(item, struct ds_fetch_batch, work);
 	struct ds_fetcher *fetcher = batch->call.fetcher;
-	int result = batch->call.req.result;
 	struct ds_flight *flight, *own = NULL;
+	bool is_waited;
 
-	if (result < 0) {
-		while ((flight = take_from_batch(batch, DS_FLIGHT_DECODING))) {
-			flight->batch = NULL;
-			ds_fetch_batch_unref(batch);
-			fail_flight(flight, result, &batch->call.req.diag);
-		}
-	} else {
-		/* Each is decoded by whoever has time; the first here. */
-		while ((flight = take_from_batch(batch, DS_FLIGHT_DECODING))) {
-			flight->work.run = ds_flight_run_decode;
-			if (own)
-				ds_work_submit(fetcher->workers, &flight->work,
-					       batch->call.req.is_urgent);
-			else
-				own = flight;
-		}
+	if (batch->call.req.result < 0)
+		fail_all(batch, batch->call.req.result);
+	/* Each run is decoded by whoever has time; one here. */
+	while ((flight = take_run(batch, &is_waited))) {
+		flight->work.run = ds_flight_run_decode;
+		if (own)
+			ds_work_submit(fetcher->workers, &flight->work,
+				       is_waited || batch->call.req.is_urgent);
+		else
+			own = flight;
 	}
 	get_is_over(fetcher);
 	if (own)

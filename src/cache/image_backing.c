@@ -50,7 +50,7 @@ int ds_image_backing_add_zeros(struct ds_image_backing *backing, uint32_t slot, 
 
 	if (slot >= disk->layout.slots_n || raw_off >= disk->layout.size_bytes)
 		return -DS_E_MISMATCH;
-	return ds_map_claim(disk, &claim);
+	return ds_map_claim(disk, &claim, 1);
 }
 
 /* Nobody sees what the kernel reads: all of it is used now. */

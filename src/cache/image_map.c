@@ -88,27 +88,6 @@ static uint64_t bitmap_off(uint32_t slot)
 	return DS_MAP_HEADER_LEN + slot / 8;
 }
 
-static int read_bit(int map_fd, uint32_t slot, bool *ret_value)
-{
-	uint8_t byte;
-	int r = read_exactly(map_fd, &byte, 1, bitmap_off(slot));
-
-	if (r == 0)
-		*ret_value = bit_of(&byte, slot % 8);
-	return r;
-}
-
-static int write_bit(int map_fd, uint32_t slot, bool value)
-{
-	uint8_t byte;
-	int r = read_exactly(map_fd, &byte, 1, bitmap_off(slot));
-
-	if (r < 0)
-		return r;
-	set_bit(&byte, slot % 8, value);
-	return ds_pwrite_full(map_fd, &byte, 1, bitmap_off(slot));
-}
-
 /* The nearest claimed slot below or above; *ret_found says whether there is one. */
 static int nearest_claim(int map_fd, uint32_t slots_n, uint32_t slot, bool above,
 			 uint32_t *ret_slot, bool *ret_found)
@@ -207,60 +186,113 @@ static int read_neighbour(struct ds_image_disk *disk, uint32_t slot, bool above,
 	return r;
 }
 
-static int check_neighbours(struct ds_image_disk *disk, const struct ds_image_slot *slot)
+/* Whether nobody else's claims are in the way of these, which are of slots side by side. */
+static int check_neighbours(struct ds_image_disk *disk, const struct ds_image_slot *slots, size_t n)
 {
+	const struct ds_image_slot *last = &slots[n - 1];
 	struct ds_map_slot have;
 	bool found;
 	int r;
 
-	r = read_neighbour(disk, slot->slot, false, &have, &found);
-	if (r == 0 && found && have.raw_off + have.raw_len_bytes > slot->raw_off)
+	for (size_t i = 0; i + 1 < n; i++)
+		if (slots[i].raw_off + slots[i].raw_len_bytes > slots[i + 1].raw_off)
+			return -DS_E_MISMATCH;
+	r = read_neighbour(disk, slots[0].slot, false, &have, &found);
+	if (r == 0 && found && have.raw_off + have.raw_len_bytes > slots[0].raw_off)
 		r = -DS_E_MISMATCH;
 	if (r < 0)
 		return r;
-	r = read_neighbour(disk, slot->slot, true, &have, &found);
-	if (r == 0 && found && slot->raw_off + slot->raw_len_bytes > have.raw_off)
+	r = read_neighbour(disk, last->slot, true, &have, &found);
+	if (r == 0 && found && last->raw_off + last->raw_len_bytes > have.raw_off)
 		r = -DS_E_MISMATCH;
 	return r;
 }
 
-static int claim_locked(struct ds_image_disk *disk, const struct ds_image_slot *slot)
+/* One pwrite for all of them. */
+static int write_slots(struct ds_image_disk *disk, const struct ds_image_slot *slots, size_t n,
+		       uint8_t state)
 {
-	struct ds_map_slot claim = {.digest = slot->digest,
-				    .raw_off = slot->raw_off,
-				    .raw_len_bytes = slot->raw_len_bytes};
-	struct ds_map_slot have;
-	bool is_claimed = false;
-	int r;
+	struct ds_map_slot records[DS_IMAGE_RUN_MAX];
 
-	r = read_bit(disk->map_fd, slot->slot, &is_claimed);
-	if (r < 0)
-		return r;
-	if (is_claimed) {
-		r = read_slot(disk->map_fd, disk->layout.slots_n, slot->slot, &have);
-		if (r < 0 || have.raw_len_bytes > 0)
-			return r < 0 ? r : is_claim(&have, slot) ? 0 : -DS_E_MISMATCH;
+	assert(n <= DS_IMAGE_RUN_MAX);
+	for (size_t i = 0; i < n; i++) {
+		assert(slots[i].slot == slots[0].slot + i);
+		records[i] = (struct ds_map_slot){.digest = slots[i].digest,
+						  .raw_off = slots[i].raw_off,
+						  .raw_len_bytes = slots[i].raw_len_bytes,
+						  .state = state};
 	}
-	r = check_neighbours(disk, slot);
-	if (r < 0)
-		return r;
-	r = ds_pwrite_full(disk->map_fd, &claim, sizeof(claim),
-			   ds_map_slot_off(disk->layout.slots_n, slot->slot));
-	return r < 0 ? r : write_bit(disk->map_fd, slot->slot, true);
+	return ds_pwrite_full(disk->map_fd, records, n * sizeof(records[0]),
+			      ds_map_slot_off(disk->layout.slots_n, slots[0].slot));
 }
 
-int ds_map_claim(struct ds_image_disk *disk, const struct ds_image_slot *slot)
+/* The bits of the claims, as bytes of the bitmap. */
+struct bits {
+	uint8_t bytes[DS_IMAGE_RUN_MAX / 8 + 2];
+	size_t len_bytes;
+	uint32_t first; /* slot of the first bit */
+};
+
+static int read_bits(int map_fd, uint32_t slot, size_t n, struct bits *ret_bits, bool *ret_any)
+{
+	int r;
+
+	ret_bits->first = slot / 8 * 8;
+	ret_bits->len_bytes = (slot + n - 1) / 8 - slot / 8 + 1;
+	r = read_exactly(map_fd, ret_bits->bytes, ret_bits->len_bytes, bitmap_off(slot));
+	*ret_any = false;
+	for (uint32_t i = slot; r == 0 && i < slot + n; i++)
+		*ret_any |= bit_of(ret_bits->bytes, i - ret_bits->first);
+	return r;
+}
+
+static int set_bits(int map_fd, uint32_t slot, size_t n, struct bits *bits)
+{
+	for (uint32_t i = slot; i < slot + n; i++)
+		set_bit(bits->bytes, i - bits->first, true);
+	return ds_pwrite_full(map_fd, bits->bytes, bits->len_bytes, bitmap_off(slot));
+}
+
+static int claim_locked(struct ds_image_disk *disk, const struct ds_image_slot *slots, size_t n)
+{
+	struct ds_map_slot have;
+	struct bits bits;
+	bool any;
+	int r;
+
+	r = read_bits(disk->map_fd, slots[0].slot, n, &bits, &any);
+	if (r < 0)
+		return r;
+	if (any) {
+		if (n > 1)
+			return -DS_E_MISMATCH;
+		r = read_slot(disk->map_fd, disk->layout.slots_n, slots[0].slot, &have);
+		if (r < 0 || have.raw_len_bytes > 0)
+			return r < 0 ? r : is_claim(&have, &slots[0]) ? 0 : -DS_E_MISMATCH;
+	}
+	r = check_neighbours(disk, slots, n);
+	if (r == 0)
+		r = write_slots(disk, slots, n, 0);
+	return r < 0 ? r : set_bits(disk->map_fd, slots[0].slot, n, &bits);
+}
+
+int ds_map_claim(struct ds_image_disk *disk, const struct ds_image_slot *slots, size_t n)
 {
 	int r;
 
 	pthread_mutex_lock(&disk->claim_mutex);
 	r = ds_map_lock_soon(disk->map_fd, F_WRLCK, DS_MAP_LOCK_CLAIM);
 	if (r == 0) {
-		r = claim_locked(disk, slot);
+		r = claim_locked(disk, slots, n);
 		ds_map_lock(disk->map_fd, F_UNLCK, DS_MAP_LOCK_CLAIM);
 	}
 	pthread_mutex_unlock(&disk->claim_mutex);
 	return r;
+}
+
+int ds_map_set_filled(struct ds_image_disk *disk, const struct ds_image_slot *slots, size_t n)
+{
+	return write_slots(disk, slots, n, DS_SLOT_PRESENT | DS_SLOT_TRUSTED);
 }
 
 /* ---- all slots, block by block */

@@ -1,10 +1,9 @@
 /*
- * Slots of an image: looking, reading, filling, handing out.
+ * Slots of an image: looking, reading, handing out. Filling: image_fill.c.
  *
  * INV-1 A byte is given out only from a slot that is trusted under exactly the reader's claim.
  * INV-2 The path of a hit takes no mutex and allocates nothing.
  * INV-3 Trouble with the disk is a miss; damage makes the slot a miss for who sees the map after it.
- * INV-4 The data are written before the bits that vouch for them, with the slot's lock.
  */
 #include <assert.h>
 #include <errno.h>
@@ -18,7 +17,7 @@
 
 #define STAMP_MS 100u /* how exact the times of last use are */
 
-static bool is_sane(const struct ds_image *image, const struct ds_image_slot *slot)
+bool ds_image_slot_is_sane(const struct ds_image *image, const struct ds_image_slot *slot)
 {
 	return slot->slot < image->layout.slots_n && slot->raw_len_bytes > 0 &&
 	       slot->raw_len_bytes <= DS_CHUNK_MAX &&
@@ -26,7 +25,7 @@ static bool is_sane(const struct ds_image *image, const struct ds_image_slot *sl
 	       slot->raw_off <= image->layout.size_bytes - slot->raw_len_bytes;
 }
 
-static void touch(struct ds_image_disk *disk, uint64_t raw_off)
+void ds_image_disk_touch(struct ds_image_disk *disk, uint64_t raw_off)
 {
 	uint64_t now = ds_cache_now_ms();
 	_Atomic uint64_t *stamp = &disk->segment_used_ms[raw_off / disk->segment_bytes];
@@ -45,7 +44,7 @@ static bool copy_is_claim(const struct ds_copy_slot *copy, const struct ds_image
 }
 
 /* Notes a trusted slot in the private copy. */
-static void publish(struct ds_image_disk *disk, const struct ds_image_slot *slot)
+void ds_image_disk_publish(struct ds_image_disk *disk, const struct ds_image_slot *slot)
 {
 	struct ds_copy_slot *copy = &disk->slots[slot->slot];
 	uint8_t expected = DS_COPY_UNKNOWN;
@@ -58,7 +57,7 @@ static void publish(struct ds_image_disk *disk, const struct ds_image_slot *slot
 	atomic_store_explicit(&copy->state, DS_COPY_TRUSTED, memory_order_release);
 }
 
-static enum ds_image_state look(struct ds_image_disk *disk, const struct ds_image_slot *slot)
+enum ds_image_state ds_image_disk_look(struct ds_image_disk *disk, const struct ds_image_slot *slot)
 {
 	struct ds_copy_slot *copy = &disk->slots[slot->slot];
 	uint8_t state;
@@ -70,7 +69,7 @@ static enum ds_image_state look(struct ds_image_disk *disk, const struct ds_imag
 		return DS_IMAGE_NOTHING;
 	if (!(state & DS_SLOT_TRUSTED) || disk->layout.checks_anew)
 		return DS_IMAGE_UNCHECKED;
-	publish(disk, slot);
+	ds_image_disk_publish(disk, slot);
 	return DS_IMAGE_READY;
 }
 
@@ -114,7 +113,7 @@ static int read_checking(struct ds_image_disk *disk, const struct ds_image_slot 
 	if (r < 0)
 		return r;
 	if (ds_map_set_state(disk, slot->slot, DS_SLOT_PRESENT | DS_SLOT_TRUSTED) == 0)
-		publish(disk, slot);
+		ds_image_disk_publish(disk, slot);
 	if (!whole)
 		memcpy(ret_data, raw + off, len_bytes);
 	return 0;
@@ -144,12 +143,12 @@ static int read_slot(struct ds_image *image, const struct ds_image_slot *slot, u
 	int r;
 
 	assert(off <= slot->raw_len_bytes && len_bytes <= slot->raw_len_bytes - off);
-	if (!is_sane(image, slot))
+	if (!ds_image_slot_is_sane(image, slot))
 		return -DS_E_NOT_LOCAL;
 	disk = ds_image_enter(image, false);
 	if (!disk)
 		return -DS_E_NOT_LOCAL;
-	switch (look(disk, slot)) {
+	switch (ds_image_disk_look(disk, slot)) {
 	case DS_IMAGE_READY:
 		r = how == READ_NOW ? read_now(disk, slot, off, len_bytes, ret_data)
 				    : read_all(disk, ret_data, len_bytes, slot->raw_off + off);
@@ -162,7 +161,7 @@ static int read_slot(struct ds_image *image, const struct ds_image_slot *slot, u
 		r = -DS_E_NOT_LOCAL;
 	}
 	if (r == 0)
-		touch(disk, slot->raw_off);
+		ds_image_disk_touch(disk, slot->raw_off);
 	else if (r != -DS_E_NOT_LOCAL && r != -EAGAIN && r != -ENOMEM) {
 		forget_slot(image, disk, slot);
 		r = -DS_E_NOT_LOCAL;
@@ -201,11 +200,11 @@ enum ds_image_state ds_image_look(struct ds_image *image, const struct ds_image_
 	enum ds_image_state state = DS_IMAGE_NOTHING;
 	struct ds_image_disk *disk;
 
-	if (!is_sane(image, slot))
+	if (!ds_image_slot_is_sane(image, slot))
 		return state;
 	disk = ds_image_enter(image, false);
 	if (disk) {
-		state = look(disk, slot);
+		state = ds_image_disk_look(disk, slot);
 		ds_image_leave(image);
 	}
 	return state;
@@ -216,200 +215,14 @@ bool ds_image_has(struct ds_image *image, const struct ds_image_slot *slot)
 	return ds_image_look(image, slot) == DS_IMAGE_READY;
 }
 
-/* ---- locks of slots, filling */
-
-static int lock_slot(struct ds_image_disk *disk, uint32_t slot)
-{
-	struct ds_copy_slot *copy = &disk->slots[slot];
-	uint8_t expected = 0;
-	int r;
-
-	/* Locks of one description do not exclude each other, so this process has its own mark. (A
-	 * description for each slot would cost thousands of descriptors.) */
-	if (!atomic_compare_exchange_strong(&copy->is_filling, &expected, 1))
-		return -EBUSY;
-	r = ds_map_lock(disk->map_fd, F_WRLCK, DS_MAP_LOCK_SLOT + slot);
-	if (r < 0) {
-		atomic_store(&copy->is_filling, 0);
-		return r == -EAGAIN ? -EBUSY : r;
-	}
-	return 0;
-}
-
-static void unlock_slot(struct ds_image_disk *disk, uint32_t slot)
-{
-	ds_map_lock(disk->map_fd, F_UNLCK, DS_MAP_LOCK_SLOT + slot);
-	atomic_store(&disk->slots[slot].is_filling, 0);
-}
-
-void ds_image_unlock_slot(struct ds_image_lock *lock)
-{
-	if (!lock->disk)
-		return;
-	unlock_slot(lock->disk, lock->slot);
-	lock->disk = ds_image_disk_unref(lock->disk);
-}
-
-int ds_image_lock_slot(struct ds_image *image, const struct ds_image_slot *slot,
-		       struct ds_image_lock *ret_lock)
-{
-	struct ds_image_disk *disk;
-	int r;
-
-	if (!is_sane(image, slot))
-		return -DS_E_MISMATCH;
-	disk = ds_image_enter(image, true);
-	if (!disk)
-		return -ENOENT;
-	r = lock_slot(disk, slot->slot);
-	if (r == 0) {
-		atomic_fetch_add(&disk->refs_n, 1);
-		*ret_lock = (struct ds_image_lock){.disk = disk, .slot = slot->slot};
-	}
-	ds_image_leave(image);
-	return r;
-}
-
-/* With the slot's lock. */
-static int fill_slot(struct ds_image *image, struct ds_image_disk *disk,
-		     const struct ds_image_slot *slot, const void *raw)
-{
-	uint64_t rounded = (uint64_t)(slot->raw_len_bytes + 4095u) / 4096 * 4096;
-	struct ds_cache_root *root;
-	int r;
-
-	r = ds_map_claim(disk, slot);
-	if (r == 0)
-		r = ds_pwrite_full(disk->data_fd, raw, slot->raw_len_bytes, slot->raw_off);
-	if (r == 0)
-		r = ds_map_set_state(disk, slot->slot, DS_SLOT_PRESENT | DS_SLOT_TRUSTED);
-	if (r < 0)
-		return r;
-	publish(disk, slot);
-	touch(disk, slot->raw_off);
-	/* Rather too much: chunks share blocks at their ends. Scans put it right. */
-	root = ds_cache_root_get(image->cache);
-	ds_cache_usage_add(image->cache, root, (int64_t)rounded);
-	ds_cache_root_unref(root);
-	return 0;
-}
-
-/* `reterr_stale`: the files are not those of the cache any more, or were cut. */
-static int try_fill(struct ds_image *image, const struct ds_image_slot *slot, const void *raw,
-		    struct ds_image_lock *lock, bool *reterr_stale)
-{
-	struct ds_image_disk *disk = ds_image_enter(image, true);
-	bool own_lock = false;
-	int r = 0;
-
-	*reterr_stale = false;
-	if (!disk)
-		return -ENOENT;
-	if (!ds_image_disk_is_sound(disk)) {
-		*reterr_stale = true;
-		r = -ESTALE;
-	} else if (look(disk, slot) != DS_IMAGE_READY) {
-		if (lock->disk != disk) {
-			/* Of other files: they were evicted and made anew meanwhile. */
-			ds_image_unlock_slot(lock);
-			r = lock_slot(disk, slot->slot);
-			own_lock = r == 0;
-		}
-		/* Somebody may have filled it just before we got the lock. */
-		if (r == 0 && look(disk, slot) != DS_IMAGE_READY)
-			r = fill_slot(image, disk, slot, raw);
-		if (own_lock)
-			unlock_slot(disk, slot->slot);
-	}
-	ds_image_leave(image);
-	return r;
-}
-
-static int make_room(struct ds_image *image, uint64_t bytes)
-{
-	struct ds_cache *cache = image->cache;
-	struct ds_cache_root *root = ds_cache_root_get(cache);
-	int r;
-
-	if (!root)
-		return -ENOENT;
-	r = ds_evict_for(cache, root, bytes, image->layout.yields);
-	ds_cache_root_unref(root);
-	return r;
-}
-
-static int fill_with_room(struct ds_image *image, const struct ds_image_slot *slot, const void *raw,
-			  struct ds_image_lock *lock)
-{
-	bool is_stale;
-	int r = 0;
-
-	for (int tries = 0; tries < 3; tries++) {
-		r = make_room(image, slot->raw_len_bytes);
-		if (r < 0)
-			return r;
-		r = try_fill(image, slot, raw, lock, &is_stale);
-		if (r == -ENOSPC || r == -EDQUOT) {
-			/* The disk is fuller than statvfs says. Once: more would only thrash. */
-			if (tries > 0 || make_room(image, DS_MIB(1)) < 0)
-				return r;
-		} else if (is_stale) {
-			pthread_mutex_lock(&image->mutex);
-			/* What is cut is damage, found so when it is opened again. */
-			ds_image_detach_locked(image, 0);
-			pthread_mutex_unlock(&image->mutex);
-		} else {
-			return r;
-		}
-	}
-	return r;
-}
-
-/* For who wants to know how soon the same chunk is wanted again. */
-static void note_refused(struct ds_image *image, const struct ds_image_slot *slot)
-{
-	struct ds_cache *cache = image->cache;
-	uint64_t key;
-
-	memcpy(&key, slot->digest.bytes, sizeof(key));
-	cache->refusals_n++;
-	ds_scan_refused(&cache->scan, key | 1, ds_cache_now_ms());
-}
-
-int ds_image_fill_locked(struct ds_image *image, const struct ds_image_slot *slot, const void *raw,
-			 struct ds_image_lock *lock)
-{
-	int r = -ENOENT;
-
-	if (!is_sane(image, slot))
-		return -DS_E_MISMATCH;
-	if (image->cache->dir) {
-		ds_scan_reads(&image->cache->scan, ds_cache_now_ms());
-		r = fill_with_room(image, slot, raw, lock);
-	}
-	if (r == -ENOSPC && image->layout.yields)
-		note_refused(image, slot);
-	if (r == 0)
-		image->cache->fills_n++;
-	else
-		image->cache->fill_failures_n++;
-	return r;
-}
-
-int ds_image_fill(struct ds_image *image, const struct ds_image_slot *slot, const void *raw)
-{
-	struct ds_image_lock none = {0};
-
-	return ds_image_fill_locked(image, slot, raw, &none);
-}
-
 /* ---- handing out */
 
 static bool all_ready(struct ds_image *image, struct ds_image_disk *disk,
 		      const struct ds_image_slot *slots, size_t slots_n)
 {
 	for (size_t i = 0; i < slots_n; i++)
-		if (!is_sane(image, &slots[i]) || look(disk, &slots[i]) != DS_IMAGE_READY)
+		if (!ds_image_slot_is_sane(image, &slots[i]) ||
+		    ds_image_disk_look(disk, &slots[i]) != DS_IMAGE_READY)
 			return false;
 	return true;
 }
