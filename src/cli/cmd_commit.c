@@ -22,7 +22,6 @@ struct commit_ui {
 	struct cli_call *call;
 	struct cli_progress progress;
 	json_t *rejected;
-	uint64_t warned_n;
 	char *state_dir; /* the default one */
 };
 
@@ -39,7 +38,6 @@ static void show_warning(void *ctx, const char *path, const char *reason)
 	struct commit_ui *ui = ctx;
 	char text[4400];
 
-	ui->warned_n++;
 	if (ui->rejected)
 		json_array_append_new(ui->rejected, json_pack("{s:o, s:s}", "path",
 							      cli_name_json(path, strlen(path)),

@@ -395,11 +395,6 @@ int ds_builder_list(struct ds_builder *builder, uint64_t dir, ds_manifest_list_f
 			       : ds_read_list(&builder->sql, dir, NULL, 0, list_entry, &listing);
 }
 
-int ds_builder_readlink(struct ds_builder *builder, uint64_t ino, struct ds_buf *buf)
-{
-	return builder->failed ? builder->failed : ds_read_readlink(&builder->sql, ino, buf);
-}
-
 int ds_builder_entries_n(struct ds_builder *builder, uint64_t *ret_n)
 {
 	sqlite3_stmt *stmt = builder->sql.stmts[W_ENTRIES_N];

@@ -35,7 +35,6 @@ int ds_builder_get(struct ds_builder *builder, uint64_t ino, struct ds_entry *re
 /* All names of `dir` in byte order, until fn gives something else than 0: an error is returned, and
  * 0 for what is above. fn may look up and get, but neither change the tree nor list. */
 int ds_builder_list(struct ds_builder *builder, uint64_t dir, ds_manifest_list_fn *fn, void *ctx);
-int ds_builder_readlink(struct ds_builder *builder, uint64_t ino, struct ds_buf *buf);
 int ds_builder_extents(struct ds_builder *builder, uint64_t ino, struct ds_extent *ret_extents,
 		       size_t max_n, size_t *ret_n);
 int ds_builder_pack(struct ds_builder *builder, uint32_t number, struct ds_pack_row *ret_pack);
