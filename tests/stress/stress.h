@@ -23,6 +23,7 @@
 
 struct stress {
 	uint64_t seed, until_ns;
+	uint64_t length_ns;
 };
 
 static inline struct stress stress_begin(int argc, char *argv[], double seconds)
@@ -32,7 +33,8 @@ static inline struct stress stress_begin(int argc, char *argv[], double seconds)
 	if (argc > 1)
 		seconds = strtod(argv[1], NULL);
 	stress.seed = argc > 2 ? strtoull(argv[2], NULL, 10) : ds_random_u64() % 1000000;
-	stress.until_ns = ds_mono_ns() + (uint64_t)(seconds * 1e9);
+	stress.length_ns = (uint64_t)(seconds * 1e9);
+	stress.until_ns = ds_mono_ns() + stress.length_ns;
 	printf("%s %g %llu\n", argv[0], seconds, (unsigned long long)stress.seed);
 	fflush(stdout);
 	return stress;
