@@ -106,6 +106,9 @@ int ds_image_read(struct ds_image *image, const struct ds_image_slot *slot, uint
  * calls ds_image_read). Never checks. */
 int ds_image_read_now(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
 		      size_t len_bytes, void *ret_data);
+/* Checks a chunk ahead of its use, unless it is trusted already: neither a hit nor a miss. `buffer` has room for it. 0: trusted
+ * now. -DS_E_NOT_LOCAL: as of ds_image_read; -ENOMEM. */
+int ds_image_check(struct ds_image *image, const struct ds_image_slot *slot, void *buffer);
 /* Cheap look at the map: present and trusted. */
 bool ds_image_has(struct ds_image *image, const struct ds_image_slot *slot);
 /* Stores a chunk whose bytes were verified, evicting if need be. 0, or why it could not (-ENOSPC, -DS_E_MISMATCH: the slot or its neighbours are taken by other

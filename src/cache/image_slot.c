@@ -195,6 +195,13 @@ int ds_image_read_now(struct ds_image *image, const struct ds_image_slot *slot, 
 	return count(image, read_slot(image, slot, off, len_bytes, READ_NOW, ret_data));
 }
 
+int ds_image_check(struct ds_image *image, const struct ds_image_slot *slot, void *buffer)
+{
+	if (ds_image_has(image, slot))
+		return 0;
+	return read_slot(image, slot, 0, slot->raw_len_bytes, READ_CHECKING, buffer);
+}
+
 enum ds_image_state ds_image_look(struct ds_image *image, const struct ds_image_slot *slot)
 {
 	enum ds_image_state state = DS_IMAGE_NOTHING;

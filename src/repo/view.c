@@ -169,6 +169,13 @@ bool view_chunk_is_local(const struct ds_fetch_target *target)
 	return ds_image_has(target->image, &slot);
 }
 
+int view_chunk_check(const struct ds_fetch_target *target, void *buffer)
+{
+	struct ds_image_slot slot = slot_of(target);
+
+	return ds_image_check(target->image, &slot, buffer);
+}
+
 int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
 		    const struct ds_fetch_target *target, uint64_t off, size_t len_bytes,
 		    void *ret_data)
@@ -214,8 +221,15 @@ int ds_view_get(struct ds_view *view, struct ds_demand *demand, uint64_t ino,
 int ds_view_list(struct ds_view *view, struct ds_demand *demand, uint64_t dir, uint64_t after,
 		 ds_manifest_list_fn *fn, void *ctx)
 {
+	int r;
+
 	demand_clear(demand);
-	return ds_manifest_list(view->manifest, demand, dir, after, fn, ctx);
+	if (demand)
+		demand->is_listing = true;
+	r = ds_manifest_list(view->manifest, demand, dir, after, fn, ctx);
+	if (demand)
+		demand->is_listing = false;
+	return r;
 }
 
 int ds_view_readlink(struct ds_view *view, struct ds_demand *demand, uint64_t ino,

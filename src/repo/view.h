@@ -51,6 +51,7 @@ struct ds_demand {
 	bool may_check;
 	/* the demand's own */
 	struct ds_view *view;
+	bool is_listing;     /* pages are asked for in order: set while ds_view_list runs */
 	struct ds_list pins; /* what was delivered */
 	struct ds_diag diag; /* of an error */
 	void *wait;

@@ -51,6 +51,7 @@ void ds_demand_init(struct ds_demand *demand, struct ds_view *view)
 	demand->view = view;
 	demand->wait = NULL;
 	demand->may_check = true;
+	demand->is_listing = false;
 	ds_diag_clear(&demand->diag);
 	ds_list_init(&demand->pins);
 }

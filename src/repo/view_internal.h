@@ -100,6 +100,8 @@ int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
 		    void *ret_data);
 /* Whether the chunk is here and checked. */
 bool view_chunk_is_local(const struct ds_fetch_target *target);
+/* As ds_image_check. */
+int view_chunk_check(const struct ds_fetch_target *target, void *buffer);
 
 /* Packs and images (view_images.c). */
 int view_images_init(struct ds_view *view);

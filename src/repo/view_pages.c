@@ -14,6 +14,7 @@
 
 #define READ_AHEAD_PAGES \
 	15u /* pages after a missing one: rows that are read together were written together */
+#define CHECK_AHEAD_PAGES  31u /* half a MiB of 16 KiB pages: some 0.3 ms of SHA-256 */
 #define PREFETCH_BYTES_MAX DS_MIB(16)
 
 static struct ds_fetch_target node_target(struct ds_view *view, uint64_t number,
@@ -138,6 +139,25 @@ static void read_ahead(struct ds_view *view, const struct ds_page_index_node *le
 		ds_fetcher_prefetch(view->fetcher, targets, n);
 }
 
+/*
+ * What was here before this process is checked once more, which FUSE's threads may not: each such
+ * page costs a listing a way to a worker and back. So the one that a listing comes upon takes along
+ * those behind it.
+ */
+static void check_ahead(struct ds_view *view, const struct ds_page_index_node *leaf, uint64_t page)
+{
+	_ds_cleanup_free_ uint8_t *raw = ds_malloc(view->page_size);
+	uint64_t end = DS_MIN(page - leaf->first_page + 1 + CHECK_AHEAD_PAGES, leaf->entries_n);
+
+	for (uint64_t e = page - leaf->first_page + 1; raw && e < end; e++) {
+		struct ds_fetch_target target =
+			page_target(view, leaf->first_page + e, &leaf->entries[e]);
+
+		if (target.ref.stored_len_bytes && view_chunk_check(&target, raw) < 0)
+			return;
+	}
+}
+
 static int read_page(void *ctx, void *want, uint64_t page, void *ret_page)
 {
 	const struct ds_page_index_node *leaf = NULL;
@@ -145,6 +165,7 @@ static int read_page(void *ctx, void *want, uint64_t page, void *ret_page)
 	struct ds_view *view = ctx;
 	const struct ds_chunk_ref *ref;
 	struct ds_fetch_target target;
+	bool is_new;
 	int r;
 
 	r = get_leaf(view, demand, page, &leaf);
@@ -158,9 +179,12 @@ static int read_page(void *ctx, void *want, uint64_t page, void *ret_page)
 	target = page_target(view, page, ref);
 	if (view->is_blocking && !view_chunk_is_local(&target))
 		read_ahead(view, leaf, page);
+	is_new = demand && demand->is_listing && demand->may_check && !view_chunk_is_local(&target);
 	r = view_chunk_read(view, demand, &target, 0, view->page_size, ret_page);
 	if (r == -DS_E_NOT_LOCAL && view_may_check(view, demand))
 		read_ahead(view, leaf, page);
+	else if (r == 0 && is_new)
+		check_ahead(view, leaf, page);
 	return r;
 }
 

@@ -209,6 +209,47 @@ Test(image, F06_what_is_checked_anew_is_a_miss_when_it_was_changed_within_the_bo
 	support_pack_release(&pack);
 }
 
+Test(image, F06_checking_ahead_trusts_what_is_sound_and_counts_as_no_use)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct ds_cache_stats before, after;
+	struct support_pack pack;
+	struct ds_image *image;
+	uint8_t buffer[5000];
+	int dir_fd, fd;
+
+	support_pack_init(&pack, 7, 50, 5000, false);
+	pack.layout.checks_anew = true;
+	image = support_image(cache, &pack);
+	for (uint32_t i = 0; i < 49; i++)
+		cr_assert_eq(support_fill(image, &pack, i), 0);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
+	fd = openat(dir_fd, "data", O_RDWR | O_CLOEXEC);
+	cr_assert_eq(pwrite(fd, "damage", 6, (off_t)pack.slots[20].raw_off), 6);
+	close(fd);
+	close(dir_fd);
+	cache = support_open(support_path("c"), DS_MIB(64), 1);
+	image = support_image(cache, &pack);
+	ds_cache_get_stats(cache, &before);
+	for (uint32_t i = 0; i < 50; i++) {
+		cr_assert_leq(pack.slots[i].raw_len_bytes, sizeof(buffer));
+		cr_assert_not(ds_image_has(image, &pack.slots[i]));
+		for (unsigned k = 0; k < 2; k++)
+			cr_assert_eq(ds_image_check(image, &pack.slots[i], buffer),
+				     i == 20 || i == 49 ? -DS_E_NOT_LOCAL : 0);
+	}
+	ds_cache_get_stats(cache, &after);
+	cr_assert_eq(after.hits_n, before.hits_n);
+	cr_assert_eq(after.misses_n, before.misses_n);
+	cr_assert_eq(after.damaged_n, before.damaged_n + 1);
+	cr_assert_eq(support_count(image, &pack, false), 48);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
 Test(image, T20_bytes_that_a_crash_lost_are_a_miss_in_the_next_boot)
 {
 	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);

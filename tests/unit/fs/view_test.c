@@ -244,6 +244,81 @@ Test(view, a_listing_goes_on_after_its_last_name_through_every_miss)
 	view_bench_release(&bench);
 }
 
+struct part {
+	struct listing *listing;
+	unsigned end;
+};
+
+static int add_to_part(void *ctx, const struct ds_entry *entry)
+{
+	struct part *part = ctx;
+
+	add(part->listing, entry);
+	return part->listing->n == part->end;
+}
+
+/* As the kernel asks, with a buffer for so many names: by FUSE's thread, and only what that cannot
+ * answer at all by a worker. */
+static unsigned list_in_parts(struct listing *listing, unsigned names_n)
+{
+	struct part part = {.listing = listing};
+	unsigned on_worker_n = 0, before;
+	struct ds_demand demand;
+	int r;
+
+	ds_demand_init(&demand, listing->view);
+	do {
+		before = listing->n;
+		part.end = before + names_n;
+		demand.may_check = false;
+		r = ds_view_list(listing->view, &demand, listing->dir, listing->after, add_to_part,
+				 &part);
+		if (r == -DS_E_NOT_LOCAL && listing->n == before) {
+			on_worker_n++;
+			demand.may_check = true;
+			r = ds_view_list(listing->view, &demand, listing->dir, listing->after,
+					 add_to_part, &part);
+		}
+		cr_assert(r == 0 || (r == -DS_E_NOT_LOCAL && listing->n > before));
+		cr_assert(!demand.is_listing);
+	} while (listing->n > before);
+	ds_demand_release(&demand);
+	return on_worker_n;
+}
+
+Test(view, a_listing_of_what_was_here_before_seldom_leaves_the_thread_of_fuse)
+{
+	struct view_bench bench;
+	struct listing listing = {0};
+	unsigned on_worker_n, gets_n;
+
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
+	listing.view = bench.view;
+	cr_assert_eq(view_run(bench.view, 20000, call_links, &listing, NULL), 0);
+	cr_assert_eq(view_run(bench.view, 20000, call_list, &listing, NULL), 0);
+	view_bench_settle(&bench);
+	gets_n = bench.store->gets_n;
+	view_bench_close(&bench);
+
+	/* The pages are here; this mount has not checked them. */
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
+	listing = (struct listing){.view = bench.view};
+	cr_assert_eq(view_run(bench.view, 20000, call_links, &listing, NULL), 0);
+	on_worker_n = list_in_parts(&listing, 100);
+	cr_expect_eq(listing.n, VIEW_LINKS_N);
+	cr_expect_gt(on_worker_n, 0, "nothing was to be checked");
+	cr_expect_lt(on_worker_n, bench.record->pages_n / 16, "%u of %llu pages", on_worker_n,
+		     (unsigned long long)bench.record->pages_n);
+	cr_expect_eq(bench.store->gets_n, gets_n);
+	/* And now nothing is. */
+	listing.n = 0;
+	listing.after = 0;
+	cr_expect_eq(list_in_parts(&listing, 100), 0);
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}
+
 Test(view, seeking_finds_data_and_holes_as_they_were_committed)
 {
 	struct view_bench bench;
