@@ -83,7 +83,7 @@ static int fill(struct listing *listing)
 	} else if (after == COOKIE_DOTDOT) {
 		after = 0;
 	}
-	return ds_view_list(view, &request->demand, request->ino, after, add_entry, listing);
+	return ds_view_list_attrs(view, &request->demand, request->ino, after, add_entry, listing);
 }
 
 int fs_run_readdir(struct fs_request *request)

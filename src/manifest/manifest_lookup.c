@@ -29,8 +29,11 @@ int ds_manifest_get(struct ds_manifest *manifest, void *want, uint64_t ino,
 	return ds_conn_put(manifest, conn, r);
 }
 
-int ds_manifest_list(struct ds_manifest *manifest, void *want, uint64_t dir, uint64_t after,
-		     ds_manifest_list_fn *fn, void *ctx)
+typedef int read_list_fn(struct ds_sql *sql, uint64_t dir, const char *after_name, size_t after_len,
+			 ds_manifest_list_fn *fn, void *ctx);
+
+static int list(struct ds_manifest *manifest, void *want, read_list_fn *read, uint64_t dir,
+		uint64_t after, ds_manifest_list_fn *fn, void *ctx)
 {
 	struct ds_entry last = {.name_len = 0};
 	struct ds_conn *conn;
@@ -44,8 +47,20 @@ int ds_manifest_list(struct ds_manifest *manifest, void *want, uint64_t dir, uin
 			r = -EINVAL;
 	}
 	if (r == 0)
-		r = ds_read_list(&conn->sql, dir, after ? last.name : NULL, last.name_len, fn, ctx);
+		r = read(&conn->sql, dir, after ? last.name : NULL, last.name_len, fn, ctx);
 	return ds_conn_put(manifest, conn, r);
+}
+
+int ds_manifest_list(struct ds_manifest *manifest, void *want, uint64_t dir, uint64_t after,
+		     ds_manifest_list_fn *fn, void *ctx)
+{
+	return list(manifest, want, ds_read_list, dir, after, fn, ctx);
+}
+
+int ds_manifest_list_attrs(struct ds_manifest *manifest, void *want, uint64_t dir, uint64_t after,
+			   ds_manifest_list_fn *fn, void *ctx)
+{
+	return list(manifest, want, ds_read_list_attrs, dir, after, fn, ctx);
 }
 
 int ds_manifest_readlink(struct ds_manifest *manifest, void *want, uint64_t ino, struct ds_buf *buf)

@@ -12,26 +12,40 @@
 
 #include "codec/content.h"
 
-/* Both names of the pair that an index row and its entry form: the columns of DS_SQL_LOOKUP and
- * DS_SQL_LIST. */
+/*
+ * DS_SQL_LOOKUP, DS_SQL_LIST and DS_SQL_LIST_ATTRS give the name that the index has, then the row:
+ * whether there is one, and whether it says the same.
+ */
+static int check_indexed(struct ds_sql *sql, sqlite3_stmt *stmt, uint64_t parent,
+			 const struct ds_entry *entry)
+{
+	sqlite3_value *column = sqlite3_column_value(stmt, 0);
+	const void *name = sqlite3_value_blob(column);
+	size_t len = (size_t)sqlite3_value_bytes(column);
+
+	if (entry->parent != parent || entry->name_len != len ||
+	    (len && (!name || memcmp(entry->name, name, len) != 0)))
+		return ds_sql_malformed(sql, "entry %llu: another name in the index of names",
+					(unsigned long long)entry->id);
+	return 0;
+}
+
+static int check_has_row(struct ds_sql *sql, sqlite3_stmt *stmt, uint64_t parent)
+{
+	if (sqlite3_column_type(stmt, 1) == SQLITE_NULL)
+		return ds_sql_malformed(sql, "directory %llu: a name in the index of names only",
+					(unsigned long long)parent);
+	return 0;
+}
+
 static int take_indexed(struct ds_sql *sql, sqlite3_stmt *stmt, uint64_t parent,
 			struct ds_entry *ret_entry, struct ds_row_extra *ret_extra)
 {
-	const void *name = sqlite3_column_blob(stmt, 1);
-	size_t len = (size_t)sqlite3_column_bytes(stmt, 1);
-	int r;
+	int r = check_has_row(sql, stmt, parent);
 
-	if (sqlite3_column_type(stmt, 2) == SQLITE_NULL)
-		return ds_sql_malformed(sql, "entry %lld: in the index of names only",
-					sqlite3_column_int64(stmt, 0));
-	r = ds_row_entry(sql, stmt, 2, ret_entry, ret_extra);
-	if (r < 0)
-		return r;
-	if (ret_entry->parent != parent || ret_entry->name_len != len ||
-	    (len && memcmp(ret_entry->name, name, len) != 0))
-		return ds_sql_malformed(sql, "entry %llu: another name in the index of names",
-					(unsigned long long)ret_entry->id);
-	return 0;
+	if (r == 0)
+		r = ds_row_entry(sql, stmt, 1, ret_entry, ret_extra);
+	return r < 0 ? r : check_indexed(sql, stmt, parent, ret_entry);
 }
 
 static int get_row(struct ds_sql *sql, uint64_t id, struct ds_entry *ret_entry,
@@ -138,11 +152,38 @@ int ds_read_name(struct ds_sql *sql, uint64_t id, struct ds_entry *ret_entry)
 	return r;
 }
 
-int ds_read_list(struct ds_sql *sql, uint64_t dir, const char *after_name, size_t after_len,
-		 ds_manifest_list_fn *fn, void *ctx)
+/* The present row of a listing. */
+typedef int take_fn(struct ds_sql *sql, sqlite3_stmt *stmt, uint64_t dir,
+		    struct ds_entry *ret_entry);
+
+static int take_entry(struct ds_sql *sql, sqlite3_stmt *stmt, uint64_t dir,
+		      struct ds_entry *ret_entry)
 {
-	sqlite3_stmt *stmt = sql->stmts[DS_SQL_LIST];
 	struct ds_row_extra extra;
+	int r = take_indexed(sql, stmt, dir, ret_entry, &extra);
+
+	return r < 0 ? r : follow_link(sql, &extra, ret_entry);
+}
+
+static int take_attrs(struct ds_sql *sql, sqlite3_stmt *stmt, uint64_t dir,
+		      struct ds_entry *ret_entry)
+{
+	bool is_link;
+	int r = check_has_row(sql, stmt, dir);
+
+	if (r == 0)
+		r = ds_row_attrs(sql, stmt, 1, ret_entry, &is_link);
+	if (r == 0)
+		r = check_indexed(sql, stmt, dir, ret_entry);
+	/* Seldom: all of the row, then. */
+	if (r == 0 && is_link)
+		r = ds_read_name(sql, ret_entry->id, ret_entry);
+	return r;
+}
+
+static int list(struct ds_sql *sql, sqlite3_stmt *stmt, take_fn *take, uint64_t dir,
+		const char *after_name, size_t after_len, ds_manifest_list_fn *fn, void *ctx)
+{
 	struct ds_entry entry;
 	char last[DS_NAME_MAX];
 	size_t last_len = 0;
@@ -162,7 +203,7 @@ int ds_read_list(struct ds_sql *sql, uint64_t dir, const char *after_name, size_
 		r = ds_sql_step(sql, stmt, &has_row);
 		if (r < 0 || !has_row)
 			break;
-		r = take_indexed(sql, stmt, dir, &entry, &extra);
+		r = take(sql, stmt, dir, &entry);
 		if (r < 0)
 			break;
 		/* A damaged b-tree may lead to one page twice: no listing without end. */
@@ -171,9 +212,6 @@ int ds_read_list(struct ds_sql *sql, uint64_t dir, const char *after_name, size_
 					     (unsigned long long)dir);
 			break;
 		}
-		r = follow_link(sql, &extra, &entry);
-		if (r < 0)
-			break;
 		last_len = entry.name_len;
 		memcpy(last, entry.name, last_len);
 		r = fn(ctx, &entry);
@@ -182,6 +220,19 @@ int ds_read_list(struct ds_sql *sql, uint64_t dir, const char *after_name, size_
 	}
 	sqlite3_reset(stmt);
 	return r > 0 ? 0 : r;
+}
+
+int ds_read_list(struct ds_sql *sql, uint64_t dir, const char *after_name, size_t after_len,
+		 ds_manifest_list_fn *fn, void *ctx)
+{
+	return list(sql, sql->stmts[DS_SQL_LIST], take_entry, dir, after_name, after_len, fn, ctx);
+}
+
+int ds_read_list_attrs(struct ds_sql *sql, uint64_t dir, const char *after_name, size_t after_len,
+		       ds_manifest_list_fn *fn, void *ctx)
+{
+	return list(sql, sql->stmts[DS_SQL_LIST_ATTRS], take_attrs, dir, after_name, after_len, fn,
+		    ctx);
 }
 
 static int take_first(void *ctx, const struct ds_entry *entry)

@@ -164,12 +164,11 @@ static const char *check_file(sqlite3_stmt *stmt, int col, struct ds_entry *entr
 	return NULL;
 }
 
-static const char *check_inode(sqlite3_stmt *stmt, int col, enum ds_row_type type,
-			       struct ds_entry *entry, struct ds_row_extra *extra)
+static const char *check_attrs(sqlite3_stmt *stmt, int col, enum ds_row_type type,
+			       struct ds_entry *entry)
 {
 	uint32_t nlink_min = type == DS_ROW_DIRECTORY ? 2 : 1;
 	uint32_t nlink_max = type == DS_ROW_SYMLINK ? 1 : UINT32_MAX;
-
 	sqlite3_value *mtime_s = sqlite3_column_value(stmt, col + COL_MTIME_S);
 
 	if (sqlite3_value_type(mtime_s) != SQLITE_INTEGER ||
@@ -180,6 +179,16 @@ static const char *check_inode(sqlite3_stmt *stmt, int col, enum ds_row_type typ
 		return "nlink";
 	if (!take_u64(stmt, col + COL_SIZE, 0, DS_FILE_SIZE_MAX, &entry->size_bytes))
 		return "size";
+	return NULL;
+}
+
+static const char *check_inode(sqlite3_stmt *stmt, int col, enum ds_row_type type,
+			       struct ds_entry *entry, struct ds_row_extra *extra)
+{
+	const char *reason = check_attrs(stmt, col, type, entry);
+
+	if (reason)
+		return reason;
 	if (!take_digest(stmt, col + COL_DIGEST, &entry->digest))
 		return "digest";
 	if (!are_null(stmt, col + COL_LINK, col + COL_LINK))
@@ -201,11 +210,16 @@ static const char *check_inode(sqlite3_stmt *stmt, int col, enum ds_row_type typ
 	return NULL;
 }
 
-static const char *check_entry(sqlite3_stmt *stmt, int col, struct ds_entry *entry,
-			       struct ds_row_extra *extra)
+/* Id, parent, name and type, and what follows from the type. */
+static const char *check_head(sqlite3_stmt *stmt, int col, struct ds_entry *entry,
+			      enum ds_row_type *ret_type)
 {
-	static const enum ds_entry_type types[] = {DS_ENTRY_FILE, DS_ENTRY_FILE, DS_ENTRY_DIRECTORY,
-						   DS_ENTRY_SYMLINK};
+	static const enum ds_entry_type types[DS_ROW_TYPES_N] = {
+		[DS_ROW_FILE] = DS_ENTRY_FILE,
+		[DS_ROW_EXECUTABLE] = DS_ENTRY_FILE,
+		[DS_ROW_DIRECTORY] = DS_ENTRY_DIRECTORY,
+		[DS_ROW_SYMLINK] = DS_ENTRY_SYMLINK,
+	};
 	const char *reason;
 	uint64_t type;
 
@@ -219,34 +233,67 @@ static const char *check_entry(sqlite3_stmt *stmt, int col, struct ds_entry *ent
 	    (entry->id == DS_ROOT_ID && type != DS_ROW_DIRECTORY))
 		return "type";
 	entry->ino = entry->id;
-	if (type == DS_ROW_LINK) {
-		if (!are_null(stmt, col + COL_MTIME_S, col + COL_TARGET) ||
-		    !take_u64(stmt, col + COL_LINK, DS_ENTRY_ID_FIRST, DS_ENTRY_ID_MAX,
-			      &extra->link) ||
-		    extra->link == entry->id)
-			return "link";
-		entry->ino = extra->link;
-		return NULL;
-	}
 	entry->type = types[type];
 	entry->is_executable = type == DS_ROW_EXECUTABLE;
-	return check_inode(stmt, col, (enum ds_row_type)type, entry, extra);
+	*ret_type = (enum ds_row_type)type;
+	return NULL;
 }
 
-int ds_row_entry(struct ds_sql *sql, sqlite3_stmt *stmt, int col, struct ds_entry *ret_entry,
-		 struct ds_row_extra *ret_extra)
+static const char *check_entry(sqlite3_stmt *stmt, int col, struct ds_entry *entry,
+			       struct ds_row_extra *extra)
 {
-	const char *reason;
+	enum ds_row_type type;
+	const char *reason = check_head(stmt, col, entry, &type);
 
-	memset(ret_entry, 0, offsetof(struct ds_entry, name) + 1);
-	*ret_extra = (struct ds_row_extra){0};
-	reason = check_entry(stmt, col, ret_entry, ret_extra);
-	ret_entry->name[ret_entry->name_len] = '\0';
+	if (reason)
+		return reason;
+	if (type != DS_ROW_LINK)
+		return check_inode(stmt, col, type, entry, extra);
+	if (!are_null(stmt, col + COL_MTIME_S, col + COL_TARGET) ||
+	    !take_u64(stmt, col + COL_LINK, DS_ENTRY_ID_FIRST, DS_ENTRY_ID_MAX, &extra->link) ||
+	    extra->link == entry->id)
+		return "link";
+	entry->ino = extra->link;
+	return NULL;
+}
+
+static void clear(struct ds_entry *entry)
+{
+	memset(entry, 0, offsetof(struct ds_entry, name) + 1);
+}
+
+/* NULL: the row is sound. */
+static int end_entry(struct ds_sql *sql, sqlite3_stmt *stmt, int col, const char *reason,
+		     struct ds_entry *entry)
+{
+	entry->name[entry->name_len] = '\0';
 	if (!reason)
 		return 0;
 	if (sqlite3_errcode(sqlite3_db_handle(stmt)) == SQLITE_NOMEM)
 		return ds_sql_fail(sql, SQLITE_NOMEM);
 	return ds_sql_malformed(sql, "entry %lld: %s", sqlite3_column_int64(stmt, col), reason);
+}
+
+int ds_row_entry(struct ds_sql *sql, sqlite3_stmt *stmt, int col, struct ds_entry *ret_entry,
+		 struct ds_row_extra *ret_extra)
+{
+	clear(ret_entry);
+	*ret_extra = (struct ds_row_extra){0};
+	return end_entry(sql, stmt, col, check_entry(stmt, col, ret_entry, ret_extra), ret_entry);
+}
+
+int ds_row_attrs(struct ds_sql *sql, sqlite3_stmt *stmt, int col, struct ds_entry *ret_entry,
+		 bool *ret_is_link)
+{
+	enum ds_row_type type;
+	const char *reason;
+
+	clear(ret_entry);
+	reason = check_head(stmt, col, ret_entry, &type);
+	if (!reason && type != DS_ROW_LINK)
+		reason = check_attrs(stmt, col, type, ret_entry);
+	*ret_is_link = !reason && type == DS_ROW_LINK;
+	return end_entry(sql, stmt, col, reason, ret_entry);
 }
 
 static const char *check_piece(sqlite3_stmt *stmt, struct ds_extent *extent)

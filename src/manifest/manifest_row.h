@@ -9,11 +9,14 @@
 #include "manifest/manifest.h"
 #include "manifest/manifest_sql.h"
 
-/* The columns that ds_row_entry expects, in its order. */
-#define DS_ROW_ENTRY_COLUMNS(t)                                                               \
-	t ".id, " t ".parent, " t ".name, " t ".type, " t ".mtime_s, " t ".mtime_ns, " t      \
-	  ".nlink, " t ".size, " t ".digest, " t ".pack, " t ".ordinal, " t ".stored_off, " t \
-	  ".stored_len, " t ".raw_off, " t ".extents, " t ".target, " t ".link"
+/* The columns that ds_row_attrs expects, in its order: the first of those of ds_row_entry. */
+#define DS_ROW_ATTRS_COLUMNS(t)                                                          \
+	t ".id, " t ".parent, " t ".name, " t ".type, " t ".mtime_s, " t ".mtime_ns, " t \
+	  ".nlink, " t ".size"
+#define DS_ROW_ENTRY_COLUMNS(t)                                                             \
+	DS_ROW_ATTRS_COLUMNS(t)                                                             \
+	", " t ".digest, " t ".pack, " t ".ordinal, " t ".stored_off, " t ".stored_len, " t \
+	".raw_off, " t ".extents, " t ".target, " t ".link"
 #define DS_ROW_EXTENT_COLUMNS \
 	"off, slot, len, digest, pack, ordinal, stored_off, stored_len, source, source_off, file"
 #define DS_ROW_EXTENT_FILE  10 /* column of the owner, which ds_row_extent does not look at */
@@ -45,6 +48,10 @@ unsigned ds_size_class(uint64_t size_bytes);
  * then (and extra.link); the rest comes from the row that it names. */
 int ds_row_entry(struct ds_sql *sql, sqlite3_stmt *stmt, int col, struct ds_entry *ret_entry,
 		 struct ds_row_extra *ret_extra);
+/* The same without digest, chunk, extents and target, which are not looked at. Of a
+ * further name, only id, parent and name are set (`ret_is_link`). */
+int ds_row_attrs(struct ds_sql *sql, sqlite3_stmt *stmt, int col, struct ds_entry *ret_entry,
+		 bool *ret_is_link);
 /* -DS_E_IMPORTED: a part of an imported object, of which only place and length are set. */
 int ds_row_extent(struct ds_sql *sql, sqlite3_stmt *stmt, uint64_t file,
 		  struct ds_extent *ret_extent);
@@ -58,6 +65,8 @@ int ds_read_get(struct ds_sql *sql, uint64_t ino, struct ds_entry *ret_entry);
 int ds_read_name(struct ds_sql *sql, uint64_t id, struct ds_entry *ret_entry);
 int ds_read_list(struct ds_sql *sql, uint64_t dir, const char *after_name, size_t after_len,
 		 ds_manifest_list_fn *fn, void *ctx);
+int ds_read_list_attrs(struct ds_sql *sql, uint64_t dir, const char *after_name, size_t after_len,
+		       ds_manifest_list_fn *fn, void *ctx);
 /* The first name after `after_name` (NULL: of all); -ENOENT at the end. */
 int ds_read_next(struct ds_sql *sql, uint64_t dir, const char *after_name, size_t after_len,
 		 struct ds_entry *ret_entry);

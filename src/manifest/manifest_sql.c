@@ -170,20 +170,23 @@ int ds_sql_prepare(struct ds_sql *sql, unsigned i, const char *text)
 	return rc == SQLITE_OK ? 0 : ds_sql_fail(sql, rc);
 }
 
+#define LIST_FROM                                                              \
+	" FROM entry n INDEXED BY entry_name LEFT JOIN entry e ON e.id = n.id" \
+	" WHERE n.parent = ?1 AND n.name > ?2 ORDER BY n.name"
+
 int ds_sql_prepare_reads(struct ds_sql *sql)
 {
 	/* An index and the row that it leads to are joined, so that each row's own parent and
 	 * name are compared with what the index said: a hostile index cannot show a row under
 	 * another name. */
 	static const char *const texts[DS_SQL_READS_N] = {
-		[DS_SQL_LOOKUP] = "SELECT n.id, n.name, " DS_ROW_ENTRY_COLUMNS(
+		[DS_SQL_LOOKUP] = "SELECT n.name, " DS_ROW_ENTRY_COLUMNS(
 			"e") " FROM entry n INDEXED BY entry_name"
 			     " LEFT JOIN entry e ON e.id = n.id WHERE n.parent = ?1 AND n.name = "
 			     "?2",
 		[DS_SQL_GET] = "SELECT " DS_ROW_ENTRY_COLUMNS("e") " FROM entry e WHERE e.id = ?1",
-		[DS_SQL_LIST] = "SELECT n.id, n.name, " DS_ROW_ENTRY_COLUMNS(
-			"e") " FROM entry n INDEXED BY entry_name LEFT JOIN entry e ON e.id = n.id"
-			     " WHERE n.parent = ?1 AND n.name > ?2 ORDER BY n.name",
+		[DS_SQL_LIST] = "SELECT n.name, " DS_ROW_ENTRY_COLUMNS("e") LIST_FROM,
+		[DS_SQL_LIST_ATTRS] = "SELECT n.name, " DS_ROW_ATTRS_COLUMNS("e") LIST_FROM,
 		[DS_SQL_EXTENT_AT] =
 			"SELECT " DS_ROW_EXTENT_COLUMNS
 			" FROM extent WHERE file = ?1 AND off <= ?2 ORDER BY off DESC LIMIT 1",

@@ -21,6 +21,7 @@ enum ds_sql_read {
 	DS_SQL_LOOKUP,	    /* parent, name */
 	DS_SQL_GET,	    /* id */
 	DS_SQL_LIST,	    /* parent, after name */
+	DS_SQL_LIST_ATTRS,  /* parent, after name */
 	DS_SQL_EXTENT_AT,   /* file, off: the last extent that begins at or before off */
 	DS_SQL_EXTENT_FROM, /* file, off: those that begin at or after off */
 	DS_SQL_PACK,	    /* number */

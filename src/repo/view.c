@@ -218,18 +218,33 @@ int ds_view_get(struct ds_view *view, struct ds_demand *demand, uint64_t ino,
 	return ds_manifest_get(view->manifest, demand, ino, ret_entry);
 }
 
-int ds_view_list(struct ds_view *view, struct ds_demand *demand, uint64_t dir, uint64_t after,
-		 ds_manifest_list_fn *fn, void *ctx)
+typedef int list_fn(struct ds_manifest *manifest, void *want, uint64_t dir, uint64_t after,
+		    ds_manifest_list_fn *fn, void *ctx);
+
+static int list(struct ds_view *view, struct ds_demand *demand, list_fn *run, uint64_t dir,
+		uint64_t after, ds_manifest_list_fn *fn, void *ctx)
 {
 	int r;
 
 	demand_clear(demand);
 	if (demand)
 		demand->is_listing = true;
-	r = ds_manifest_list(view->manifest, demand, dir, after, fn, ctx);
+	r = run(view->manifest, demand, dir, after, fn, ctx);
 	if (demand)
 		demand->is_listing = false;
 	return r;
+}
+
+int ds_view_list(struct ds_view *view, struct ds_demand *demand, uint64_t dir, uint64_t after,
+		 ds_manifest_list_fn *fn, void *ctx)
+{
+	return list(view, demand, ds_manifest_list, dir, after, fn, ctx);
+}
+
+int ds_view_list_attrs(struct ds_view *view, struct ds_demand *demand, uint64_t dir, uint64_t after,
+		       ds_manifest_list_fn *fn, void *ctx)
+{
+	return list(view, demand, ds_manifest_list_attrs, dir, after, fn, ctx);
 }
 
 int ds_view_readlink(struct ds_view *view, struct ds_demand *demand, uint64_t ino,

@@ -51,7 +51,7 @@ struct ds_demand {
 	bool may_check;
 	/* the demand's own */
 	struct ds_view *view;
-	bool is_listing;     /* pages are asked for in order: set while ds_view_list runs */
+	bool is_listing;     /* pages are asked for in order: set while a directory is listed */
 	struct ds_list pins; /* what was delivered */
 	struct ds_diag diag; /* of an error */
 	void *wait;
@@ -77,6 +77,8 @@ int ds_view_get(struct ds_view *view, struct ds_demand *demand, uint64_t ino,
 		struct ds_entry *ret_entry);
 int ds_view_list(struct ds_view *view, struct ds_demand *demand, uint64_t dir, uint64_t after,
 		 ds_manifest_list_fn *fn, void *ctx);
+int ds_view_list_attrs(struct ds_view *view, struct ds_demand *demand, uint64_t dir, uint64_t after,
+		       ds_manifest_list_fn *fn, void *ctx);
 int ds_view_readlink(struct ds_view *view, struct ds_demand *demand, uint64_t ino,
 		     struct ds_buf *buf);
 /* As ds_manifest_total. */

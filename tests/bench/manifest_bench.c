@@ -185,6 +185,16 @@ static void read_back(const char *path, uint64_t rows_n, bool is_mapped)
 		      "list");
 	printf("list (%s): %llu entries, %.0f /s\n", how, (unsigned long long)n,
 	       (double)n / seconds_since(start));
+	n = 0;
+	start = ds_mono_ns();
+	for (uint64_t i = 0; i < rows_n; i += PER_DIRECTORY)
+		check(ds_manifest_list_attrs(manifest, NULL,
+					     DS_ENTRY_ID_FIRST +
+						     i / PER_DIRECTORY * (PER_DIRECTORY + 1),
+					     0, count, &n),
+		      "list");
+	printf("list attributes (%s): %llu entries, %.0f /s\n", how, (unsigned long long)n,
+	       (double)n / seconds_since(start));
 	if (is_mapped) {
 		start = ds_mono_ns();
 		check(ds_manifest_verify(manifest, NULL, print_finding, NULL, &found_n), "verify");

@@ -92,6 +92,13 @@ struct walk {
 	unsigned depth;
 };
 
+static int visit_attrs(void *ctx, const struct ds_entry *entry)
+{
+	FUZZ_CHECK(entry->name_len > 0 && !memchr(entry->name, '/', entry->name_len));
+	FUZZ_CHECK(entry->size_bytes <= DS_FILE_SIZE_MAX);
+	return 0;
+}
+
 static int visit(void *ctx, const struct ds_entry *entry)
 {
 	const struct walk *walk = ctx;
@@ -110,6 +117,8 @@ static int visit(void *ctx, const struct ds_entry *entry)
 		FUZZ_CHECK(again.parent == entry->parent);
 	if (entry->type == DS_ENTRY_DIRECTORY && walk->depth < 5)
 		ds_manifest_list(walk->manifest, NULL, entry->id, 0, visit, &below);
+	if (entry->type == DS_ENTRY_DIRECTORY)
+		ds_manifest_list_attrs(walk->manifest, NULL, entry->id, 0, visit_attrs, NULL);
 	if (entry->type == DS_ENTRY_SYMLINK &&
 	    ds_manifest_readlink(walk->manifest, NULL, entry->ino, &buf) == 0)
 		FUZZ_CHECK(buf.len_bytes > 0);

@@ -64,6 +64,8 @@ static int read_all(const struct fixture *fixture, struct ds_manifest *manifest)
 	if (r == 0)
 		r = ds_manifest_list(manifest, NULL, DS_ROOT_ID, 0, ignore_entry, NULL);
 	if (r == 0)
+		r = ds_manifest_list_attrs(manifest, NULL, DS_ROOT_ID, 0, ignore_entry, NULL);
+	if (r == 0)
 		r = ds_manifest_readlink(manifest, NULL, fixture->symlink, &buf);
 	if (r == 0)
 		r = ds_manifest_extents(manifest, NULL, fixture->large, 0, UINT64_MAX, extents, 8,

@@ -21,67 +21,20 @@ static void end(void)
 
 TestSuite(manifest_hostile, .fini = end);
 
-/* Ids of what the sound manifest holds. */
-enum { DIR = 3, FILE_A, FILE_B, LINK_TO_A, SYMLINK, LARGE, EMPTY, SUB, NEXT };
-
-static void build_sound(const char *path)
-{
-	static const char *const names[] = {"file-a", "file-b", "other-a", "symlink",
-					    "large",  "empty",	"sub"};
-	static const enum ds_entry_type types[] = {DS_ENTRY_FILE,     DS_ENTRY_FILE, DS_ENTRY_FILE,
-						   DS_ENTRY_SYMLINK,  DS_ENTRY_FILE, DS_ENTRY_FILE,
-						   DS_ENTRY_DIRECTORY};
-	static const uint64_t sizes[] = {1000, 2000, 0, 0, DS_MIB(40), 0, 0};
-	struct ds_builder *builder;
-	struct model model;
-	struct ds_entry entry;
-	uint64_t id;
-
-	model_init(&model, 5);
-	cr_assert_eq(ds_builder_create(path, 4096, &builder), 0);
-	model_add(&model, builder, DS_ROOT_ID, "dir", 3, DS_ENTRY_DIRECTORY, 0);
-	for (unsigned i = 0; i < DS_ARRAY_SIZE(names); i++) {
-		if (DIR + 1 + i == LINK_TO_A) {
-			id = model_add_link(&model, builder, DIR, names[i], strlen(names[i]),
-					    FILE_A);
-		} else {
-			id = model_add(&model, builder, DIR, names[i], strlen(names[i]), types[i],
-				       sizes[i]);
-		}
-		cr_assert_eq(id, DIR + 1 + i);
-	}
-	model_seal(&model, builder);
-	cr_assert_eq(ds_builder_get(builder, LARGE, &entry), 0);
-	cr_assert_geq(entry.extents_n, 4);
-	cr_assert_eq(ds_builder_finish(builder), 0);
-	ds_builder_free(builder);
-	model_release(&model);
-}
-
-/* Runs SQL over the file as its writer could; "schema" statements too. */
-static void tamper(const char *path, const char *text)
-{
-	sqlite3 *db;
-	char *error = NULL;
-
-	cr_assert_eq(sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE, NULL), SQLITE_OK);
-	sqlite3_db_config(db, SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1, NULL);
-	cr_assert_eq(sqlite3_exec(db, text, NULL, NULL, &error), SQLITE_OK, "%s: %s", text, error);
-	cr_assert_eq(sqlite3_close(db), SQLITE_OK);
-}
-
 /* STRICT and the columns' types keep other values out; without them in the text, for one
  * connection, they go in. */
 static void tamper_types(const char *path, const char *text)
 {
-	tamper(path, "PRAGMA writable_schema = ON;"
-		     "CREATE TABLE keep AS SELECT name AS n, sql AS s FROM sqlite_schema;"
-		     "UPDATE sqlite_schema SET sql = replace(replace(replace(sql, ') STRICT', ')'),"
-		     " ' INTEGER,', ','), ' INTEGER NOT', ' NOT') WHERE name = 'entry'");
-	tamper(path, text);
-	tamper(path, "PRAGMA writable_schema = ON;"
-		     "UPDATE sqlite_schema SET sql = (SELECT s FROM keep WHERE n = name)"
-		     " WHERE name = 'entry'; DROP TABLE keep;");
+	support_tamper(
+		path,
+		"PRAGMA writable_schema = ON;"
+		"CREATE TABLE keep AS SELECT name AS n, sql AS s FROM sqlite_schema;"
+		"UPDATE sqlite_schema SET sql = replace(replace(replace(sql, ') STRICT', ')'),"
+		" ' INTEGER,', ','), ' INTEGER NOT', ' NOT') WHERE name = 'entry'");
+	support_tamper(path, text);
+	support_tamper(path, "PRAGMA writable_schema = ON;"
+			     "UPDATE sqlite_schema SET sql = (SELECT s FROM keep WHERE n = name)"
+			     " WHERE name = 'entry'; DROP TABLE keep;");
 }
 
 static void print_finding(void *ctx, const char *text)
@@ -118,6 +71,8 @@ static void use(struct ds_manifest *manifest)
 		}
 		ds_manifest_list(manifest, NULL, id, 0, list_one, &n);
 		ds_manifest_list(manifest, NULL, DIR, id, list_one, &n);
+		ds_manifest_list_attrs(manifest, NULL, id, 0, list_one, &n);
+		ds_manifest_list_attrs(manifest, NULL, DIR, id, list_one, &n);
 		ds_manifest_readlink(manifest, NULL, id, &buf);
 		if (ds_manifest_extents(manifest, NULL, id, DS_MIB(5), UINT64_MAX, extents, 64,
 					&extents_n) == 0) {
@@ -199,7 +154,7 @@ Test(manifest_hostile, G02_every_other_schema_is_refused)
 	};
 	bool opens;
 
-	build_sound(support_path("sound"));
+	support_build_sound(support_path("sound"));
 	support_copy(support_path("sound"), support_path("m"));
 	findings(support_path("m"), &opens);
 	cr_assert(opens);
@@ -208,7 +163,7 @@ Test(manifest_hostile, G02_every_other_schema_is_refused)
 
 		fprintf(stderr, "  %s\n", texts[i]);
 		support_copy(support_path("sound"), support_path("m"));
-		tamper(support_path("m"), texts[i]);
+		support_tamper(support_path("m"), texts[i]);
 		cr_assert_neq(findings(support_path("m"), &opens), 0);
 		cr_assert(!opens);
 		cr_assert_neq(ds_builder_open(support_path("m"), &builder), 0);
@@ -223,8 +178,8 @@ Test(manifest_hostile, a_higher_schema_number_is_too_new)
 	struct ds_diag diag = {.code = 0};
 	char text[400];
 
-	build_sound(support_path("m"));
-	tamper(support_path("m"), "CREATE TABLE more (a); PRAGMA user_version = 2");
+	support_build_sound(support_path("m"));
+	support_tamper(support_path("m"), "CREATE TABLE more (a); PRAGMA user_version = 2");
 	support_source_load(&source, support_path("m"));
 	cr_assert_eq(ds_manifest_new(&source.source, &manifest), 0);
 	cr_assert_eq(ds_manifest_check(manifest, NULL, &diag), -DS_E_TOO_NEW);
@@ -241,13 +196,13 @@ static void check_rows(const char *const *texts, size_t n, bool is_typed)
 	uint64_t sound_n, found_n;
 	bool opens;
 
-	build_sound(support_path("sound"));
+	support_build_sound(support_path("sound"));
 	sound_n = findings(support_path("sound"), &opens);
 	for (size_t i = 0; i < n; i++) {
 		fprintf(stderr, "  %s\n", texts[i]);
 		support_copy(support_path("sound"), support_path("m"));
 		if (is_typed)
-			tamper(support_path("m"), texts[i]);
+			support_tamper(support_path("m"), texts[i]);
 		else
 			tamper_types(support_path("m"), texts[i]);
 		found_n = findings(support_path("m"), &opens);
@@ -278,7 +233,7 @@ Test(manifest_hostile, G03_names)
 	uint64_t sound_n, found_n;
 	bool opens;
 
-	build_sound(support_path("sound"));
+	support_build_sound(support_path("sound"));
 	sound_n = findings(support_path("sound"), &opens);
 	for (size_t i = 0; i < DS_ARRAY_SIZE(names); i++) {
 		struct support_source source;
@@ -290,7 +245,7 @@ Test(manifest_hostile, G03_names)
 
 		fprintf(stderr, "  %s\n", text);
 		support_copy(support_path("sound"), support_path("m"));
-		tamper(support_path("m"), text);
+		support_tamper(support_path("m"), text);
 		found_n = findings(support_path("m"), &opens);
 		cr_assert_gt(found_n, sound_n);
 		support_source_load(&source, support_path("m"));
@@ -299,6 +254,9 @@ Test(manifest_hostile, G03_names)
 		r = ds_manifest_list(manifest, NULL, DIR, 0, list_one, &n);
 		cr_assert(r == -DS_E_MALFORMED || i == 0, "%d",
 			  r); /* the empty name: passed over */
+		n = 0;
+		r = ds_manifest_list_attrs(manifest, NULL, DIR, 0, list_one, &n);
+		cr_assert(r == -DS_E_MALFORMED || i == 0, "%d", r);
 		ds_manifest_free(manifest);
 		support_source_release(&source);
 		ds_free(text);
@@ -567,13 +525,13 @@ Test(manifest_hostile, spare_columns_and_tables_are_passed_over)
 	uint64_t sound_n;
 	bool opens;
 
-	build_sound(support_path("m"));
+	support_build_sound(support_path("m"));
 	sound_n = findings(support_path("m"), &opens);
-	tamper(support_path("m"),
-	       "UPDATE entry SET uid = 1, gid = -1, mode = 4095;"
-	       "INSERT INTO xattr VALUES (5, CAST('user.a' AS BLOB), zeroblob(50000));"
-	       "INSERT INTO source VALUES (1, 'url', x'00', NULL, 'etag');"
-	       "INSERT INTO meta VALUES ('anything', x'00'), ('else', 'text')");
+	support_tamper(support_path("m"),
+		       "UPDATE entry SET uid = 1, gid = -1, mode = 4095;"
+		       "INSERT INTO xattr VALUES (5, CAST('user.a' AS BLOB), zeroblob(50000));"
+		       "INSERT INTO source VALUES (1, 'url', x'00', NULL, 'etag');"
+		       "INSERT INTO meta VALUES ('anything', x'00'), ('else', 'text')");
 	cr_assert_eq(findings(support_path("m"), &opens), sound_n);
 	cr_assert(opens);
 }
@@ -586,7 +544,7 @@ Test(manifest_hostile, an_index_that_disagrees_with_its_table_is_found)
 	unsigned n = 0;
 	uint8_t *at;
 
-	build_sound(support_path("m"));
+	support_build_sound(support_path("m"));
 	support_source_load(&source, support_path("m"));
 	/* The name stands twice: in the row and in the index. One of them becomes "file-X". */
 	at = memmem(source.data, source.source.pages_n * 4096, "file-b", 6);
@@ -596,6 +554,7 @@ Test(manifest_hostile, an_index_that_disagrees_with_its_table_is_found)
 	cr_assert_neq(ds_manifest_lookup(manifest, NULL, DIR, "file-b", 6, &entry), 0);
 	cr_assert_neq(ds_manifest_lookup(manifest, NULL, DIR, "file-X", 6, &entry), 0);
 	cr_assert_eq(ds_manifest_list(manifest, NULL, DIR, 0, list_one, &n), -DS_E_MALFORMED);
+	cr_assert_eq(ds_manifest_list_attrs(manifest, NULL, DIR, 0, list_one, &n), -DS_E_MALFORMED);
 	cr_assert_neq(support_verify(manifest), 0);
 	ds_manifest_free(manifest);
 	support_source_release(&source);
@@ -696,7 +655,7 @@ Test(manifest_hostile, G01_no_manifest_at_all)
 	struct support_source source = {.fail_code = 0}, sound;
 	struct ds_prng random = {.state = 1};
 
-	build_sound(support_path("m"));
+	support_build_sound(support_path("m"));
 	support_source_load(&sound, support_path("m"));
 	support_source_load(&source, support_path("m"));
 	for (unsigned i = 0; i < 50; i++) {
@@ -727,7 +686,7 @@ Test(manifest_hostile, G01_each_byte_of_the_first_page_flipped, .timeout = 300)
 {
 	struct support_source source;
 
-	build_sound(support_path("m"));
+	support_build_sound(support_path("m"));
 	support_source_load(&source, support_path("m"));
 	for (unsigned i = 0; i < 4096; i++) {
 		uint8_t was = source.data[i];

@@ -10,7 +10,7 @@
 #include "manifest_support.h"
 #include "util/mem.h"
 
-static void check_entry(struct model *model, const struct model_name *name,
+static void check_attrs(struct model *model, const struct model_name *name,
 			const struct ds_entry *entry)
 {
 	const struct model_inode *inode = model_inode(model, name->ino);
@@ -26,6 +26,14 @@ static void check_entry(struct model *model, const struct model_name *name,
 	cr_assert_eq(ds_time_compare(entry->mtime, inode->mtime), 0);
 	cr_assert_eq(entry->nlink, inode->nlink);
 	cr_assert_eq(entry->size_bytes, inode->size_bytes);
+}
+
+static void check_entry(struct model *model, const struct model_name *name,
+			const struct ds_entry *entry)
+{
+	const struct model_inode *inode = model_inode(model, name->ino);
+
+	check_attrs(model, name, entry);
 	cr_assert(inode->type == DS_ENTRY_DIRECTORY ||
 		  ds_digest_equal(&entry->digest, &inode->digest));
 	cr_assert_eq(entry->extents_n, inode->extents_n);
@@ -66,6 +74,15 @@ static int check_listed(void *ctx, const struct ds_entry *entry)
 
 	cr_assert(check->i < check->n);
 	check_entry(check->model, check->list[check->i++], entry);
+	return 0;
+}
+
+static int check_listed_attrs(void *ctx, const struct ds_entry *entry)
+{
+	struct list_check *check = ctx;
+
+	cr_assert(check->i < check->n);
+	check_attrs(check->model, check->list[check->i++], entry);
 	return 0;
 }
 
@@ -146,12 +163,23 @@ void model_check_manifest(struct model *model, struct ds_manifest *manifest, voi
 		check.list = model_list(model, dir, &check.n);
 		cr_assert_eq(ds_manifest_list(manifest, want, dir, 0, check_listed, &check), 0);
 		cr_assert_eq(check.i, check.n);
+		check.i = 0;
+		cr_assert_eq(ds_manifest_list_attrs(manifest, want, dir, 0, check_listed_attrs,
+						    &check),
+			     0);
+		cr_assert_eq(check.i, check.n);
 		if (check.n > 0) {
 			size_t from = model_below(model, check.n);
 
 			check.i = from + 1;
 			cr_assert_eq(ds_manifest_list(manifest, want, dir, check.list[from]->id,
 						      check_listed, &check),
+				     0);
+			cr_assert_eq(check.i, check.n);
+			check.i = from + 1;
+			cr_assert_eq(ds_manifest_list_attrs(manifest, want, dir,
+							    check.list[from]->id,
+							    check_listed_attrs, &check),
 				     0);
 			cr_assert_eq(check.i, check.n);
 		}

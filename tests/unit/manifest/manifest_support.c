@@ -2,6 +2,7 @@
 
 #include <criterion/criterion.h>
 #include <fcntl.h>
+#include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -150,4 +151,49 @@ uint64_t support_verify(struct ds_manifest *manifest)
 
 	cr_assert_eq(ds_manifest_verify(manifest, NULL, print_finding, NULL, &n), 0);
 	return n;
+}
+
+void support_build_sound(const char *path)
+{
+	static const char *const names[] = {"file-a", "file-b", "other-a", "symlink",
+					    "large",  "empty",	"sub"};
+	static const enum ds_entry_type types[] = {DS_ENTRY_FILE,     DS_ENTRY_FILE, DS_ENTRY_FILE,
+						   DS_ENTRY_SYMLINK,  DS_ENTRY_FILE, DS_ENTRY_FILE,
+						   DS_ENTRY_DIRECTORY};
+	static const uint64_t sizes[] = {1000, 2000, 0, 0, DS_MIB(40), 0, 0};
+	struct ds_builder *builder;
+	struct model model;
+	struct ds_entry entry;
+	uint64_t id;
+
+	model_init(&model, 5);
+	cr_assert_eq(ds_builder_create(path, 4096, &builder), 0);
+	model_add(&model, builder, DS_ROOT_ID, "dir", 3, DS_ENTRY_DIRECTORY, 0);
+	for (unsigned i = 0; i < DS_ARRAY_SIZE(names); i++) {
+		if (DIR + 1 + i == LINK_TO_A) {
+			id = model_add_link(&model, builder, DIR, names[i], strlen(names[i]),
+					    FILE_A);
+		} else {
+			id = model_add(&model, builder, DIR, names[i], strlen(names[i]), types[i],
+				       sizes[i]);
+		}
+		cr_assert_eq(id, DIR + 1 + i);
+	}
+	model_seal(&model, builder);
+	cr_assert_eq(ds_builder_get(builder, LARGE, &entry), 0);
+	cr_assert_geq(entry.extents_n, 4);
+	cr_assert_eq(ds_builder_finish(builder), 0);
+	ds_builder_free(builder);
+	model_release(&model);
+}
+
+void support_tamper(const char *path, const char *text)
+{
+	sqlite3 *db;
+	char *error = NULL;
+
+	cr_assert_eq(sqlite3_open_v2(path, &db, SQLITE_OPEN_READWRITE, NULL), SQLITE_OK);
+	sqlite3_db_config(db, SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1, NULL);
+	cr_assert_eq(sqlite3_exec(db, text, NULL, NULL, &error), SQLITE_OK, "%s: %s", text, error);
+	cr_assert_eq(sqlite3_close(db), SQLITE_OK);
 }

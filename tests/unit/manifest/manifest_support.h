@@ -55,6 +55,12 @@ void support_fetch(struct support_source *source, struct support_want *want);
 /* Findings of the whole check; each is printed. */
 uint64_t support_verify(struct ds_manifest *manifest);
 
+/* A sound manifest with these ids, for who spoils it: all names in DIR, which is in the root. */
+enum { DIR = 3, FILE_A, FILE_B, LINK_TO_A, SYMLINK, LARGE, EMPTY, SUB, NEXT };
+void support_build_sound(const char *path);
+/* Runs SQL over the file as its writer could; "schema" statements too. */
+void support_tamper(const char *path, const char *text);
+
 /* A tree in memory. */
 struct model_name {
 	uint64_t id, parent, ino;
