@@ -26,6 +26,7 @@ struct fs_stats {
 	struct ds_counter requests_n,
 		read_bytes; /* of every request: not one line for all threads */
 	_Atomic uint64_t parked_n, interrupted_n, timeouts_n, failures_n, passthrough_opens_n;
+	_Atomic uint64_t listings_ahead_n; /* made before they were asked for */
 };
 
 struct ds_fs {
@@ -51,6 +52,7 @@ struct ds_fs {
 	} opens;
 	struct fs_stats stats;
 	struct ds_lanes buffers; /* fs_read.c */
+	struct fs_ahead *ahead;	 /* fs_ahead.c */
 	char *version_json;	 /* contents of /.dsfs/version.json */
 	struct ds_work_item ready_work;
 	_Atomic bool is_ready;
@@ -156,6 +158,32 @@ void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t
 /* fs_ops.c, fs_readdir.c, fs_read.c, fs_xattr.c */
 extern const struct fuse_lowlevel_ops fs_ops;
 int fs_run_readdir(struct fs_request *request);
+
+/* One answer to a readdir. */
+struct fs_listing {
+	/* set by who wants it */
+	uint64_t ino, off;
+	size_t size;
+	bool is_plus;
+	char *buffer; /* of `size` bytes */
+	/* made */
+	size_t used;
+	uint64_t last; /* cookie of its last name */
+	bool has_more; /* a name did not fit */
+};
+/* Makes it, in one run or (-DS_E_NOT_LOCAL) in several, each of which starts afresh. */
+int fs_listing_make(struct ds_fs *fs, struct ds_demand *demand, struct fs_listing *listing);
+
+/* fs_ahead.c: parts of listings that are made before they are asked for. */
+int fs_ahead_init(struct ds_fs *fs);
+/* When no work is queued any more. */
+void fs_ahead_end(struct ds_fs *fs);
+/* Has the part after this one made, if there is one. Never waits. */
+void fs_ahead_start(struct ds_fs *fs, const struct fs_listing *before);
+/* The part that is asked for, if it is ready; until fs_ahead_put. NULL: the caller makes it. */
+struct fs_listing *fs_ahead_take(struct ds_fs *fs, const struct fs_listing *asked);
+void fs_ahead_put(struct ds_fs *fs, struct fs_listing *taken);
+
 int fs_run_read(struct fs_request *request);
 /* When no request can come any more. */
 void fs_read_end(struct ds_fs *fs);

@@ -186,6 +186,8 @@ static int run(struct ds_fs *fs, struct ds_diag *reterr_diag)
 	if (r == 0)
 		r = fs_open_init(fs);
 	if (r == 0)
+		r = fs_ahead_init(fs);
+	if (r == 0)
 		r = ds_work_new(workers_n, "dsfs-work", &fs->work);
 	if (r == 0)
 		r = start_session(fs, reterr_diag);
@@ -234,6 +236,7 @@ int ds_fs_run(const struct ds_fs_options *options, struct ds_view *view,
 	fs_control_end(&fs);
 	fs_open_end(&fs);
 	fs_read_end(&fs);
+	fs_ahead_end(&fs);
 	pthread_cond_destroy(&fs.idle);
 	pthread_mutex_destroy(&fs.mutex);
 	return r;
