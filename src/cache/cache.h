@@ -12,8 +12,8 @@
  * set is never punched, only unlinked. A process lets go of images that it has not used for a while (half a second
  * when another one finds no room).
  *
- * An open image costs two descriptors, up to half of RLIMIT_NOFILE as it is when the cache is opened: a daemon raises it
- * before.
+ * An open image costs up to three descriptors, all of them up to half of RLIMIT_NOFILE as it is when the cache is opened: a
+ * daemon raises it before.
  *
  * Data that are read in turn, more than the cache holds, do not drive each other out: a part stays (cache_scan.c). Other images
  * find room at any time, at the cost of the least recently used.
@@ -106,6 +106,26 @@ int ds_image_read(struct ds_image *image, const struct ds_image_slot *slot, uint
  * calls ds_image_read). Never checks. */
 int ds_image_read_now(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
 		      size_t len_bytes, void *ret_data);
+/*
+ * The same past the page cache, for who can have the kernel read while he does other things: begin, then `len_bytes` at `off` of
+ * `fd` into page-aligned memory, then end, always, with what that read gave: bytes, or a negative errno.
+ * begin: 0, or -EAGAIN: by the two above, since the chunk is not here, or is in the page cache, or the kernel (before Linux 6.5) does not
+ * tell, or the file system has no O_DIRECT, or more than `room_bytes` would have to be read. Waits for the disk where
+ * ds_image_read_now does.
+ * end: 0: what was asked for lies at `skip_bytes`, `wanted_bytes` of it; -EAGAIN: it does not count, by ds_image_read. Never waits.
+ */
+struct ds_image_direct {
+	int fd;
+	uint64_t off;
+	size_t len_bytes, skip_bytes, wanted_bytes;
+	/* the cache's own */
+	struct ds_image *image;
+	void *disk;
+	uint64_t raw_off;
+};
+int ds_image_direct_begin(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
+			  size_t len_bytes, size_t room_bytes, struct ds_image_direct *ret_direct);
+int ds_image_direct_end(struct ds_image_direct *direct, int64_t n);
 /* Checks a chunk ahead of its use, unless it is trusted already: neither a hit nor a miss. `buffer` has room for it. 0: trusted
  * now. -DS_E_NOT_LOCAL: as of ds_image_read; -ENOMEM. */
 int ds_image_check(struct ds_image *image, const struct ds_image_slot *slot, void *buffer);

@@ -5,6 +5,7 @@
  *   image.c        the table of images; who uses the files of one, and who may close them
  *   image_slot.c   looking, reading, mapping
  *   image_fill.c   locks of slots, filling
+ *   image_direct.c reading past the page cache
  *   image_backing.c  handing out to the kernel
  *   image_disk.c   the files of one image: opening, making, throwing away
  *   image_map.c    the map: header, slots, claims, locks
@@ -105,6 +106,9 @@ struct ds_copy_slot {
 struct ds_image_disk {
 	_Atomic unsigned refs_n; /* the image's, and one for each slot lock */
 	int data_fd, map_fd;
+	_Atomic int direct_fd;	       /* of data, opened with O_DIRECT; -1: not opened yet */
+	_Atomic uint32_t direct_align; /* of what is read through it */
+	_Atomic bool is_never_direct;  /* the file system cannot */
 	dev_t map_dev;
 	ino_t map_ino;
 	struct ds_image_layout layout;

@@ -79,8 +79,12 @@ int ds_image_throw_away(struct ds_cache_root *root, int parent_fd, const char *n
 struct ds_image_disk *ds_image_disk_unref(struct ds_image_disk *disk)
 {
 	if (disk && atomic_fetch_sub(&disk->refs_n, 1) == 1) {
+		int direct_fd;
+
 		ds_close_ptr(&disk->data_fd);
 		ds_close_ptr(&disk->map_fd);
+		direct_fd = disk->direct_fd;
+		ds_close_ptr(&direct_fd);
 		pthread_mutex_destroy(&disk->claim_mutex);
 		ds_free(disk->slots);
 		ds_free(disk);
@@ -96,6 +100,7 @@ static int disk_new(const struct ds_image_layout *layout, struct ds_image_disk *
 		return -ENOMEM;
 	disk->refs_n = 1;
 	disk->data_fd = disk->map_fd = -1;
+	atomic_init(&disk->direct_fd, -1);
 	disk->layout = *layout;
 	disk->segment_bytes = ds_image_segment_bytes(layout->size_bytes);
 	pthread_mutex_init(&disk->claim_mutex, NULL);

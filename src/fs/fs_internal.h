@@ -83,7 +83,7 @@ struct fs_request {
 	uint64_t ino;
 	uint64_t off;
 	size_t size;
-	bool flag;  /* readdir: plus; lseek: hole */
+	bool flag;  /* readdir: plus; lseek: hole; read: not past the page cache */
 	char *name; /* of a lookup or an xattr; owned */
 	uint64_t deadline_ns;
 	struct ds_demand demand;

@@ -5,8 +5,10 @@
  * the thread keeps, page by page as they are copied on from there.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "fs/fs_internal.h"
+#include "util/error.h"
 #include "util/mem.h"
 
 #define READ_MAX    DS_MIB(4) /* the kernel asks for 1 MiB at most */
@@ -64,16 +66,87 @@ static int read_into(struct fs_request *request, char *data, size_t size)
 	return 0;
 }
 
+#ifdef FUSE_HAS_READ_PAYLOAD
+
+/* A read by the ring that the request came from. */
+struct direct {
+	struct ds_fs *fs;
+	uint64_t ino, off;
+	size_t size;
+	struct ds_image_direct image;
+};
+
+/* On the thread of the ring. */
+static void on_direct(fuse_req_t req, int result, void *data)
+{
+	struct direct *direct = data;
+	struct ds_fs *fs = direct->fs;
+	size_t n = direct->image.wanted_bytes, payload_size;
+	struct fs_request again = {.run = fs_run_read,
+				   .op = "read",
+				   .ino = direct->ino,
+				   .off = direct->off,
+				   .size = direct->size,
+				   .flag = true};
+	char *payload;
+
+	if (ds_image_direct_end(&direct->image, result) == 0 &&
+	    fuse_req_get_payload(req, &payload, &payload_size, NULL) == 0) {
+		if (direct->image.skip_bytes)
+			memmove(payload, payload + direct->image.skip_bytes, n);
+		ds_counter_add(&fs->stats.read_bytes, n);
+		fuse_reply_buf(req, payload, n);
+	} else {
+		fs_request_start(req, &again);
+	}
+	ds_free(direct);
+}
+
+/* What the view has noted; it ends here in any case. */
+static int start_direct(struct fs_request *request)
+{
+	struct ds_image_direct *image = &request->demand.direct;
+	struct direct *direct = ds_malloc(sizeof(*direct));
+	int r = -ENOMEM;
+
+	if (direct) {
+		*direct = (struct direct){.fs = request->fs,
+					  .ino = request->ino,
+					  .off = request->off,
+					  .size = request->size,
+					  .image = *image};
+		r = fuse_req_read_payload(request->req, image->fd, image->len_bytes,
+					  (off_t)image->off, on_direct, direct);
+	}
+	if (r == 0)
+		return 0;
+	ds_free(direct);
+	ds_image_direct_end(image, -EAGAIN);
+	return -DS_E_NOT_LOCAL;
+}
+
+static int read_direct(struct fs_request *request, char *payload, size_t size, size_t payload_size)
+{
+	int r;
+
+	/* The thread that serves the ring, the first time. */
+	if (!request->demand.may_check && !request->flag)
+		request->demand.direct_room_bytes = payload_size;
+	r = read_into(request, payload, size);
+	return r == -DS_E_NOT_LOCAL && request->demand.direct.image ? start_direct(request) : r;
+}
+
+#endif
+
 /* Where the kernel takes the reply from, if that can be written to. */
-static bool get_payload(struct fs_request *request, size_t size, char **ret_payload)
+static bool get_payload(struct fs_request *request, size_t size, char **ret_payload,
+			size_t *ret_size)
 {
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
-	size_t payload_size;
-
-	return fuse_req_get_payload(request->req, ret_payload, &payload_size, NULL) == 0 &&
-	       payload_size >= size;
+	return fuse_req_get_payload(request->req, ret_payload, ret_size, NULL) == 0 &&
+	       *ret_size >= size;
 #else
-	(void)request, (void)size, (void)ret_payload;
+	(void)request, (void)size, (void)ret_payload, (void)ret_size;
 	return false;
 #endif
 }
@@ -82,11 +155,16 @@ int fs_run_read(struct fs_request *request)
 {
 	size_t size = DS_MIN(request->size, (size_t)READ_MAX);
 	struct buffer *buffer;
+	size_t payload_size;
 	char *payload;
 	int r;
 
-	if (get_payload(request, size, &payload))
+	if (get_payload(request, size, &payload, &payload_size))
+#ifdef FUSE_HAS_READ_PAYLOAD
+		return read_direct(request, payload, size, payload_size);
+#else
 		return read_into(request, payload, size);
+#endif
 	buffer = take_buffer(request->fs, size);
 	if (!buffer)
 		return -ENOMEM;

@@ -176,6 +176,17 @@ int view_chunk_check(const struct ds_fetch_target *target, void *buffer)
 	return ds_image_check(target->image, &slot, buffer);
 }
 
+bool view_chunk_direct(struct ds_demand *demand, const struct ds_fetch_target *target, uint64_t off,
+		       size_t len_bytes)
+{
+	struct ds_image_slot slot = slot_of(target);
+
+	if (off > slot.raw_len_bytes || len_bytes > slot.raw_len_bytes - off)
+		return false;
+	return ds_image_direct_begin(target->image, &slot, off, len_bytes,
+				     demand->direct_room_bytes, &demand->direct) == 0;
+}
+
 int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
 		    const struct ds_fetch_target *target, uint64_t off, size_t len_bytes,
 		    void *ret_data)

@@ -49,6 +49,13 @@ struct ds_demand {
 	 * call ends with -DS_E_NOT_LOCAL and no targets: call again on a worker, with it.
 	 */
 	bool may_check;
+	/*
+	 * For a read without may_check, by who can have the kernel read: he sets the room that he has for it (0 after init). Then
+	 * -DS_E_NOT_LOCAL with direct.image set says that all of the range lies there; he reads and ends it
+	 * (ds_image_direct_end).
+	 */
+	size_t direct_room_bytes;
+	struct ds_image_direct direct;
 	/* the demand's own */
 	struct ds_view *view;
 	bool is_listing;     /* pages are asked for in order: set while a directory is listed */

@@ -52,6 +52,8 @@ void ds_demand_init(struct ds_demand *demand, struct ds_view *view)
 	demand->wait = NULL;
 	demand->may_check = true;
 	demand->is_listing = false;
+	demand->direct_room_bytes = 0;
+	demand->direct.image = NULL;
 	ds_diag_clear(&demand->diag);
 	ds_list_init(&demand->pins);
 }

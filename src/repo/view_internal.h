@@ -98,6 +98,9 @@ static inline bool view_may_check(const struct ds_view *view, const struct ds_de
 int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
 		    const struct ds_fetch_target *target, uint64_t off, size_t len_bytes,
 		    void *ret_data);
+/* True: noted in demand->direct, whose room is not 0; -DS_E_NOT_LOCAL is the answer then. */
+bool view_chunk_direct(struct ds_demand *demand, const struct ds_fetch_target *target, uint64_t off,
+		       size_t len_bytes);
 /* Whether the chunk is here and checked. */
 bool view_chunk_is_local(const struct ds_fetch_target *target);
 /* As ds_image_check. */

@@ -22,6 +22,11 @@
 /* Of each large file on a list of what will be read: some 8 MiB. */
 #define AHEAD_EXTENTS 8u
 #define AHEAD_BATCH   256u
+/*
+ * What is read past the page cache: whole files, which are not read again soon, and parts of them that are large enough for a
+ * disk; smaller parts want the kernel's read-ahead.
+ */
+#define DIRECT_PART_MIN DS_KIB(128)
 
 struct range {
 	uint64_t off;
@@ -137,6 +142,10 @@ static int read_small(struct ds_view *view, struct ds_demand *demand, const stru
 		r = view_pack_image(view, pack, &target.image);
 	if (r < 0)
 		return r;
+	if (demand && demand->direct_room_bytes && !view_may_check(view, demand) &&
+	    (range->len_bytes == entry->size_bytes || range->len_bytes >= DIRECT_PART_MIN) &&
+	    view_chunk_direct(demand, &target, range->off, range->len_bytes))
+		return -DS_E_NOT_LOCAL;
 	/* Before the read that waits, so that they travel with it. */
 	if (view->is_blocking && !view_chunk_is_local(&target))
 		prefetch_neighbours(view, entry, &pack->row, target.image);

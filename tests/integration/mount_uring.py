@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """The mount option io_uring: what is chosen and what is said, with the kernel's switch on and off; many parked
 reads through one ring. Under tests/lib/with_uring.sh."""
+import concurrent.futures
 import ctypes
 import os
+import random
 import re
 import signal
 import subprocess
@@ -97,6 +99,80 @@ def check_parked(box, repo, proxy):
         box.wait(lambda: stats(mount)["fetch_waiting"] == 0, "the reads to end when the store is back")
 
 
+def image_data(cache):
+    """The files of bytes in a cache directory."""
+    return [os.path.join(place, "data") for place, _, names in os.walk(f"{cache}/images") if "data" in names]
+
+
+def resident(path):
+    """(pages in the page cache, bytes) of a file, as cachestat(2) says."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        told = (ctypes.c_uint64 * 5)()
+        if libc.syscall(451, file.fileno(), (ctypes.c_uint64 * 2)(0, size), told, 0):
+            raise lib.Failed(f"cachestat: {os.strerror(ctypes.get_errno())}")
+        return told[0], size
+
+
+def drop(cache):
+    for path in image_data(cache):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def check_page_cache(box, args):
+    """T39: what comes from the disk of the cache is in the page cache once, as the mount's files."""
+    rng = random.Random(args.seed)
+    source, cache = box.new_dir("src"), box.path("direct")
+    files = {f"{i:03}": rng.randbytes(rng.randrange(20000, 110000)) for i in range(300)}
+    files |= {"0": b"", "1": b"x", "block": rng.randbytes(4096), "300k": rng.randbytes(300001),
+              "3m": rng.randbytes(3000001)}
+    for name, data in files.items():
+        with open(f"{source}/{name}", "wb") as file:
+            file.write(data)
+    repo = box.path("direct-repo")
+    box.commit(source, repo, "--init")
+    for epoch in range(3):
+        with box.mount(repo, "io_uring=on", f"cache_dir={cache}") as mount:
+            names = list(files)
+            rng.shuffle(names)
+            # Several at a time.
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                for name, data in zip(names, pool.map(lambda n: open(f"{mount.path}/{n}", "rb").read(), names)):
+                    check(data == files[name], f"epoch {epoch}: {name} is not what was committed")
+        pages, total = map(sum, zip(*map(resident, image_data(cache))))
+        if epoch:
+            say(f"{pages} of {total >> 12} pages of the images are in the page cache")
+            check(pages * 4096 < total / 20, f"{pages} pages of {total} bytes of images stay in the page cache")
+        drop(cache)
+    return repo, cache, list(files)
+
+
+def check_end(box, repo, cache, names):
+    """The mount ends in the midst of reads by its rings."""
+    for way in (lambda mount: os.kill(mount.pid, signal.SIGTERM),
+                lambda mount: subprocess.run(["umount", "-l", mount.path], check=True)):
+        mount = box.mount(repo, "io_uring=on", f"cache_dir={cache}")
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            reads = [pool.submit(read_or_not, f"{mount.path}/{name}") for name in names]
+            box.wait(lambda: reads[20].done(), "some reads")
+            way(mount)
+            answered = sum(future.result() for future in reads)
+        box.wait(lambda: not lib.is_alive(mount.pid), "the end of the mount", 20)
+        check(answered > 0, "no read was answered")
+        check("ERROR" not in mount.log_text(), f"the log: {mount.log_text()}")
+        drop(cache)
+
+
+def read_or_not(path):
+    try:
+        with open(path, "rb") as file:
+            return bool(file.read())
+    except OSError:
+        return False
+
+
 def run(box, args):
     if doctor(box)[0] != "ok":
         raise lib.Skip(doctor(box)[1])
@@ -111,6 +187,7 @@ def run(box, args):
     box.commit(source, repo, "--init", env=store.env)
     box.env.update(store.env)
     check_on(box, repo)
+    check_end(box, *check_page_cache(box, args))
     check_parked(box, repo, lib.Proxy(box, store.env))
     check_off(box, repo)
 

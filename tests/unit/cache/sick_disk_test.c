@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -29,6 +30,7 @@ static _Atomic int fail_errno;
 static _Atomic uint64_t failed_n;
 /* Only calls of this thread: the keeper's would make the count differ from run to run. */
 static __thread bool is_sick;
+static uint64_t directs_n; /* reads past the page cache that went well */
 
 static bool fails(void)
 {
@@ -98,6 +100,39 @@ int __wrap_fcntl64(int fd, int what, ...)
 	return fails() ? -1 : __real_fcntl64(fd, what, arg);
 }
 
+/* Past the page cache, out of which nobody is ill. */
+static void read_direct(struct ds_image *image, const struct support_pack *pack)
+{
+	uint8_t want[5000], *have = aligned_alloc(4096, 4 * 4096);
+	struct ds_image_direct direct;
+	ssize_t n;
+
+	is_sick = false;
+	for (unsigned i = 0; i < 3; i++) {
+		int dir_fd, data_fd;
+
+		support_images(support_path("c"), i, &dir_fd);
+		data_fd = dir_fd < 0 ? -1 : openat(dir_fd, "data", O_RDONLY | O_CLOEXEC);
+		if (data_fd >= 0) {
+			fdatasync(data_fd);
+			posix_fadvise(data_fd, 0, 0, POSIX_FADV_DONTNEED);
+			close(data_fd);
+		}
+		if (dir_fd >= 0)
+			close(dir_fd);
+	}
+	is_sick = true;
+	if (ds_image_direct_begin(image, &pack->slots[1], 0, 5000, 4 * 4096, &direct) == 0) {
+		n = pread(direct.fd, have, direct.len_bytes, (off_t)direct.off);
+		if (ds_image_direct_end(&direct, n < 0 ? -errno : n) == 0) {
+			support_bytes(pack, 1, want);
+			cr_assert_eq(memcmp(have + direct.skip_bytes, want, 5000), 0);
+			directs_n++;
+		}
+	}
+	free(have);
+}
+
 static void session(const struct support_pack *packs, uint8_t boot)
 {
 	uint8_t boot_id[16] = {boot};
@@ -116,6 +151,7 @@ static void session(const struct support_pack *packs, uint8_t boot)
 		support_fill(image, &packs[i], 1);
 		support_read(image, &packs[i], 1, true);
 		ds_image_read_now(image, &packs[i].slots[1], 0, 10, data);
+		read_direct(image, &packs[i]);
 		support_fill_all(image, &packs[i]);
 		support_count(image, &packs[i], true);
 		ds_image_unref(image);
@@ -169,8 +205,10 @@ static void every_call_fails(int error, bool on)
 	}
 	cr_assert_lt(n, 5000);
 	cr_assert_gt(delivered, 50);
-	printf("%llu sessions with a failure of errno %d, %llu failures\n",
-	       (unsigned long long)delivered, error, (unsigned long long)failed_n);
+	printf("%llu sessions with a failure of errno %d, %llu failures; %llu reads past the page "
+	       "cache\n",
+	       (unsigned long long)delivered, error, (unsigned long long)failed_n,
+	       (unsigned long long)directs_n);
 	for (size_t i = 0; i < 3; i++)
 		support_pack_release(&packs[i]);
 }
