@@ -27,6 +27,8 @@
 #ifndef DS_CACHE_CACHE_H
 #define DS_CACHE_CACHE_H
 
+#include <stdatomic.h>
+
 #include "codec/chunk.h"
 #include "util/diag.h"
 
@@ -129,6 +131,11 @@ int ds_image_direct_end(struct ds_image_direct *direct, int64_t n);
 /* Checks a chunk ahead of its use, unless it is trusted already: neither a hit nor a miss. `buffer` has room for it. 0: trusted
  * now. -DS_E_NOT_LOCAL: as of ds_image_read; -ENOMEM. */
 int ds_image_check(struct ds_image *image, const struct ds_image_slot *slot, void *buffer);
+/*
+ * Has the kernel read all of an image into the page cache, in order, a little ahead of what has come: for who is about to read all of
+ * it in whatever order. Waits for the disk; ends early once *stop. Nothing for an image that is not all here.
+ */
+void ds_image_read_ahead(struct ds_image *image, const _Atomic bool *stop);
 /* Cheap look at the map: present and trusted. */
 bool ds_image_has(struct ds_image *image, const struct ds_image_slot *slot);
 /* Stores a chunk whose bytes were verified, evicting if need be. 0, or why it could not (-ENOSPC, -DS_E_MISMATCH: the slot or its neighbours are taken by other

@@ -5,6 +5,9 @@
  * would lie in the page cache twice, be copied once more, and drive others out. And who reads with O_DIRECT can have
  * the kernel read while he goes on: a buffered read of what is not there waits.
  *
+ * Where there is memory for all of it, the opposite is faster: large reads in order into the page cache, ahead of those who want it
+ * in whatever order (ds_image_read_ahead).
+ *
  * INV-1 What is in the page cache is read from there.
  * INV-2 Bytes count only if the disk side was the image's at the time of begin, and is at that of end: then this process
  *       has had the shared lock on byte 0 of the map all the while, and nobody has punched them out.
@@ -20,9 +23,16 @@
 
 #include "cache/cache_internal.h"
 #include "util/file.h"
+#include "util/mem.h"
 
 /* Where the file system does not say: blocks of nearly all disks. What wants more is read as ever. */
 #define ALIGN_MAX 4096u
+
+/* Large enough to be read at the speed of the disk, and little enough for others to be read meanwhile. Measured with files of
+ * 20-110 KB on a virtual disk, 4 readers, files/s as against 1 without: 2 MiB 1.12, 4 MiB 1.04, 8 MiB 1.14; 16 readers: 1.12, 0.94,
+ * 0.81. */
+#define AHEAD_BYTES DS_MIB(2)
+#define AHEAD_STEP  DS_KIB(512)
 
 /* Linux 6.5; its number is the same on all architectures but alpha. */
 #if !defined(SYS_cachestat) && !defined(__alpha__)
@@ -181,4 +191,36 @@ int ds_image_direct_end(struct ds_image_direct *direct, int64_t n)
 	direct->disk = NULL;
 	direct->image = ds_image_unref(image);
 	return r;
+}
+
+static bool is_all_here(const struct ds_image_disk *disk)
+{
+	uint64_t size = disk->layout.size_bytes;
+	struct stat st;
+
+	return fstat(disk->data_fd, &st) == 0 && (uint64_t)st.st_blocks * 512 >= size - size / 16;
+}
+
+void ds_image_read_ahead(struct ds_image *image, const _Atomic bool *stop)
+{
+	struct ds_image_disk *disk = ds_image_enter(image, false);
+	uint64_t size = image->layout.size_bytes;
+	char last;
+
+	if (!disk)
+		return;
+	/* Nobody waits for this one either: what is read of files that others have now hurts nobody. */
+	atomic_fetch_add(&disk->refs_n, 1);
+	ds_image_leave(image);
+	if (is_all_here(disk)) {
+		for (uint64_t off = 0; off < size && !*stop; off += AHEAD_STEP) {
+			posix_fadvise(disk->data_fd, (off_t)off, (off_t)AHEAD_STEP,
+				      POSIX_FADV_WILLNEED);
+			/* Waits for what was asked for a while ago. */
+			if (off >= AHEAD_BYTES &&
+			    pread(disk->data_fd, &last, 1, (off_t)(off - AHEAD_BYTES)) < 0)
+				break;
+		}
+	}
+	ds_image_disk_unref(disk);
 }

@@ -10,6 +10,12 @@
 #include "util/error.h"
 #include "util/mem.h"
 
+/*
+ * A version that is not more than this part of the memory is read ahead of an epoch, and may be in the page cache twice; a larger one
+ * is read past it.
+ */
+#define MEMORY_PARTS 4u
+
 int ds_view_open(struct ds_repo *repo, struct ds_cache *cache, struct ds_fetcher *fetcher,
 		 const struct ds_record *record, bool blocking, uint64_t timeout_ms,
 		 struct ds_view **ret_view, struct ds_diag *reterr_diag)
@@ -36,6 +42,7 @@ int ds_view_open(struct ds_repo *repo, struct ds_cache *cache, struct ds_fetcher
 	view->index_root = record->index;
 	ds_cache_get_stats(cache, &stats);
 	view->fits_cache = record->totals.bytes <= stats.capacity_bytes;
+	view->fits_memory = record->totals.bytes <= ds_memory_bytes() / MEMORY_PARTS;
 	pthread_mutex_init(&view->mutex, NULL);
 	view_streams_init(view);
 	view->runs_ahead =

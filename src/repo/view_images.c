@@ -3,7 +3,7 @@
  * without a lock that all threads share, and without hashing a name.
  *
  * INV-1  A struct view_pack is complete before it is published and never changes but for its image, which is
- *        set once; it stays until the view is closed. So a pointer to it needs no lock and no reference.
+ *        set once, and what is about reading it ahead; it stays until the view is closed. So a pointer to it needs no lock and no reference.
  * INV-2  A slot of the table of packs is a shortcut: whoever finds another pack there asks the map.
  * INV-3  A slot of the table of files holds a reference of its image, under the slot's own lock.
  */
@@ -11,10 +11,12 @@
 #include <string.h>
 
 #include "repo/view_internal.h"
+#include "util/clock.h"
 #include "util/error.h"
 #include "util/mem.h"
 
-#define IMAGES_MAX 2048 /* images of large files that a view keeps open */
+#define IMAGES_MAX    2048 /* images of large files that a view keeps open */
+#define AHEAD_AGAIN_S 60u  /* from one time that an image is read ahead to the next */
 
 struct view_image {
 	struct ds_list node;
@@ -102,6 +104,39 @@ int view_pack_image(struct ds_view *view, struct view_pack *pack, struct ds_imag
 	}
 	*ret_image = image;
 	return 0;
+}
+
+static void run_ahead(struct ds_work_item *item)
+{
+	struct view_pack *pack = ds_container_of(item, struct view_pack, work);
+
+	if (!pack->view->is_closing)
+		ds_image_read_ahead(pack->image, &pack->view->is_closing);
+	pack->is_ahead = false;
+}
+
+void view_pack_read_ahead(struct ds_view *view, struct view_pack *pack)
+{
+	struct ds_work *work;
+
+	uint64_t now = ds_mono_ns(), last = pack->ahead_ns;
+
+	/* Where it does not stay for an epoch, reading it over and over would only hurt. */
+	if ((last && now < last + AHEAD_AGAIN_S * DS_NS_PER_S) ||
+	    atomic_exchange(&pack->is_ahead, true))
+		return;
+	pack->ahead_ns = now;
+	/* One thread: several images at a time are read no faster. */
+	pthread_mutex_lock(&view->mutex);
+	if (!view->locked.ahead && ds_work_new(1, "dsfs-ahead", &view->locked.ahead) < 0)
+		view->locked.ahead = NULL;
+	work = view->locked.ahead;
+	pthread_mutex_unlock(&view->mutex);
+	if (!work)
+		return;
+	pack->view = view;
+	pack->work.run = run_ahead;
+	ds_work_submit(work, &pack->work, false);
 }
 
 static void free_pack(void *value)
@@ -245,6 +280,8 @@ static void free_view_image(void *value)
 
 void view_images_release(struct ds_view *view)
 {
+	view->is_closing = true;
+	view->locked.ahead = ds_work_free(view->locked.ahead);
 	for (unsigned i = 0; i < VIEW_FILE_SLOTS; i++) {
 		ds_image_unref(view->file_slots[i].image);
 		pthread_mutex_destroy(&view->file_slots[i].mutex);

@@ -10,6 +10,7 @@
 #include "codec/page_index.h"
 #include "repo/view.h"
 #include "util/map.h"
+#include "util/work.h"
 
 #define VIEW_RECENT_N	  64 /* chunks that a blocking view keeps in memory */
 #define VIEW_RECENT_BYTES DS_MIB(32)
@@ -24,6 +25,16 @@
 struct view_pack {
 	struct ds_pack_row row;
 	struct ds_image *_Atomic image; /* NULL: not wanted yet */
+	_Atomic bool is_ahead;		/* its image is being read ahead */
+	_Atomic uint64_t ahead_ns;	/* when that began last; 0: never */
+	struct ds_work_item work;
+	struct ds_view *view;
+};
+
+/* How fast something comes. */
+struct view_pace {
+	_Atomic uint64_t last_s; /* when it came last: seconds, monotonic */
+	_Atomic uint32_t lately_n;
 };
 
 /* A sequential reader of a large file (view_stream.c). */
@@ -44,10 +55,12 @@ struct ds_view {
 	struct ds_digest version;
 	uint32_t page_size;
 	uint64_t pages_n;
-	bool fits_cache;	   /* what the version holds, by the sizes of its files */
-	bool runs_ahead;	   /* the cache keeps what is fetched ahead until it is read */
-	_Atomic uint64_t missed_s; /* when a small file was missed last: seconds, monotonic */
-	_Atomic uint32_t missed_n; /* lately */
+	bool fits_cache;	    /* what the version holds, by the sizes of its files */
+	bool runs_ahead;	    /* the cache keeps what is fetched ahead until it is read */
+	bool fits_memory;	    /* the same, and with room to spare */
+	struct view_pace missed;    /* small files that are not here */
+	struct view_pace from_disk; /* small files that are here, and not in the page cache */
+	_Atomic bool is_closing;
 	struct ds_chunk_ref index_root;
 	struct ds_page_source source;
 	struct ds_manifest *manifest;
@@ -76,6 +89,7 @@ struct ds_view {
 		struct ds_map *images; /* of large files: name -> struct view_image */
 		struct ds_map *backed; /* inode -> struct view_backed (view_backing.c) */
 		struct ds_list lru;    /* of view_image, least recently used first */
+		struct ds_work *ahead; /* reads images ahead; NULL: not wanted yet */
 		struct view_recent {
 			struct ds_digest digest;
 			struct ds_chunk_bytes *bytes;
@@ -106,7 +120,7 @@ bool view_chunk_is_local(const struct ds_fetch_target *target);
 /* As ds_image_check. */
 int view_chunk_check(const struct ds_fetch_target *target, void *buffer);
 
-/* Packs and images (view_images.c). */
+/* Packs and images (view_images.c). Release waits for what is being read ahead. */
 int view_images_init(struct ds_view *view);
 void view_images_release(struct ds_view *view);
 /* The pack of this number, which stays until the view is closed. -DS_E_MALFORMED: there is none. */
@@ -114,6 +128,8 @@ int view_pack_get(struct ds_view *view, struct ds_demand *demand, uint32_t numbe
 		  struct view_pack **ret_pack);
 /* Its image, for as long as the view is open: no reference for the caller. */
 int view_pack_image(struct ds_view *view, struct view_pack *pack, struct ds_image **ret_image);
+/* Reads the image of a pack into the page cache, on a thread of the view's; not again for a while. */
+void view_pack_read_ahead(struct ds_view *view, struct view_pack *pack);
 /* The image of a large file. The caller drops the reference. */
 int view_file_image(struct ds_view *view, const struct ds_entry *entry,
 		    struct ds_image **ret_image);

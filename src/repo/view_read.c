@@ -105,14 +105,14 @@ static void prefetch_neighbours(struct ds_view *view, const struct ds_entry *ent
 		ds_fetcher_prefetch(view->fetcher, neighbours.targets, neighbours.targets_n);
 }
 
-/* Whether misses come so fast that this is an epoch, and not a look at a file or two. */
-static bool is_epoch(struct ds_view *view)
+/* Whether these come so fast that this is an epoch, and not a look at a file or two. */
+static bool is_epoch(struct view_pace *pace)
 {
 	uint64_t second = ds_mono_ns() / DS_NS_PER_S;
 
-	if (atomic_exchange(&view->missed_s, second) != second)
-		view->missed_n /= 2;
-	return ++view->missed_n >= EPOCH_MISSES;
+	if (atomic_exchange(&pace->last_s, second) != second)
+		pace->lately_n /= 2;
+	return ++pace->lately_n >= EPOCH_MISSES;
 }
 
 /* What is fetched along with a file that is missed. In an epoch every pack is needed soon, in whatever order: whole packs
@@ -121,7 +121,7 @@ static void fetch_around(struct ds_view *view, const struct ds_entry *entry,
 			 const struct ds_pack_row *pack, struct ds_image *image)
 {
 	if (view->fits_cache && view->runs_ahead && !ds_cache_is_refusing(view->cache) &&
-	    is_epoch(view))
+	    is_epoch(&view->missed))
 		ds_fetcher_pull(view->fetcher, image, &pack->id);
 	else
 		prefetch_neighbours(view, entry, pack, image);
@@ -142,7 +142,8 @@ static int read_small(struct ds_view *view, struct ds_demand *demand, const stru
 		r = view_pack_image(view, pack, &target.image);
 	if (r < 0)
 		return r;
-	if (demand && demand->direct_room_bytes && !view_may_check(view, demand) &&
+	if (demand && demand->direct_room_bytes && !view->fits_memory &&
+	    !view_may_check(view, demand) &&
 	    (range->len_bytes == entry->size_bytes || range->len_bytes >= DIRECT_PART_MIN) &&
 	    view_chunk_direct(demand, &target, range->off, range->len_bytes))
 		return -DS_E_NOT_LOCAL;
@@ -152,6 +153,10 @@ static int read_small(struct ds_view *view, struct ds_demand *demand, const stru
 	r = view_chunk_read(view, demand, &target, range->off, range->len_bytes, range->data);
 	if (r == -DS_E_NOT_LOCAL && view_may_check(view, demand))
 		fetch_around(view, entry, &pack->row, target.image);
+	/* A worker, with nothing delivered to it, is asked only for what is not in the page cache. */
+	if (r == 0 && view->fits_memory && !view->is_blocking && demand && demand->may_check &&
+	    ds_list_is_empty(&demand->pins) && is_epoch(&view->from_disk))
+		view_pack_read_ahead(view, pack);
 	return r;
 }
 

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 /* Counts down to the allocation that fails; negative: off. */
 static _Atomic int64_t fail_countdown = -1;
@@ -130,4 +132,29 @@ void ds_free_secret(char *text)
 void ds_free_ptr(void *ptr_to_ptr)
 {
 	free(*(void **)ptr_to_ptr);
+}
+
+/* The number in a file; UINT64_MAX: none. */
+static uint64_t number_in(const char *path)
+{
+	FILE *file = fopen(path, "re");
+	unsigned long long value;
+	bool found = file && fscanf(file, "%llu", &value) == 1;
+
+	if (file)
+		fclose(file);
+	return found ? value : UINT64_MAX;
+}
+
+uint64_t ds_memory_bytes(void)
+{
+	uint64_t bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+	struct rlimit limit;
+
+	/* cgroup 2 and 1, as seen from within a container. */
+	bytes = DS_MIN(bytes, number_in("/sys/fs/cgroup/memory.max"));
+	bytes = DS_MIN(bytes, number_in("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
+	if (getrlimit(RLIMIT_RSS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+		bytes = DS_MIN(bytes, (uint64_t)limit.rlim_cur);
+	return bytes;
 }

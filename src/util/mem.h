@@ -28,6 +28,10 @@ char *ds_asprintf(const char *format, ...)
 	__attribute__((format(printf, 1, 2), malloc, warn_unused_result));
 void ds_free(void *ptr);
 
+/* Of this host that this process may count on: the least of its memory, the limit of its cgroup (as a container sees it), and
+ * RLIMIT_RSS, which Linux leaves to programs. */
+uint64_t ds_memory_bytes(void);
+
 /* Wipes secrets before the memory goes (explicit_bzero). NULL is allowed. */
 void ds_free_secret(char *text);
 

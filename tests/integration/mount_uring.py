@@ -2,10 +2,12 @@
 """The mount option io_uring: what is chosen and what is said, with the kernel's switch on and off; many parked
 reads through one ring. Under tests/lib/with_uring.sh."""
 import concurrent.futures
+import contextlib
 import ctypes
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import threading
@@ -114,6 +116,33 @@ def resident(path):
         return told[0], size
 
 
+@contextlib.contextmanager
+def little_memory():
+    """For mounts that begin here: no version fits it."""
+    limits = resource.getrlimit(resource.RLIMIT_RSS)
+    resource.setrlimit(resource.RLIMIT_RSS, (65536, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_RSS, limits)
+
+
+def check_ahead(box, repo, cache, names):
+    """Where there is memory for all of it, an epoch has whole packs read into the page cache."""
+    large = max(image_data(cache), key=os.path.getsize)
+    for n in 5, 60:
+        drop(cache)
+        with box.mount(repo, "io_uring=on", f"cache_dir={cache}") as mount:
+            # Not in order: the kernel's own read-ahead would leave nothing to ask the disk for.
+            for name in random.Random(n).sample(names, n):
+                with open(f"{mount.path}/{name}", "rb") as file:
+                    file.read()
+            if n > 8:
+                box.wait(lambda: resident(large)[0] * 4096 >= resident(large)[1], "the pack to be read ahead", 20)
+        pages, size = resident(large)
+        say(f"{n} files: {pages} of {size >> 12} pages of the pack are in the page cache")
+
+
 def drop(cache):
     for path in image_data(cache):
         with open(path, "rb") as file:
@@ -187,7 +216,10 @@ def run(box, args):
     box.commit(source, repo, "--init", env=store.env)
     box.env.update(store.env)
     check_on(box, repo)
-    check_end(box, *check_page_cache(box, args))
+    with little_memory():
+        made = check_page_cache(box, args)
+        check_end(box, *made)
+    check_ahead(box, *made)
     check_parked(box, repo, lib.Proxy(box, store.env))
     check_off(box, repo)
 

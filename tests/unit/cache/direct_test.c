@@ -373,6 +373,47 @@ Test(direct, a_kernel_that_does_not_tell_what_is_in_the_page_cache_is_left_alone
 	box_release(&box);
 }
 
+Test(direct, an_image_is_read_ahead_whole_and_only_if_it_is_whole)
+{
+	_Atomic bool stop = true;
+	struct support_pack pack;
+	struct ds_image *image;
+	struct box box;
+
+	box_init(&box);
+	if (!drop(&box))
+		return box_release(&box);
+	ds_image_read_ahead(box.image, &stop);
+	cr_assert_eq(resident_n(&box), 0, "it did not stop");
+	stop = false;
+	ds_image_read_ahead(box.image, &stop);
+	/* What was asked for last is on its way. */
+	cr_assert_eq(support_count(box.image, &box.pack, false), SLOTS);
+	cr_assert_eq(resident_n(&box), (box.pack.layout.size_bytes + 4095) / 4096);
+	check_buffered(&box);
+	box_release(&box);
+	cr_assert_eq(ds_rmtree_at(AT_FDCWD, support_path("c")), 0);
+	/* With one chunk of 40, and with none. */
+	box.cache = support_open(support_path("c"), DS_MIB(64), 1);
+	support_pack_init(&pack, 8, SLOTS, LEN_MAX, true);
+	image = support_image(box.cache, &pack);
+	ds_image_read_ahead(image, &stop);
+	cr_assert_eq(support_fill(image, &pack, 3), 0);
+	box.pack = pack;
+	cr_assert_eq(support_images(support_path("c"), 0, &box.data_fd), 1);
+	int data_fd = openat(box.data_fd, "data", O_RDONLY | O_CLOEXEC);
+	close(box.data_fd);
+	box.data_fd = data_fd;
+	if (drop(&box)) {
+		ds_image_read_ahead(image, &stop);
+		cr_assert_eq(resident_n(&box), 0, "holes are in the page cache");
+	}
+	close(data_fd);
+	ds_image_unref(image);
+	ds_cache_unref(box.cache);
+	support_pack_release(&pack);
+}
+
 Test(direct, no_descriptor_is_left_open)
 {
 	struct ds_image_direct direct;

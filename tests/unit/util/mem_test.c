@@ -1,4 +1,5 @@
 #include <criterion/criterion.h>
+#include <sys/resource.h>
 #include <errno.h>
 #include <string.h>
 
@@ -168,4 +169,16 @@ Test(mem, random_bytes_differ)
 	cr_assert_neq(memcmp(bytes[0], bytes[1], 32), 0);
 	ds_random_bytes(NULL, 0);
 	cr_assert_neq(ds_random_u64(), ds_random_u64());
+}
+
+Test(mem, memory_is_no_more_than_the_limit_that_is_set)
+{
+	uint64_t before = ds_memory_bytes();
+	struct rlimit limit;
+
+	cr_assert_gt(before, DS_MIB(1));
+	cr_assert_eq(getrlimit(RLIMIT_RSS, &limit), 0);
+	limit.rlim_cur = DS_KIB(64);
+	cr_assert_eq(setrlimit(RLIMIT_RSS, &limit), 0);
+	cr_assert_eq(ds_memory_bytes(), DS_KIB(64));
 }
