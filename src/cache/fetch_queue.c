@@ -369,9 +369,15 @@ static struct ds_flight *take_from_batch_locked(struct ds_fetch_batch *batch)
 	return flight;
 }
 
-/* The next chunk of an answer, and behind it those that are decoded and filled together with it. One that somebody waits for goes by
+/* Whether somebody waits for it who does not wait for what is fetched ahead, as a warm-up does. */
+static bool is_urgent_locked(const struct ds_flight *flight)
+{
+	return !flight->is_prefetch && !ds_list_is_empty(&flight->waiters);
+}
+
+/* The next chunk of an answer, and behind it those that are decoded and filled together with it. One that is urgent goes by
  * itself. */
-static struct ds_flight *take_run(struct ds_fetch_batch *batch, bool *ret_is_waited)
+static struct ds_flight *take_run(struct ds_fetch_batch *batch, bool *ret_is_urgent)
 {
 	struct ds_fetcher *fetcher = batch->call.fetcher;
 	struct ds_flight *first, *next;
@@ -380,14 +386,13 @@ static struct ds_flight *take_run(struct ds_fetch_batch *batch, bool *ret_is_wai
 
 	pthread_mutex_lock(&fetcher->mutex);
 	first = take_from_batch_locked(batch);
-	*ret_is_waited = first && !ds_list_is_empty(&first->waiters);
+	*ret_is_urgent = first && is_urgent_locked(first);
 	bytes = first ? first->at.raw_len_bytes : 0;
-	while (first && !*ret_is_waited && n < DS_IMAGE_RUN_MAX &&
+	while (first && !*ret_is_urgent && n < DS_IMAGE_RUN_MAX &&
 	       !ds_list_is_empty(&batch->flights)) {
 		next = ds_list_entry(batch->flights.next, struct ds_flight, node);
 		bytes += next->at.raw_len_bytes;
-		if (next->image != first->image || bytes > RUN_BYTES ||
-		    !ds_list_is_empty(&next->waiters))
+		if (next->image != first->image || bytes > RUN_BYTES || is_urgent_locked(next))
 			break;
 		take_from_batch_locked(batch);
 		ds_list_push_back(&first->run, &next->node);
@@ -419,16 +424,16 @@ static void run_answer(struct ds_work_item *item)
 	struct ds_fetch_batch *batch = ds_container_of(item, struct ds_fetch_batch, work);
 	struct ds_fetcher *fetcher = batch->call.fetcher;
 	struct ds_flight *flight, *own = NULL;
-	bool is_waited;
+	bool is_urgent;
 
 	if (batch->call.req.result < 0)
 		fail_all(batch, batch->call.req.result);
 	/* Each run is decoded by whoever has time; one here. */
-	while ((flight = take_run(batch, &is_waited))) {
+	while ((flight = take_run(batch, &is_urgent))) {
 		flight->work.run = ds_flight_run_decode;
 		if (own)
 			ds_work_submit(fetcher->workers, &flight->work,
-				       is_waited || batch->call.req.is_urgent);
+				       is_urgent || batch->call.req.is_urgent);
 		else
 			own = flight;
 	}

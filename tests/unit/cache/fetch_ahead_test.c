@@ -49,6 +49,51 @@ Test(fetch_ahead, they_travel_together_and_each_is_told)
 	bench_close(&bench);
 }
 
+#define TOGETHER_N 32u
+
+static struct {
+	struct bench *bench;
+	void (*done)(struct ds_fetch_waiter *waiter, int result, struct ds_chunk_bytes *bytes,
+		     const struct ds_diag *diag);
+	_Atomic unsigned calls_n;
+	unsigned here_n; /* when the first was told */
+} together;
+
+static void on_together(struct ds_fetch_waiter *waiter, int result, struct ds_chunk_bytes *bytes,
+			const struct ds_diag *diag)
+{
+	if (together.calls_n++ == 0)
+		for (uint32_t i = 0; i < TOGETHER_N; i++)
+			together.here_n +=
+				ds_image_has(together.bench->image, &together.bench->pack.slots[i]);
+	together.done(waiter, result, bytes, diag);
+}
+
+Test(fetch_ahead, they_are_filled_together)
+{
+	struct ds_fetch_target targets[TOGETHER_N];
+	struct ds_fetch_waiter *waiters[TOGETHER_N];
+	struct want wants[TOGETHER_N];
+	struct bench bench;
+	size_t taken_n;
+
+	bench_open(&bench, TOGETHER_N, DS_KIB(8), true, NULL);
+	together.bench = &bench;
+	for (uint32_t i = 0; i < TOGETHER_N; i++) {
+		want_init(&wants[i], &bench.pack, i);
+		together.done = wants[i].waiter.done;
+		wants[i].waiter.done = on_together;
+		targets[i] = target_of(bench.image, &bench.pack, &bench.stored, i);
+		waiters[i] = &wants[i].waiter;
+	}
+	cr_assert_eq(ds_fetcher_want_ahead(bench.fetcher, targets, waiters, TOGETHER_N, &taken_n),
+		     0);
+	for (uint32_t i = 0; i < TOGETHER_N; i++)
+		cr_assert_eq(want_wait(&wants[i]), 0);
+	cr_assert_eq(together.here_n, TOGETHER_N, "%u of %u", together.here_n, TOGETHER_N);
+	bench_close(&bench);
+}
+
 Test(fetch_ahead, demand_overtakes_and_joins)
 {
 	struct ds_fetcher_options options = {.inflight_bytes_max = DS_KIB(64),
