@@ -486,7 +486,7 @@ static int cache_new(struct ds_cache **ret_cache)
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&cache->wake, &attr);
 	pthread_condattr_destroy(&attr);
-	/* Two descriptors each; half of what the process may have. */
+	/* Up to three descriptors each; half of what the process may have. */
 	cache->attached_max = ATTACHED_MAX;
 	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur / 6 < ATTACHED_MAX)
 		cache->attached_max = (unsigned)DS_MAX(limit.rlim_cur / 6, (rlim_t)4);

@@ -104,7 +104,8 @@ struct ds_copy_slot {
 };
 
 struct ds_image_disk {
-	_Atomic unsigned refs_n; /* the image's, and one for each slot lock */
+	_Atomic unsigned
+		refs_n; /* the image's, and one for each slot lock, direct read, and reading ahead */
 	int data_fd, map_fd;
 	_Atomic int direct_fd;	       /* of data, opened with O_DIRECT; -1: not opened yet */
 	_Atomic uint32_t direct_align; /* of what is read through it */

@@ -82,7 +82,7 @@ struct ds_flight_key {
 };
 
 struct ds_flight {
-	struct ds_list node; /* queue, timer, or batch */
+	struct ds_list node; /* queue, timer, batch, or another's run */
 	struct ds_work_item work;
 	struct ds_fetcher *fetcher;
 	struct ds_flight_key key;

@@ -202,7 +202,7 @@ bool ds_image_detach_locked(struct ds_image *image, uint64_t only_idle_ms)
 			ds_sleep_ms(1);
 	}
 	ds_image_disk_flush(disk);
-	/* Said aloud, since holders of slot locks keep the description open. */
+	/* Said aloud, since holders of slot locks and direct reads keep the description open. */
 	ds_map_lock(disk->map_fd, F_UNLCK, DS_MAP_LOCK_USE);
 	ds_image_disk_unref(disk);
 	image->cache->attached_n--;

@@ -49,22 +49,19 @@ struct cache_state {
 };
 
 /* Whether all of it is in the page cache; also if the kernel does not tell. Starts no read, as RWF_NOWAIT does. */
-static bool is_in_page_cache(int fd, uint64_t off, size_t len_bytes)
+static bool is_in_page_cache(struct ds_image_disk *disk, uint64_t off, size_t len_bytes)
 {
 #ifdef SYS_cachestat
-	static _Atomic bool has_none;
 	struct cache_range range = {.off = off, .len_bytes = len_bytes};
 	struct cache_state state;
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
 
-	if (has_none)
-		return true;
-	if (syscall(SYS_cachestat, fd, &range, &state, 0) == 0)
+	if (syscall(SYS_cachestat, disk->data_fd, &range, &state, 0) == 0)
 		return state.cached_n >= (off + len_bytes - 1) / page - off / page + 1;
 	if (errno == ENOSYS || errno == EPERM)
-		has_none = true;
+		atomic_store(&disk->is_never_direct, true);
 #else
-	(void)fd, (void)off, (void)len_bytes;
+	(void)disk, (void)off, (void)len_bytes;
 #endif
 	return true;
 }
@@ -85,19 +82,22 @@ static uint32_t align_of(int fd)
 	return ALIGN_MAX;
 }
 
-/* Another description of the same file, which may have been unlinked. -1: it cannot be had. */
+/* Another description of the same file, which may have been unlinked. -1: it cannot be had, now or ever. */
 static int open_direct(struct ds_image_disk *disk)
 {
 	uint32_t align = align_of(disk->data_fd);
 	char path[40];
-	int fd;
+	int fd = -1;
 
-	if (align == 0)
-		return -1;
-	atomic_store(&disk->direct_align, align);
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", disk->data_fd);
-	fd = openat(AT_FDCWD, path, O_RDONLY | O_DIRECT | O_NONBLOCK | O_CLOEXEC);
-	return fd < 0 ? -1 : fd;
+	if (align) {
+		atomic_store(&disk->direct_align, align);
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", disk->data_fd);
+		fd = openat(AT_FDCWD, path, O_RDONLY | O_DIRECT | O_NONBLOCK | O_CLOEXEC);
+	}
+	/* Out of descriptors, say, is not for ever. */
+	if (!align || (fd < 0 && (errno == EINVAL || errno == EOPNOTSUPP)))
+		atomic_store(&disk->is_never_direct, true);
+	return fd;
 }
 
 /* The descriptor, opened when it is first wanted; -1: there is none. */
@@ -109,9 +109,7 @@ static int direct_fd(struct ds_image_disk *disk)
 	if (fd >= 0)
 		return fd;
 	fd = open_direct(disk);
-	if (fd < 0) {
-		atomic_store(&disk->is_never_direct, true);
-	} else if (!atomic_compare_exchange_strong(&disk->direct_fd, &expected, fd)) {
+	if (fd >= 0 && !atomic_compare_exchange_strong(&disk->direct_fd, &expected, fd)) {
 		close(fd);
 		fd = expected;
 	}
@@ -128,7 +126,7 @@ static bool plan(struct ds_image *image, struct ds_image_disk *disk,
 
 	if (atomic_load_explicit(&disk->is_never_direct, memory_order_relaxed) ||
 	    ds_image_disk_look(disk, slot) != DS_IMAGE_READY ||
-	    is_in_page_cache(disk->data_fd, at, len_bytes))
+	    is_in_page_cache(disk, at, len_bytes))
 		return false;
 	fd = direct_fd(disk);
 	if (fd < 0)

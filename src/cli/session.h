@@ -43,7 +43,7 @@ void cli_tell_locked(const struct cli_call *call, const char *typed);
 char *cli_clean_path(const char *path);
 /* Of a list that ends with NULL. */
 void cli_paths_free(char **paths);
-/* The cache keeps two descriptors for each open image, as far as the limit allows when it is opened. */
+/* The cache keeps up to three descriptors for each open image, as far as the limit allows when it is opened. */
 void cli_raise_files_limit(void);
 
 #endif

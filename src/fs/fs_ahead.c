@@ -7,7 +7,7 @@
  *          -> FREE    by a worker: it cannot be had (an error, a page that is not here), or was asked
  *                     for meanwhile: then who asked has made it himself. Nobody waits for a worker.
  *   READY  -> TAKEN   by the request that asks for exactly this
- *          -> FREE    nobody did for the longest time, and another one needs the place
+ *          -> MAKING  of another part: nobody asked for this one for the longest time
  *   TAKEN  -> FREE
  *
  * A part that nobody asks for costs a worker's time once: the one after it is not made.

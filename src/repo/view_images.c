@@ -118,7 +118,6 @@ static void run_ahead(struct ds_work_item *item)
 void view_pack_read_ahead(struct ds_view *view, struct view_pack *pack)
 {
 	struct ds_work *work;
-
 	uint64_t now = ds_mono_ns(), last = pack->ahead_ns;
 
 	/* Where it does not stay for an epoch, reading it over and over would only hurt. */
@@ -132,8 +131,10 @@ void view_pack_read_ahead(struct ds_view *view, struct view_pack *pack)
 		view->locked.ahead = NULL;
 	work = view->locked.ahead;
 	pthread_mutex_unlock(&view->mutex);
-	if (!work)
+	if (!work) {
+		pack->is_ahead = false;
 		return;
+	}
 	pack->view = view;
 	pack->work.run = run_ahead;
 	ds_work_submit(work, &pack->work, false);

@@ -39,7 +39,6 @@ static void make_run(struct run *run, struct ds_image *image, const struct suppo
 		     const uint8_t *data, struct ds_prng *prng)
 {
 	uint32_t slot = (uint32_t)ds_prng_below(prng, SLOTS);
-
 	size_t most = 1 + ds_prng_below(prng, DS_IMAGE_RUN_MAX);
 
 	memset(run, 0, sizeof(*run));
