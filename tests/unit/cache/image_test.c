@@ -177,12 +177,23 @@ Test(image, F10_another_boot_trusts_only_what_it_has_checked)
 }
 
 /* As the next process of the same boot finds it. */
+/* Behind the back of the file system, while nobody has the image open. */
+static void change_in_place(const struct support_pack *pack, uint32_t slot)
+{
+	int dir_fd, fd;
+
+	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
+	fd = openat(dir_fd, "data", O_RDWR | O_CLOEXEC);
+	cr_assert_eq(pwrite(fd, "damage", 6, (off_t)pack->slots[slot].raw_off), 6);
+	close(fd);
+	close(dir_fd);
+}
+
 Test(image, F06_what_is_checked_anew_is_a_miss_when_it_was_changed_within_the_boot)
 {
 	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
 	struct support_pack pack;
 	struct ds_image *image;
-	int dir_fd, fd;
 
 	support_pack_init(&pack, 7, 50, 5000, false);
 	pack.layout.checks_anew = true;
@@ -191,11 +202,7 @@ Test(image, F06_what_is_checked_anew_is_a_miss_when_it_was_changed_within_the_bo
 	cr_assert_eq(support_count(image, &pack, false), 50);
 	ds_image_unref(image);
 	ds_cache_unref(cache);
-	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
-	fd = openat(dir_fd, "data", O_RDWR | O_CLOEXEC);
-	cr_assert_eq(pwrite(fd, "damage", 6, (off_t)pack.slots[20].raw_off), 6);
-	close(fd);
-	close(dir_fd);
+	change_in_place(&pack, 20);
 	cache = support_open(support_path("c"), DS_MIB(64), 1);
 	image = support_image(cache, &pack);
 	cr_assert_eq(support_count(image, &pack, false), 0);
@@ -216,7 +223,6 @@ Test(image, F06_checking_ahead_trusts_what_is_sound_and_counts_as_no_use)
 	struct support_pack pack;
 	struct ds_image *image;
 	uint8_t buffer[5000];
-	int dir_fd, fd;
 
 	support_pack_init(&pack, 7, 50, 5000, false);
 	pack.layout.checks_anew = true;
@@ -225,11 +231,7 @@ Test(image, F06_checking_ahead_trusts_what_is_sound_and_counts_as_no_use)
 		cr_assert_eq(support_fill(image, &pack, i), 0);
 	ds_image_unref(image);
 	ds_cache_unref(cache);
-	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
-	fd = openat(dir_fd, "data", O_RDWR | O_CLOEXEC);
-	cr_assert_eq(pwrite(fd, "damage", 6, (off_t)pack.slots[20].raw_off), 6);
-	close(fd);
-	close(dir_fd);
+	change_in_place(&pack, 20);
 	cache = support_open(support_path("c"), DS_MIB(64), 1);
 	image = support_image(cache, &pack);
 	ds_cache_get_stats(cache, &before);
