@@ -120,8 +120,8 @@ static void print_result(struct cli_call *call, struct ds_repo *repo,
 
 	if (result->parent_is_damaged)
 		fprintf(stderr,
-			"dsfs: the manifest of version %s is damaged (see 'dsfs verify'): nothing "
-			"of it was taken over\n",
+			"dsfs: version %s is damaged (see 'dsfs verify'): nothing of its manifest "
+			"was taken over\n",
 			ds_digest_format(&result->parent, id));
 	ds_digest_format(&result->version, id);
 	ds_digest_format(&result->fingerprint, fingerprint);
@@ -232,13 +232,13 @@ static int run_commit(struct cli_call *call)
 #define SOURCE_OPTIONS                                                                           \
 	{0, "exclude", "PATTERN",                                                                \
 	 "leave out paths that fit this shell pattern; without a slash it fits names "           \
-	 "anywhere; may be given several times",                                                 \
+	 "anywhere; may be given up to 127 times",                                               \
 	 true},                                                                                  \
 		{0, "skip-special", NULL,                                                        \
 		 "leave out FIFOs, sockets and devices instead of failing", false},              \
 		{0, "skip-unreadable", NULL, "leave out what cannot be read instead of failing", \
 		 false},                                                                         \
-		{'j', "jobs", "N", "read so many files at once (CPUs + 2)", false},              \
+		{'j', "jobs", "N", "read so many files at once, up to 256 (CPUs + 2)", false},   \
 	{                                                                                        \
 		0, "memory", "SIZE", "memory for what is being read and uploaded (512M)", false  \
 	}
@@ -258,7 +258,8 @@ static const struct cli_option commit_options[] = {
 	 false},
 	{0, "allow-empty", NULL, "make a version even if nothing has changed", false},
 	{0, "mtime", NULL, "make a version even if only times or hard links have changed", false},
-	{0, "rehash", NULL, "read every file, whatever the stat cache says", false},
+	{0, "rehash", NULL, "read every file, whatever the stat cache and --trust-mtime say",
+	 false},
 	{0, "trust-mtime", NULL,
 	 "take a file for unchanged if size and time are as in the parent version", false},
 	SOURCE_OPTIONS,
@@ -290,7 +291,9 @@ const struct cli_command cli_command_commit = {
 		"starts anew, three times at most, since a collector might take what it refers "
 		"to.\n"
 		"If rows of the parent's manifest turn out not to be a tree, nothing of it is "
-		"taken over, and a warning names that version.",
+		"taken over, and a warning names that version. --rehash also looks whether the "
+		"packs that the parent names have what it says: what is lost is stored again, and "
+		"makes a version of an unchanged SOURCE, too.",
 	.examples = "  dsfs commit ./data s3://bucket/imagenet -m 'relabelled cats'\n"
 		    "  dsfs commit --init ./data /srv/datasets/imagenet --tag v1\n",
 	.options = commit_options,
@@ -384,7 +387,7 @@ const struct cli_command cli_command_fingerprint = {
 	.summary = "print the fingerprint of a version, or of a directory as it is now",
 	.details = "Equal content has an equal fingerprint, on any machine at any time: names, "
 		   "types, the executable bit, contents and link targets count, times do not. Of a "
-		   "directory every file is read, and some 300 bytes for each lie in a temporary "
+		   "directory every file is read, and some 350 bytes for each lie in a temporary "
 		   "file meanwhile, in $TMPDIR or /var/tmp.",
 	.options = fingerprint_options,
 	.takes_store = true,

@@ -91,7 +91,8 @@ static void assert_contents(const struct ds_entry *entry, const struct ds_extent
 	}
 	assert(extents_n == 0 || end == entry->size_bytes);
 	assert(extents_n > 0 || entry->size_bytes == 0 ||
-	       chunk_is_valid(&entry->chunk, entry->size_bytes));
+	       (chunk_is_valid(&entry->chunk, entry->size_bytes) &&
+		entry->chunk.raw_off <= INT64_MAX));
 }
 
 /* A symlink's own size and digest; what a new directory starts with; no executable bit where

@@ -41,7 +41,8 @@ struct ds_page_source {
 	/* Copies page 0.. into ret_page. `want` is what the caller of the look-up passed. */
 	int (*read_page)(void *ctx, void *want, uint64_t page, void *ret_page);
 	/* The whole file mapped, if all of it is local and checked; else NULL. May be NULL
-	 * itself. Asked for each page; a mapping stays until the manifest is freed. */
+	 * itself. Asked for each page; a mapping stays until the manifest is freed. Not for who must not
+	 * wait for the disk, as threads of a mount: a fault waits. */
 	const void *(*mapping)(void *ctx);
 	void *ctx;
 };

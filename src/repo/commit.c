@@ -239,7 +239,12 @@ static void end_attempt(struct attempt *attempt)
 static int find_old(void *ctx, const struct commit_node *file, const struct ds_digest *digest,
 		    uint64_t len_bytes, struct commit_place *ret_place)
 {
-	return commit_match_chunk(ctx, file, digest, len_bytes, ret_place);
+	struct commit_apply *apply = ctx;
+	int r = commit_match_chunk(apply, file, digest, len_bytes, ret_place);
+
+	if (r == 1 && apply->options->rehash)
+		r = commit_find_check(apply->find, digest, (uint32_t)len_bytes, ret_place);
+	return r;
 }
 
 static int read_files(struct commit *commit, struct commit_apply *apply)
@@ -282,7 +287,8 @@ static bool is_unchanged(const struct commit *commit, const struct attempt *atte
 {
 	const struct ds_record *parent = attempt->parent;
 
-	if (!parent || !commit->has_head || commit->head.is_deleted || commit->options->allow_empty)
+	if (!parent || !commit->has_head || commit->head.is_deleted ||
+	    commit->options->allow_empty || commit_find_has_lost(commit->find))
 		return false;
 	return parent->has_fingerprint &&
 	       ds_digest_equal(&parent->fingerprint, &commit->result.fingerprint) &&
@@ -318,14 +324,15 @@ static int check_totals(const struct commit *commit, struct ds_builder *builder)
 	return -DS_E_MALFORMED;
 }
 
-/* Makes the attempt's manifest that of the tree: from the parent's, or if that is damaged from an empty one. */
+/* Makes the attempt's manifest that of the tree: from the parent's, or if that is damaged, or names what is lost, from an empty one. */
 static int change_manifest(struct commit *commit, struct attempt *attempt,
 			   struct commit_apply *apply)
 {
+	bool is_lost = attempt->parent && commit_find_has_lost(commit->find);
 	int r = commit_tree_count(&commit->tree, commit->options->source, commit->diag);
 
 	if (r == 0)
-		r = commit_apply(apply);
+		r = is_lost ? -DS_E_MALFORMED : commit_apply(apply);
 	if (r == 0)
 		r = check_totals(commit, attempt->builder);
 	if (r != -DS_E_MALFORMED || !attempt->parent)
@@ -439,6 +446,7 @@ static int run_attempt(struct commit *commit, struct attempt *attempt)
 		r = read_files(commit, &apply);
 	if (r < 0)
 		return blame_parent(commit, attempt, r);
+	commit_match_contents(&apply);
 	if (is_unchanged(commit, attempt)) {
 		commit->result.unchanged = true;
 		commit->result.number = commit->head.number;

@@ -40,8 +40,8 @@ struct ds_commit_options {
 		excludes; /* fnmatch patterns (FNM_PATHNAME; without '/' they match names anywhere), NULL-terminated; or NULL */
 	bool allow_empty, mtime;
 	bool skip_special, skip_unreadable;
-	bool rehash, trust_mtime;
-	/* Stat cache and temporary files (the manifest, and some 500 bytes for each file of the source). NULL: $XDG_CACHE_HOME/dsfs, or
+	bool rehash, trust_mtime; /* with rehash nothing is trusted */
+	/* Stat cache and temporary files (the manifest, and some 550 bytes for each file of the source). NULL: $XDG_CACHE_HOME/dsfs, or
 	 * /var/cache/dsfs for root; "": none kept. */
 	const char *state_dir;
 	uint64_t memory_bytes; /* budget for chunks and packs in flight; 0: 512 MiB */
@@ -76,7 +76,8 @@ struct ds_commit_result {
 		reused_bytes; /* raw bytes found in packs that were already there, other than by the same path */
 	uint64_t read_bytes; /* of files that were read */
 	unsigned races_n;    /* times that another writer was first */
-	/* The parent's manifest is damaged: the new one was made without it, and all counts as added. */
+	/* The parent's manifest is damaged, or (with rehash) names chunks that are lost: the new one was made without it, and all counts
+	 * as added. */
 	bool parent_is_damaged;
 	struct ds_digest parent;
 };
@@ -90,7 +91,7 @@ int ds_commit_check(const struct ds_commit_options *options, const char *url,
 		    struct ds_diag *reterr_diag);
 
 /* Fingerprint of a directory as commit would compute it, without a repository. The tree lies in a temporary file in $TMPDIR or /var/tmp,
- * some 300 bytes for each file; in memory where none can be made. */
+ * some 350 bytes for each file; in memory where none can be made. */
 int ds_fingerprint_directory(const struct ds_commit_options *options,
 			     struct ds_digest *ret_fingerprint,
 			     struct ds_version_totals *ret_totals, struct ds_diag *reterr_diag);

@@ -144,6 +144,7 @@ static bool is_same(const struct ds_entry *old, const struct commit_node *node,
 	/* A small file with extents is imported, or not of a sound manifest: now it has a chunk. */
 	return ds_digest_equal(&old->digest, &content->digest) &&
 	       old->size_bytes == content->size_bytes && old->extents_n == content->extents_n &&
+	       !commit_is_misplaced(old) &&
 	       (node->type != DS_ENTRY_FILE || old->is_executable == content->is_executable);
 }
 
@@ -306,7 +307,7 @@ static int add_rejects(struct commit_apply *apply)
 	return r;
 }
 
-/* Whether nothing in the directory has changed, contents, times and links. */
+/* Whether nothing in the directory has changed, contents, times and links; by its rows as well as by its digest. */
 static int is_unchanged(struct commit_apply *apply, const struct commit_node *dir)
 {
 	struct ds_entry old;

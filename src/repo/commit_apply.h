@@ -36,12 +36,20 @@ void commit_apply_release(struct commit_apply *apply);
  */
 int commit_match(struct commit_apply *apply, bool may_reuse);
 
+/* When all is read: what the rows of files and symlinks say of their contents is compared, too. Where the rows of a parent are damaged, the
+ * digests of the directories above them may be right. */
+void commit_match_contents(struct commit_apply *apply);
+
 /* Where the manifest (not changed yet) has this chunk in the file that had the node's path: 1; 0: nowhere; or an error. */
 int commit_match_chunk(struct commit_apply *apply, const struct commit_node *node,
 		       const struct ds_digest *digest, uint64_t len_bytes,
 		       struct commit_place *ret_place);
 
 bool commit_apply_is_interrupted(const struct commit_apply *apply);
+
+/* Whether the row of a file of one chunk says a place in the pack's raw bytes that cannot be. Earlier builds did that, and verify
+ * calls it damaged. It is made anew. */
+bool commit_is_misplaced(const struct ds_entry *entry);
 
 /* Whether exactly the same names are links of the node's file in the tree and in the manifest (after commit_match). */
 bool commit_is_linked_alike(const struct commit_node *node);

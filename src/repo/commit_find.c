@@ -10,9 +10,11 @@
 #include "util/map.h"
 #include "util/mem.h"
 
-struct known_pack {		 /* what was learned of a pack that a hit named */
+struct known_pack {		 /* what was learned of a pack that a hit or the parent named */
 	struct ds_pack_toc *toc; /* NULL: it cannot be had */
+	int result;		 /* why */
 	bool is_young, age_known;
+	bool has_note, note_known; /* of a pack that is absent: it has moved */
 };
 
 struct commit_find {
@@ -28,6 +30,7 @@ struct commit_find {
 	struct commit_index *index; /* NULL: not loaded yet */
 	struct ds_keep *keep;
 	bool keep_tried;
+	bool has_lost;
 };
 
 int commit_find_new(struct ds_repo *repo, struct commit_packs *packs, const struct ds_digest *base,
@@ -109,13 +112,14 @@ void commit_find_refer(struct commit_find *find, const struct ds_digest *digest,
 }
 
 bool commit_find_own(const struct commit_find *find, const struct ds_digest *digest,
-		     struct commit_place *ret_place)
+		     bool is_whole_file, struct commit_place *ret_place)
 {
 	const struct noted *noted = noted_table_get(find->own, digest);
 
-	if (noted)
-		*ret_place = noted->place;
-	return noted != NULL;
+	if (!noted || (is_whole_file && noted->place.raw_off == COMMIT_RAW_OFF_NONE))
+		return false;
+	*ret_place = noted->place;
+	return true;
 }
 
 static int get_known(struct commit_find *find, const struct ds_digest *id,
@@ -132,7 +136,7 @@ static int get_known(struct commit_find *find, const struct ds_digest *id,
 			return r;
 		}
 		/* Absent, moved or unreadable: no hit, that is all. */
-		ds_fetch_toc(ds_repo_store(find->repo), id, &known->toc, NULL);
+		known->result = ds_fetch_toc(ds_repo_store(find->repo), id, &known->toc, NULL);
 	}
 	*ret_known = known;
 	return 0;
@@ -176,6 +180,64 @@ static bool is_young(struct commit_find *find, const struct ds_digest *id, struc
 	return known->is_young;
 }
 
+/* The table's row of a chunk; NULL if the pack has it not there. */
+static const struct ds_pack_entry *find_chunk(const struct known_pack *known, uint32_t ordinal,
+					      const struct ds_digest *digest,
+					      uint32_t raw_len_bytes)
+{
+	const struct ds_pack_toc *toc = known->toc;
+	const struct ds_pack_entry *entry;
+
+	if (!toc || toc->kind != DS_PACK_DATA || ordinal >= toc->chunks_n)
+		return NULL;
+	entry = &toc->entries[ordinal];
+	return ds_digest_equal(&entry->digest, digest) && entry->raw_len_bytes == raw_len_bytes
+		       ? entry
+		       : NULL;
+}
+
+static bool has_note(struct commit_find *find, const struct ds_digest *id, struct known_pack *known)
+{
+	char key[DS_PACK_KEY_MAX];
+	struct ds_store_req req = {.op = DS_STORE_HEAD, .key = key};
+
+	if (!known->note_known) {
+		ds_pack_moved_key(id, key);
+		known->has_note = ds_store_perform(ds_repo_store(find->repo), &req) != -DS_E_ABSENT;
+		known->note_known = true;
+	}
+	return known->has_note;
+}
+
+int commit_find_check(struct commit_find *find, const struct ds_digest *digest,
+		      uint32_t raw_len_bytes, const struct commit_place *place)
+{
+	const struct ds_digest id = commit_packs_get(find->packs, place->pack)->id;
+	const struct ds_pack_entry *entry;
+	struct known_pack *known;
+	bool is_there;
+	int r = get_known(find, &id, &known);
+
+	if (r < 0)
+		return r;
+	if (known->toc) {
+		entry = find_chunk(known, place->ordinal, digest, raw_len_bytes);
+		is_there = entry && entry->stored_off == place->stored_off &&
+			   entry->stored_len_bytes == place->stored_len_bytes;
+	} else if (known->result == -DS_E_ABSENT) {
+		is_there = has_note(find, &id, known);
+	} else {
+		is_there = known->result != -DS_E_CORRUPT && known->result != -DS_E_MALFORMED;
+	}
+	find->has_lost |= !is_there;
+	return is_there;
+}
+
+bool commit_find_has_lost(const struct commit_find *find)
+{
+	return find->has_lost;
+}
+
 /* 1: the hit is good, and the place is filled in. */
 static int confirm(struct commit_find *find, const struct ds_dedup_hit *hit,
 		   const struct ds_digest *digest, uint32_t raw_len_bytes,
@@ -187,10 +249,8 @@ static int confirm(struct commit_find *find, const struct ds_dedup_hit *hit,
 
 	if (r < 0)
 		return r;
-	if (!known->toc || known->toc->kind != DS_PACK_DATA || hit->ordinal >= known->toc->chunks_n)
-		return 0;
-	entry = &known->toc->entries[hit->ordinal];
-	if (!ds_digest_equal(&entry->digest, digest) || entry->raw_len_bytes != raw_len_bytes)
+	entry = find_chunk(known, hit->ordinal, digest, raw_len_bytes);
+	if (!entry)
 		return 0;
 	if (!(hit->has_version && is_base(find, &hit->version)) &&
 	    !is_young(find, &hit->pack, known))

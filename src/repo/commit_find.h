@@ -30,9 +30,14 @@ int commit_find_note(struct commit_find *find, const struct ds_digest *digest,
 void commit_find_refer(struct commit_find *find, const struct ds_digest *digest,
 		       const struct commit_place *place);
 void commit_find_refer_none(struct commit_find *find);
-/* Whether it was noted. */
+/* Whether it was noted; for a file of one chunk: with all that such a file's entry needs. */
 bool commit_find_own(const struct commit_find *find, const struct ds_digest *digest,
-		     struct commit_place *ret_place);
+		     bool is_whole_file, struct commit_place *ret_place);
+/* Whether the parent's place of a chunk holds it, by the table of its pack, which is got once: 1; 0: no, and from then on commit_find_has_lost;
+ * or -ENOMEM. A pack that has moved, or that the store cannot tell of now, is believed in. */
+int commit_find_check(struct commit_find *find, const struct ds_digest *digest,
+		      uint32_t raw_len_bytes, const struct commit_place *place);
+bool commit_find_has_lost(const struct commit_find *find);
 /* By the index: 1: found, the place is filled in; 0: not; or an error that ends the commit (-ENOMEM, -DS_E_INTERRUPTED). */
 int commit_find_stored(struct commit_find *find, const struct ds_digest *digest,
 		       uint32_t raw_len_bytes, struct commit_place *ret_place);

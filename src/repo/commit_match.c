@@ -31,6 +31,22 @@ static int place_of(struct commit_apply *apply, const struct ds_entry_chunk *chu
 	return pack_of(apply, chunk->pack, &ret_place->pack);
 }
 
+/* Each chunk before it has a byte at least. Such rows were made of files that are an extent of an earlier version. */
+bool commit_is_misplaced(const struct ds_entry *entry)
+{
+	return entry->type == DS_ENTRY_FILE && entry->chunk.pack &&
+	       entry->chunk.raw_off < entry->chunk.ordinal;
+}
+
+static int place_of_extent(struct commit_apply *apply, const struct ds_extent *extent,
+			   struct commit_place *ret_place)
+{
+	int r = place_of(apply, &extent->chunk, ret_place);
+
+	ret_place->raw_off = COMMIT_RAW_OFF_NONE;
+	return r;
+}
+
 static int take_extents(struct commit_apply *apply, struct commit_node *node,
 			const struct ds_entry *entry)
 {
@@ -55,7 +71,7 @@ static int take_extents(struct commit_apply *apply, struct commit_node *node,
 		extent->is_zeros = extents[i].is_zeros;
 		extent->digest = extents[i].digest;
 		if (!extent->is_zeros)
-			r = place_of(apply, &extents[i].chunk, &extent->place);
+			r = place_of_extent(apply, &extents[i], &extent->place);
 	}
 	node->extents_n = r == 0 ? (uint32_t)n : 0;
 	ds_free(extents);
@@ -95,12 +111,12 @@ static int reuse(struct matching *matching, struct commit_node *node, const stru
 	int r;
 
 	/* A small file with extents is imported, or not of a sound manifest: there is no place to take. */
-	if (entry && (entry->size_bytes != node->size_bytes ||
+	if (entry && (entry->size_bytes != node->size_bytes || commit_is_misplaced(entry) ||
 		      (entry->extents_n && entry->size_bytes <= DS_CHUNK_MAX)))
 		entry = NULL;
 	if (apply->stat && !apply->options->rehash)
 		is_known = commit_stat_has(&matching->known, node, &digest);
-	if (!is_known && entry && apply->options->trust_mtime &&
+	if (!is_known && entry && apply->options->trust_mtime && !apply->options->rehash &&
 	    ds_time_compare(entry->mtime, node->mtime) == 0) {
 		/* Nobody has read it: later commits, without trust, must. */
 		node->is_uncached = true;
@@ -114,7 +130,7 @@ static int reuse(struct matching *matching, struct commit_node *node, const stru
 		return 0;
 	/* Known by the stat cache, and perhaps in the store although not at this path. */
 	r = 1;
-	if (node->size_bytes && !commit_find_own(apply->find, &digest, &node->place)) {
+	if (node->size_bytes && !commit_find_own(apply->find, &digest, true, &node->place)) {
 		r = commit_find_stored(apply->find, &digest, (uint32_t)node->size_bytes,
 				       &node->place);
 		if (r == 1) {
@@ -155,15 +171,18 @@ static int match_node(struct matching *matching, struct commit_node *node,
 	node->old_id = entry ? entry->id : 0;
 	node->old_ino = entry ? entry->ino : 0;
 	node->old_nlink = entry ? entry->nlink : 0;
+	node->old_size_bytes = entry ? entry->size_bytes : 0;
+	node->old_digest = entry ? entry->digest : (struct ds_digest){0};
+	node->old_is_executable = entry && entry->is_executable;
 	node->old_type = (uint8_t)(entry ? entry->type : DS_ENTRY_SYMLINK);
 	for (uint32_t i = 0; i < node->children_n; i++)
 		names_n += !node->children[i].reject;
 	if (!entry || entry->type != (enum ds_entry_type)node->type ||
-	    ds_time_compare(entry->mtime, node->mtime) != 0 ||
+	    ds_time_compare(entry->mtime, node->mtime) != 0 || commit_is_misplaced(entry) ||
 	    (node->type == DS_ENTRY_DIRECTORY && entry->size_bytes != names_n))
 		commit_node_differs(node);
 	if (node->type != DS_ENTRY_FILE || !matching->may_reuse || node->is_done ||
-	    commit_node_content(node) != node)
+	    commit_node_content(node) != node || commit_node_is_unsure(node))
 		return 0;
 	r = reuse(matching, node, entry && entry->type == DS_ENTRY_FILE ? entry : NULL);
 	/* Imported: there is no chunk to refer to, and the file is read. */
@@ -268,6 +287,23 @@ int commit_match(struct commit_apply *apply, bool may_reuse)
 	return r;
 }
 
+void commit_match_contents(struct commit_apply *apply)
+{
+	struct commit_node *root = &apply->tree->root;
+
+	for (struct commit_node *node = root; node; node = commit_node_next(root, node, true)) {
+		const struct commit_node *content = commit_node_content(node);
+
+		if (node->type == DS_ENTRY_DIRECTORY || node->reject || !node->is_meta_same)
+			continue;
+		if (node->old_size_bytes != content->size_bytes ||
+		    !ds_digest_equal(&node->old_digest, &content->digest) ||
+		    (node->type == DS_ENTRY_FILE &&
+		     node->old_is_executable != content->is_executable))
+			commit_node_differs(node);
+	}
+}
+
 static int compare_extents(const void *a, const void *b)
 {
 	const struct ds_extent *x = a, *y = b;
@@ -336,6 +372,8 @@ int commit_match_chunk(struct commit_apply *apply, const struct commit_node *nod
 		if (entry->size_bytes != len_bytes || !ds_digest_equal(&entry->digest, digest))
 			return 0;
 		r = place_of(apply, &entry->chunk, ret_place);
+		if (commit_is_misplaced(entry))
+			ret_place->raw_off = COMMIT_RAW_OFF_NONE;
 		return r < 0 ? r : 1;
 	}
 	extent = apply->old.extents_n ? bsearch(&key, apply->old.extents, apply->old.extents_n,
@@ -343,6 +381,6 @@ int commit_match_chunk(struct commit_apply *apply, const struct commit_node *nod
 				      : NULL;
 	if (!extent || extent->len_bytes != len_bytes)
 		return 0;
-	r = place_of(apply, &extent->chunk, ret_place);
+	r = place_of_extent(apply, extent, ret_place);
 	return r < 0 ? r : 1;
 }

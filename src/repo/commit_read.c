@@ -37,13 +37,23 @@ static int place_piece(struct commit_read *read, const struct commit_node *file,
 		       const struct piece *piece, struct commit_place *ret_place)
 {
 	bool is_stored = false;
+	struct commit_place own;
 	int r;
 
-	if (commit_find_own(read->find, &piece->digest, ret_place))
-		return 0;
+	if (commit_find_own(read->find, &piece->digest, piece->is_whole_file, &own)) {
+		/* The parent's place is looked at all the same: a row that is right may stay as it is. */
+		r = read->options->rehash && read->find_old
+			    ? read->find_old(read->ctx, file, &piece->digest, piece->len_bytes,
+					     ret_place)
+			    : 0;
+		*ret_place = own;
+		return r < 0 ? r : 0;
+	}
 	r = read->find_old
 		    ? read->find_old(read->ctx, file, &piece->digest, piece->len_bytes, ret_place)
 		    : 0;
+	if (r == 1 && piece->is_whole_file && ret_place->raw_off == COMMIT_RAW_OFF_NONE)
+		r = 0;
 	if (r == 1)
 		return commit_find_note(read->find, &piece->digest, ret_place, false);
 	if (r == 0) {
@@ -141,7 +151,7 @@ static bool is_at(const struct commit_tree *tree, const struct commit_node *name
 	       st.st_ino == file->st_ino;
 }
 
-/* INV-5. To take a name away changes the file's ctime: most names need not be looked at again. */
+/* INV-5. To take a name away changes the file's ctime: most names need not be looked at again, if they were its names at all. */
 static void check_links(struct pipeline *pipeline, struct commit_node *file, const struct stat *st,
 			struct ds_time ctime)
 {
@@ -149,7 +159,7 @@ static void check_links(struct pipeline *pipeline, struct commit_node *file, con
 		leave_links(pipeline, file);
 		return;
 	}
-	if (ds_time_compare(file->ctime, ctime) == 0)
+	if (!file->links->is_unsure && ds_time_compare(file->ctime, ctime) == 0)
 		return;
 	for (uint32_t i = 1; file->links && i < file->links->nodes_n;)
 		if (is_at(pipeline->read->tree, file->links->nodes[i], st))

@@ -3,8 +3,10 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "codec/chunk.h"
@@ -199,6 +201,7 @@ static int read_small(struct task *task, int fd, uint64_t size)
 	r = new_piece(task, 0, size, working_bytes(task->pipeline, size), &piece);
 	if (r < 0)
 		return r;
+	piece->is_whole_file = true;
 	piece->raw = ds_malloc((size_t)size);
 	r = piece->raw ? ds_read_full(fd, piece->raw, (size_t)size, &n) : -ENOMEM;
 	if (r == 0 && n < size)
@@ -281,6 +284,27 @@ static bool has_no_writer(int fd)
 	return true;
 }
 
+bool commit_read_is_unsure(int fd, bool is_free, int64_t age_ns)
+{
+	struct statfs fs;
+
+	if (is_free)
+		return false;
+	if (age_ns < DIRTY_NS)
+		return true;
+	if (fstatfs(fd, &fs) < 0)
+		return true;
+	/* What lies in memory is never written, and its pages stay dirty. */
+	switch ((uint32_t)fs.f_type) {
+	case TMPFS_MAGIC:
+	case RAMFS_MAGIC:
+	case HUGETLBFS_MAGIC:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* INV-6. Waits for at most about REST_NS, which files written before the commit share. */
 static int wait_rest(struct task *task, int fd)
 {
@@ -304,7 +328,7 @@ static int wait_rest(struct task *task, int fd)
 					 .ns = (uint32_t)task->st.st_ctim.tv_nsec};
 		age_ns = ds_time_diff_ns(now, ctime);
 		rest_ns = !is_free ? REST_NS : ctime.ns ? TICK_NS : (int64_t)DS_NS_PER_S;
-		task->is_uncached = !is_free && age_ns < DIRTY_NS;
+		task->is_uncached = commit_read_is_unsure(fd, is_free, age_ns);
 		/* From a clock ahead of ours nothing follows. */
 		if (age_ns >= rest_ns || age_ns < -TICK_NS)
 			return 0;

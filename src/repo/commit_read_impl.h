@@ -11,7 +11,9 @@
  * INV-3  A piece with `restart` voids all pieces of its task before it: the file changed under the reader.
  * INV-4  A piece is the caller's once it is ready; whoever made it ready does not touch it, nor its task, any more.
  * INV-5  What the first name of a linked file gives counts for another name only if that was the same file, by device and inode,
- *        after the reading. Names of which this is not known leave the links, and are read by themselves.
+ *        after the reading. Names of which this is not known leave the links, and are read by themselves. Where names differed when
+ *        they were scanned (times change with each link that is made, but an inode may also have become another file), the first
+ *        is read whatever the stat cache knows.
  * INV-6  A file is read when each write since then would show in its times, and its times are compared before and after. Times
  *        tick, and one write() stamps them once, at its start: so the last change must be TICK_NS ago, and if somebody has the
  *        file open for writing (or if that cannot be told) REST_NS, or in all that time it was only seen to grow. What stores through
@@ -35,7 +37,7 @@ struct piece {
 	struct ds_work_item work;
 	struct task *task;
 	uint64_t off, len_bytes;
-	bool is_zeros, restart;
+	bool is_zeros, is_whole_file, restart;
 	struct ds_digest digest;
 	uint8_t *raw; /* until it is encoded */
 	uint8_t *stored;
@@ -85,6 +87,9 @@ struct pipeline {
 	uint64_t progress_ns;
 };
 
+/* Whether the open file, which changed age_ns ago, may yet change through a mapping without a new time. `is_free`: nobody has it open for
+ * writing, or mapped so. */
+bool commit_read_is_unsure(int fd, bool is_free, int64_t age_ns);
 /* Work item of a task. */
 void commit_read_task(struct ds_work_item *work);
 void commit_piece_free(struct piece *piece);

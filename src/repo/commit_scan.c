@@ -42,7 +42,7 @@ int scan_reject(struct scan *scan, struct commit_node *node, const char *path, i
 
 	if (r == -ENOMEM)
 		return r;
-	if (!is_gone || scan->options->skip_unreadable)
+	if (!is_gone)
 		return commit_node_reject(scan->tree, node, REJECT_UNREADABLE, strerror(-r));
 	scan_fail(scan, -DS_E_SOURCE_CHANGED, path,
 		  "it vanished, or was replaced, while the source was scanned");

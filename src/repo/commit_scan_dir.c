@@ -44,13 +44,14 @@ static const char *special_kind(mode_t mode)
 				: "is of an unknown type";
 }
 
-static int read_target(struct scan *scan, int dir_fd, struct commit_node *node)
+int scan_read_target(struct scan *scan, int dir_fd, struct commit_node *node)
 {
 	char target[DS_TARGET_MAX + 2];
 	ssize_t n = readlinkat(dir_fd, node->name, target, sizeof(target));
 
+	/* readlink(2): EINVAL: it is no symlink; any more, that is. */
 	if (n < 0)
-		return -errno;
+		return errno == EINVAL ? -ENOENT : -errno;
 	if (n == 0 || n > (ssize_t)DS_TARGET_MAX)
 		return -ENAMETOOLONG;
 	target[n] = '\0';
@@ -77,6 +78,12 @@ static int grow_links(struct commit_links *links)
 	return 0;
 }
 
+static bool is_alike(const struct commit_node *a, const struct commit_node *b)
+{
+	return a->size_bytes == b->size_bytes && ds_time_compare(a->mtime, b->mtime) == 0 &&
+	       ds_time_compare(a->ctime, b->ctime) == 0;
+}
+
 static int note_link_locked(struct scan *scan, struct commit_node *node)
 {
 	uint64_t key[2] = {node->dev, node->ino};
@@ -96,6 +103,8 @@ static int note_link_locked(struct scan *scan, struct commit_node *node)
 	r = grow_links(links);
 	if (r < 0)
 		return r;
+	if (links->nodes_n && !is_alike(links->nodes[0], node))
+		links->is_unsure = true;
 	links->nodes[links->nodes_n++] = node;
 	node->links = links;
 	return 0;
@@ -144,7 +153,7 @@ static int fill_node(struct scan *scan, int dir_fd, struct commit_node *node, co
 		return -DS_E_SOURCE_REFUSED;
 	case S_IFLNK:
 		node->type = DS_ENTRY_SYMLINK;
-		r = read_target(scan, dir_fd, node);
+		r = scan_read_target(scan, dir_fd, node);
 		return r < 0 ? scan_reject(scan, node, path, r) : 0;
 	default:
 		return commit_node_reject(scan->tree, node, REJECT_SPECIAL,
@@ -157,6 +166,17 @@ static int compare_names(const void *a, const void *b)
 	const char *const *x = a, *const *y = b;
 
 	return strcmp(*x, *y);
+}
+
+size_t scan_sort_names(char **names, size_t n)
+{
+	size_t kept_n = 0;
+
+	qsort(names, n, sizeof(*names), compare_names);
+	for (size_t i = 0; i < n; i++)
+		if (!kept_n || strcmp(names[kept_n - 1], names[i]) != 0)
+			names[kept_n++] = names[i];
+	return kept_n;
 }
 
 static int append_names(DIR *dir, struct ds_buf *block, size_t *ret_n)
@@ -206,9 +226,8 @@ static int read_names(struct scan *scan, int fd, char ***ret_names, size_t *ret_
 	}
 	for (char *at = kept; i < n; at += strlen(at) + 1)
 		names[i++] = at;
-	qsort(names, n, sizeof(*names), compare_names);
 	*ret_names = names;
-	*ret_n = n;
+	*ret_n = scan_sort_names(names, n);
 	return 0;
 }
 

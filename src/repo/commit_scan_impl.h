@@ -52,7 +52,12 @@ struct scan {
 /* Reads the open directory of an item: fills in dir's children. -ENOMEM, -DS_E_SOURCE_REFUSED or _CHANGED (noted by scan_fail), or an errno: it
  * cannot be read. */
 int scan_read_dir(struct scan *scan, struct commit_node *dir, int fd, const char *path);
-/* What has a name but cannot be read is left out of the tree; -DS_E_SOURCE_CHANGED, noted, if it is gone by now, and -ENOMEM as it is. */
+/* In byte order, each once: readdir(3) may give a name twice that was made anew meanwhile. Returns how many there are. */
+size_t scan_sort_names(char **names, size_t n);
+/* A symlink's target into its node; -ENOENT if it is gone, or no symlink any more. */
+int scan_read_target(struct scan *scan, int dir_fd, struct commit_node *node);
+/* What has a name but cannot be read is left out of the tree; -DS_E_SOURCE_CHANGED, noted, if it is gone by now, or something else, and
+ * -ENOMEM as it is. skip_unreadable does not matter: what was replaced is there. */
 int scan_reject(struct scan *scan, struct commit_node *node, const char *path, int r);
 /* The first failure counts. */
 void scan_fail(struct scan *scan, int code, const char *path, const char *detail);

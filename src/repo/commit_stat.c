@@ -198,7 +198,8 @@ static int fill_directory(struct commit_stat *stat, struct commit_node *node, bo
 
 		if (file->type == DS_ENTRY_FILE && !file->reject &&
 		    commit_node_content(file) == file)
-			*ret_knows_all = commit_stat_has(&known, file, &file->digest);
+			*ret_knows_all = !commit_node_is_unsure(file) &&
+					 commit_stat_has(&known, file, &file->digest);
 	}
 	return 0;
 }

@@ -2,8 +2,9 @@
  * The local stat cache: which content digest a file had when it was last read, by path, device, inode, size and times.
  * Derived and deletable; what does not parse is as if it were not there. An entry is only written, and so only trusted, if the
  * file had not changed within 2 s before the scan that wrote it (the clock of files ticks coarsely; git calls such entries racy),
- * and never for a digest that --trust-mtime took from the parent. Nor if the file was younger than a minute and somebody had it open for
- * writing: through a mapping it may change without a new time until its dirty pages are written (on tmpfs: for as long as it is mapped).
+ * and never for a digest that --trust-mtime took from the parent. Nor if somebody had the file open for writing, and it was younger than a
+ * minute or lies in memory (tmpfs, ramfs, hugetlbfs): through a mapping it may change without a new time until its dirty pages are written,
+ * and in memory for as long as it is mapped.
  *
  * It is asked one directory after the other, in each for the files in byte order of their names: so a tree of millions costs one walk
  * through the cache.

@@ -16,6 +16,9 @@ enum commit_reject { REJECT_NONE, REJECT_SPECIAL, REJECT_UNREADABLE };
 
 #define COMMIT_PACK_NONE UINT32_MAX
 
+/* What extents of earlier versions do not say (schema/README.md): such a place is none for a file of one chunk. */
+#define COMMIT_RAW_OFF_NONE UINT64_MAX
+
 /* A chunk's place: `pack` is an index of the commit's table of packs. */
 struct commit_place {
 	uint32_t pack;
@@ -42,8 +45,8 @@ struct commit_node {
 	uint8_t reject;	  /* enum commit_reject: left out of the tree */
 	bool is_done;	  /* digest and place are known */
 	bool is_uncached; /* ... but not for sure: not for the stat cache */
-	bool is_meta_same; /* it, and all below it, has the times and links of the manifest's entry */
-	uint8_t change;	   /* commit_apply's */
+	bool is_meta_same; /* it, and all below it, is what the manifest's entry says: times and links, and what is read */
+	uint8_t change; /* commit_apply's */
 	struct ds_time mtime, ctime;
 	uint64_t size_bytes;
 	uint64_t dev, ino; /* of the source */
@@ -58,9 +61,11 @@ struct commit_node {
 	struct commit_node *children; /* in byte order of names */
 	uint32_t children_n;
 	/* against the manifest that the tree is applied to; 0: no such entry there */
-	uint64_t old_id, old_ino;
+	uint64_t old_id, old_ino, old_size_bytes;
+	struct ds_digest old_digest;
 	uint32_t old_nlink;
 	uint8_t old_type;
+	bool old_is_executable;
 };
 
 /* All names of one file of the source. */
@@ -68,6 +73,7 @@ struct commit_links {
 	struct commit_links *next;  /* all of them, for release */
 	struct commit_node **nodes; /* in tree order; the first is read */
 	uint32_t nodes_n, capacity_n;
+	bool is_unsure; /* names had different sizes or times when they were scanned: are they one file's? */
 	uint64_t ino;	 /* in the manifest, once a name is there */
 	bool is_changed; /* once a name is there: its content is not what it was */
 };
@@ -106,13 +112,18 @@ struct commit_node *commit_node_next(const struct commit_node *root, struct comm
 char *commit_node_path(const struct commit_node *node);
 /* The node that is read for this one: the first of its links. */
 struct commit_node *commit_node_content(struct commit_node *node);
+/* Whether its links may be names of several files, one of which was made of the other's inode: only reading tells. */
+static inline bool commit_node_is_unsure(const struct commit_node *node)
+{
+	return node->links && node->links->is_unsure;
+}
 /* Opens the file or directory of a node below the root, step by step, without following links or waiting for a FIFO. A descriptor or
  * a negated errno. */
 int commit_node_open(const struct commit_tree *tree, const struct commit_node *node);
 /* Leaves it out of the tree. -ENOMEM. */
 int commit_node_reject(struct commit_tree *tree, struct commit_node *node, enum commit_reject why,
 		       const char *reason);
-/* Its times or links (of all its names) are not those of the manifest. */
+/* Its times, links or content (of all its names) are not those of the manifest. */
 void commit_node_differs(struct commit_node *node);
 /* Counts files_n, directories_n, symlinks_n, bytes anew. -DS_E_SOURCE_REFUSED: more bytes than a version can count. `source` names it. */
 int commit_tree_count(struct commit_tree *tree, const char *source, struct ds_diag *reterr_diag);

@@ -47,7 +47,8 @@ int ds_ref_head(struct ds_repo *repo, enum ds_ref_kind kind, const char *name,
  * Creates the entry after `head` (NULL: the first). Takes version or is_deleted and writer from `wanted`; number, previous and time (the
  * store's clock, never before head's) are set here. The entry is read back: a reply that was lost is cleared up by looking for our
  * `writer`, and what was answered well and is not there is -DS_E_CORRUPT. -DS_E_CONFLICT: somebody else has that number. On success the hint is written too (best effort, branches only).
- * `not_after`: if the store's clock is later than this when the PUT is about to be signed: -DS_E_LATE ({0}: no limit).
+ * `not_after`: if the store's clock is later than this when the PUT is about to be signed, or if the store does not take that signature any
+ * more and the entry is not found there: -DS_E_LATE ({0}: no limit).
  */
 int ds_ref_append(struct ds_repo *repo, const struct ds_ref_entry *head,
 		  const struct ds_ref_entry *wanted, struct ds_time not_after,

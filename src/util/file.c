@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "util/error.h"
@@ -59,6 +60,18 @@ int ds_pread_full(int fd, void *ret_data, size_t len_bytes, uint64_t off, size_t
 	}
 	*ret_n = done;
 	return 0;
+}
+
+int ds_pread_now(int fd, void *ret_data, size_t len_bytes, uint64_t off)
+{
+	struct iovec iov = {.iov_base = ret_data, .iov_len = len_bytes};
+	ssize_t n = preadv2(fd, &iov, 1, (off_t)off, RWF_NOWAIT);
+	size_t full_n = 0;
+
+	if (n < 0 && errno == EOPNOTSUPP &&
+	    ds_pread_full(fd, ret_data, len_bytes, off, &full_n) == 0)
+		n = (ssize_t)full_n;
+	return n == (ssize_t)len_bytes ? 0 : -EAGAIN;
 }
 
 int ds_write_full(int fd, const void *data, size_t len_bytes)

@@ -21,6 +21,9 @@ int ds_read_full(int fd, void *ret_data, size_t len_bytes, size_t *ret_n);
 int ds_pread_full(int fd, void *ret_data, size_t len_bytes, uint64_t off, size_t *ret_n);
 int ds_write_full(int fd, const void *data, size_t len_bytes);
 int ds_pwrite_full(int fd, const void *data, size_t len_bytes, uint64_t off);
+/* All of it, and only from page cache. -EAGAIN: it is not there, or the file ends before, or anything else is wrong: ds_pread_full
+ * tells. Waits for the disk only where the file system does not know RWF_NOWAIT. */
+int ds_pread_now(int fd, void *ret_data, size_t len_bytes, uint64_t off);
 
 /* The whole regular file behind an open descriptor or below dir_fd (AT_FDCWD is allowed; symlinks
  * are followed only by the first) appended to `buf`; -DS_E_LIMIT beyond the buffer's maximum. A

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "commit_support.h"
-#include "repo/commit_read.h"
+#include "repo/commit_read_impl.h"
 #include "repo/commit_scan_impl.h"
 #include "suite.h"
 #include "util/clock.h"
@@ -240,6 +240,7 @@ Test(commit_read, a_file_that_vanished_after_the_scan_is_called_so)
 
 Test(commit_read, a_name_that_vanished_during_the_scan_is_called_so)
 {
+	const int gone[] = {ENOENT, ENOTDIR, ELOOP, ESTALE};
 	struct ds_commit_options options = {0};
 	struct commit_tree tree = {.root_fd = -1};
 	struct scan scan = {.options = &options, .tree = &tree, .mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -252,10 +253,53 @@ Test(commit_read, a_name_that_vanished_during_the_scan_is_called_so)
 	cr_assert_eq(scan.locked.result, -DS_E_SOURCE_CHANGED);
 	cr_assert(diag_has(&scan.locked.diag, "vanished"));
 	cr_assert(diag_has(&scan.locked.diag, "dir/gone"));
+	/* What is gone is not unreadable. */
 	options.skip_unreadable = true;
-	cr_assert_eq(scan_reject(&scan, &node, "gone", -ENOENT), 0);
-	cr_assert_str_eq(node.target, strerror(ENOENT));
+	node.reject = REJECT_NONE;
+	for (size_t i = 0; i < DS_ARRAY_SIZE(gone); i++)
+		cr_assert_eq(scan_reject(&scan, &node, "gone", -gone[i]), -DS_E_SOURCE_CHANGED);
+	cr_assert_eq(node.reject, REJECT_NONE);
+	cr_assert_eq(scan_reject(&scan, &node, "closed", -EACCES), 0);
 	commit_tree_release(&tree);
+}
+
+Test(commit_read, a_symlink_that_became_a_file_during_the_scan_is_gone)
+{
+	char name[] = "file";
+	struct commit_node node = {.name = name};
+	struct commit_tree tree = {.root_fd = -1};
+	struct scan scan = {.tree = &tree};
+	struct box box;
+	int fd;
+
+	box_init(&box);
+	box_fill(&box, "file", 1, 10);
+	fd = open(box.source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	cr_assert_geq(fd, 0);
+	cr_assert_eq(ds_arena_new(NULL, &tree.arena), 0);
+	cr_assert_eq(scan_read_target(&scan, fd, &node), -ENOENT);
+	box_remove(&box, "file");
+	cr_assert_eq(scan_read_target(&scan, fd, &node), -ENOENT);
+	box_symlink(&box, "there", "file");
+	cr_assert_eq(scan_read_target(&scan, fd, &node), 0);
+	cr_assert_str_eq(node.target, "there");
+	close(fd);
+	commit_tree_release(&tree);
+	box_release(&box);
+}
+
+/* readdir(3) may do so with a name that was taken away and made anew. */
+Test(commit_read, a_name_that_is_listed_twice_is_one)
+{
+	char a[] = "a", again[] = "a", ab[] = "ab", b[] = "b";
+	char *names[] = {b, ab, a, b, again, b}, *none[] = {NULL};
+
+	cr_assert_eq(scan_sort_names(names, DS_ARRAY_SIZE(names)), 3);
+	cr_assert_str_eq(names[0], "a");
+	cr_assert_str_eq(names[1], "ab");
+	cr_assert_str_eq(names[2], "b");
+	cr_assert_eq(scan_sort_names(names, 1), 1);
+	cr_assert_eq(scan_sort_names(none, 0), 0);
 }
 
 Test(commit_read, D14_a_file_replaced_after_it_was_read_may_be_either)
@@ -378,6 +422,82 @@ Test(commit_read, D14_a_name_that_left_its_links_is_read_by_itself)
 	box_release(&box);
 }
 
+static void read_dir(struct scan *scan, const struct box *box, struct commit_node *dir)
+{
+	char path[200];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", box->source, dir->name);
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	cr_assert_geq(fd, 0);
+	cr_assert_eq(scan_read_dir(scan, dir, fd, dir->name), 0);
+	cr_assert_eq(dir->children_n, 1);
+	close(fd);
+}
+
+/* An inode may become another file's while the source is scanned, or only get another name. */
+Test(commit_read, links_that_differed_when_they_were_scanned_are_unsure)
+{
+	struct box box;
+
+	box_init(&box);
+	box_mkdir(&box, "x");
+	box_mkdir(&box, "y");
+	box_fill(&box, "x/a", 1, 1000);
+	box_link(&box, "x/a", "y/b");
+	for (unsigned i = 0; i < 2; i++) {
+		struct commit_tree tree = {.root_fd = -1};
+		struct scan scan = {.options = &box.options,
+				    .tree = &tree,
+				    .is_root = true,
+				    .mutex = PTHREAD_MUTEX_INITIALIZER};
+		char names[] = "x\0y";
+		struct commit_node x = {.name = names}, y = {.name = names + 2};
+
+		cr_assert_eq(ds_arena_new(NULL, &tree.arena), 0);
+		cr_assert_eq(ds_map_new(&scan.locked.links), 0);
+		read_dir(&scan, &box, &x);
+		if (i == 1)
+			box_set_mtime(&box, "x/a", 1000, 5);
+		read_dir(&scan, &box, &y);
+		cr_assert(x.children[0].links && x.children[0].links == y.children[0].links);
+		cr_assert_eq(commit_node_is_unsure(&x.children[0]), i == 1);
+		ds_map_free(scan.locked.links, NULL);
+		commit_tree_release(&tree);
+	}
+	box_release(&box);
+}
+
+/* The one that is read looks as it did when it was scanned, and yet the other name was another file's. */
+Test(commit_read, names_of_unsure_links_are_looked_at_again)
+{
+	struct ds_version_totals totals;
+	struct ds_digest fingerprint;
+	struct commit_tree tree;
+	struct commit_node *a;
+	struct stat st;
+	struct box box;
+	struct commit_read read = {.options = &box.options, .tree = &tree, .memory_bytes = 1 << 20};
+	char path[200];
+
+	box_init(&box);
+	box_fill(&box, "a", 1, 1000);
+	box_link(&box, "a", "b");
+	cr_assert_eq(commit_scan(&box.options, NULL, NULL, &tree, &box.diag), 0);
+	put_anew(&box, "b", 70);
+	snprintf(path, sizeof(path), "%s/a", box.source);
+	cr_assert_eq(stat(path, &st), 0);
+	a = &tree.root.children[0];
+	a->ctime = (struct ds_time){.s = st.st_ctim.tv_sec, .ns = (uint32_t)st.st_ctim.tv_nsec};
+	a->links->is_unsure = true;
+	cr_assert_eq(commit_read_files(&read, &box.diag), 0);
+	cr_assert_eq(commit_tree_hash(&tree), 0);
+	cr_assert_eq(ds_fingerprint_directory(&box.options, &fingerprint, &totals, NULL), 0);
+	cr_assert(ds_digest_equal(&fingerprint, &tree.root.digest));
+	commit_tree_release(&tree);
+	box_release(&box);
+}
+
 static void before_record(void *ctx, const struct ds_store_req *req)
 {
 	struct fiddle *fiddle = ctx;
@@ -474,6 +594,26 @@ Test(commit_read, a_file_that_is_open_for_writing_and_rests_is_read)
 	cr_assert_eq(ds_fingerprint_directory(&box.options, &fingerprint, &totals, NULL), 0);
 	close(fd);
 	box_release(&box);
+}
+
+/* INV-6: pages of a disk's file are written within the minute, and the next store is seen again; of what lies in memory they are not. */
+Test(commit_read, what_is_mapped_in_memory_is_never_sure)
+{
+	const int64_t minute_ns = 60 * (int64_t)DS_NS_PER_S;
+	int in_memory = memfd_create("dsfs-test", MFD_CLOEXEC);
+	int elsewhere = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	cr_assert_geq(in_memory, 0);
+	cr_assert_geq(elsewhere, 0);
+	cr_assert(commit_read_is_unsure(elsewhere, false, minute_ns - 1));
+	cr_assert(!commit_read_is_unsure(elsewhere, false, minute_ns));
+	cr_assert(!commit_read_is_unsure(elsewhere, true, 0));
+	cr_assert(commit_read_is_unsure(in_memory, false, minute_ns - 1));
+	cr_assert(commit_read_is_unsure(in_memory, false, minute_ns));
+	cr_assert(commit_read_is_unsure(in_memory, false, 1000000 * minute_ns));
+	cr_assert(!commit_read_is_unsure(in_memory, true, 0));
+	close(in_memory);
+	close(elsewhere);
 }
 
 struct log {

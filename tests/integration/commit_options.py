@@ -59,6 +59,8 @@ def reading(box, source, repo):
     equal(box.commit(source, repo)["read_bytes"], 0, "bytes read of an unchanged tree")
     total = sum(e.size for e in tree.snapshot(source).values() if e.type == tree.FILE)
     check(box.commit(source, repo, "--rehash")["read_bytes"] >= total // 2, "--rehash reads all")
+    check(box.commit(source, repo, "--rehash", "--trust-mtime")["read_bytes"] >= total // 2,
+          "--rehash reads all, whatever is trusted")
     check(box.commit(source, repo, "--state-dir", "")["read_bytes"] >= total // 2, "without a stat cache")
     equal(box.commit(source, repo, "--state-dir", "", "--trust-mtime")["read_bytes"], 0, "--trust-mtime")
     # Same size, same mtime: the stat cache sees it by ctime, --trust-mtime does not promise to.

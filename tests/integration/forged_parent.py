@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 import struct
+import time
 
 import forged
 import lib
 import other_writer
 import tree
 from lib import KIB, MIB, check, equal, say
+
+RESTED = []  # the stat cache knows the files
 
 IMPORT = """
     UPDATE extent SET pack = NULL, ordinal = NULL, stored_off = NULL, stored_len = NULL, source = 1,
@@ -123,6 +126,87 @@ def damage_ends_with_the_version(box):
         check_version(box, source, repo)
 
 
+def damage_below_an_unchanged_directory(box):
+    """Rows that say something else of a file than what is there, while the digests of the directories are right."""
+    names = "UPDATE entry SET name = x'7a7a' WHERE name = x'61'; UPDATE entry SET name = x'61' WHERE name = x'62';" \
+        "UPDATE entry SET name = x'62' WHERE name = x'7a7a';"
+    for step, (sql, options) in enumerate((
+            (names, []), (names, ["--rehash"]), (names, RESTED),
+            ("UPDATE entry SET type = 1 - type WHERE name = x'61'", []),
+            ("UPDATE entry SET name = x'7a' WHERE name = x'6c31'; UPDATE entry SET name = x'6c31' WHERE name = x'6c32';"
+             "UPDATE entry SET name = x'6c32' WHERE name = x'7a'", []))):
+        source, repo = box.new_dir("src"), box.path(f"repo-below-{step}")
+        os.makedirs(f"{source}/top/dir")
+        write(f"{source}/top/other", b"1")
+        for name in ("a", "b"):
+            write(f"{source}/top/dir/{name}", os.urandom(9000))
+            os.utime(f"{source}/top/dir/{name}", ns=(7, 7))
+        for name in ("l1", "l2"):
+            os.symlink(f"to-{name}", f"{source}/top/dir/{name}")
+            os.utime(f"{source}/top/dir/{name}", ns=(7, 7), follow_symlinks=False)
+        if options is RESTED:
+            time.sleep(2.1)
+        box.commit(source, repo, "--init")
+        forged.forge(box, repo, sql)
+        write(f"{source}/top/other", b"22")
+        done = box.commit(source, repo, *options)
+        equal((done["unchanged"], done["parent_damaged"]), (False, False), f"{sql}: {done}")
+        check_version(box, source, repo)
+
+
+def a_place_that_cannot_be(box):
+    """As of a file that was an extent of an earlier version: its offset in the raw bytes is made good."""
+    for step, options in enumerate(([], RESTED, ["--rehash"], ["--trust-mtime"])):
+        source, repo = box.new_dir("src"), box.path(f"repo-place-{step}")
+        os.mkdir(f"{source}/dir")
+        for name in ("a", "b", "c"):
+            write(f"{source}/dir/{name}", os.urandom(9000))
+        os.link(f"{source}/dir/c", f"{source}/dir/d")
+        write(f"{source}/other", b"1")
+        if options is RESTED:
+            time.sleep(2.1)
+        box.commit(source, repo, "--init")
+        forged.forge(box, repo, "UPDATE entry SET raw_off = 0 WHERE ordinal > 0")
+        found = box.dsfs("verify", f"{repo}@main", "--json", status=None)
+        check(found.status != 0 and not found.json["clean"], f"verify: {found.text} {found.errors}")
+        write(f"{source}/other", b"22")
+        done = box.commit(source, repo, *options)
+        equal((done["unchanged"], done["parent_damaged"]), (False, False), f"{options}: {done}")
+        equal(done["uploaded_data_bytes"] < 9000, True, f"{options}: uploaded again: {done}")
+        check_version(box, source, repo)
+
+
+def a_lost_pack(box):
+    """--rehash stores again what is lost, or is not where the rows say, also where nothing else has changed."""
+    source, repo = box.new_dir("src"), box.path("repo-lost")
+    os.mkdir(f"{source}/dir")
+    write(f"{source}/dir/large", os.urandom(9 * MIB))
+    box.commit(source, repo, "--init")
+    for name in ("a", "b"):
+        write(f"{source}/dir/{name}", os.urandom(90 * KIB))
+    # What two files have is read once.
+    shutil.copy(f"{source}/dir/a", f"{source}/dir/same")
+    box.commit(source, repo)
+    sizes = sorted((os.path.getsize(f"{path}/{name}"), f"{path}/{name}")
+                   for path, _, names in os.walk(f"{repo}/packs") for name in names)
+    check(sizes[-1][0] > 9 * MIB > MIB > sizes[-2][0] > 180 * KIB, f"packs: {sizes}")
+    check(box.commit(source, repo, "--rehash")["unchanged"], "--rehash where nothing is lost")
+    for lost, least in ((sizes[-1][1], 9 * MIB), (sizes[-2][1], 180 * KIB)):
+        os.unlink(lost)
+        check(box.commit(source, repo)["unchanged"], "a lost pack without --rehash")
+        done = box.commit(source, repo, "--rehash")
+        equal((done["unchanged"], done["parent_damaged"]), (False, True), f"--rehash: {done}")
+        check(least < done["uploaded_data_bytes"] < least + MIB, f"uploaded: {done}")
+    check_version(box, source, repo)
+    check(box.commit(source, repo, "--rehash")["unchanged"], "--rehash where all is made good")
+    # Of a file whose chunk another file of the commit has where it should be.
+    forged.forge(box, repo, "UPDATE entry SET stored_off = stored_off + 1 WHERE name = CAST('same' AS BLOB)")
+    done = box.commit(source, repo, "--rehash")
+    equal((done["unchanged"], done["parent_damaged"]), (False, True), f"--rehash: {done}")
+    equal(done["uploaded_data_bytes"], 0, "uploaded where nothing is lost")
+    check_version(box, source, repo)
+
+
 def the_version_is_named(box):
     """Whatever of its manifest is wrong; not what was read before."""
     source = box.new_dir("src")
@@ -183,8 +267,9 @@ def more_pages_than_there_are(box):
 
 
 def run(box, args):
-    for case in (extents_of_a_small_file, imported, damage_ends_with_the_version, the_version_is_named,
-                 pages_that_overlap, more_pages_than_there_are):
+    for case in (extents_of_a_small_file, imported, damage_ends_with_the_version,
+                 damage_below_an_unchanged_directory, a_place_that_cannot_be, a_lost_pack,
+                 the_version_is_named, pages_that_overlap, more_pages_than_there_are):
         case(box)
         say(f"{case.__name__}: right")
 

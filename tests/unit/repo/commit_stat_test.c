@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 #include "suite.h"
-#include "repo/commit_stat.h"
+#include "repo/commit_apply.h"
 #include "util/clock.h"
 
 DS_SUITE(commit_stat);
@@ -75,6 +75,49 @@ Test(commit_stat, what_is_not_for_the_cache_is_not_kept)
 
 	cr_assert(is_kept_if(100000 * ms, 100000 * ms, false));
 	cr_assert(!is_kept_if(100000 * ms, 100000 * ms, true));
+}
+
+/* Names that may be those of two files: what the cache knows of the first is not what the others are. */
+Test(commit_stat, unsure_links_are_read_whatever_the_cache_knows)
+{
+	char dir[] = "/tmp/dsfs-commit-stat.XXXXXX", names[] = "a\0b", command[100], path[100];
+	struct commit_tree tree = {.scanned = {.s = 1000}};
+	struct commit_node nodes[2], *links_nodes[] = {&nodes[0], &nodes[1]};
+	struct commit_links links = {.nodes = links_nodes, .nodes_n = 2};
+	struct ds_commit_options options = {0};
+	struct commit_apply apply = {.options = &options, .tree = &tree};
+
+	tree.root = (struct commit_node){.name = names + 1,
+					 .type = DS_ENTRY_DIRECTORY,
+					 .children = nodes,
+					 .children_n = 2};
+	for (unsigned i = 0; i < 2; i++)
+		nodes[i] = (struct commit_node){.name = names + 2 * i,
+						.name_len = 1,
+						.type = DS_ENTRY_FILE,
+						.is_done = true,
+						.ino = 7,
+						.links = &links,
+						.parent = &tree.root};
+	cr_assert(mkdtemp(dir));
+	commit_stat_save(dir, dir, dir, &tree);
+	cr_assert_eq(commit_stat_load(dir, dir, dir, &apply.stat), 0);
+	snprintf(path, sizeof(path), "%s/manifest", dir);
+	cr_assert_eq(ds_builder_create(path, 8192, &apply.builder), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		bool knows_all;
+
+		links.is_unsure = i == 1;
+		cr_assert_eq(commit_stat_fill(apply.stat, &tree, &knows_all), 0);
+		cr_assert_eq(knows_all, i == 0);
+		nodes[0].is_done = false;
+		cr_assert_eq(commit_match(&apply, true), 0);
+		cr_assert_eq(nodes[0].is_done, i == 0);
+	}
+	ds_builder_free(apply.builder);
+	commit_stat_free(apply.stat);
+	snprintf(command, sizeof(command), "rm -r %s", dir);
+	cr_assert_eq(system(command), 0);
 }
 
 /* A tree of many files in many directories: each is found again, as it is, in its own directory alone, whoever is left out. */

@@ -193,6 +193,11 @@ Test(commit, goes_on_from_a_parent_whose_packs_were_moved)
 	for (size_t i = 0; i < listing.objects_n; i++)
 		move_pack(box.inner, listing.objects[i].key, false);
 	ds_store_listing_release(&listing);
+	/* What has moved is not lost. */
+	box.options.rehash = true;
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	box.options.rehash = false;
 	box_fill(&box, "b", 3, 100);
 	box.spy.before = see_deadline;
 	box.spy.ctx = &deadlines;

@@ -226,6 +226,39 @@ Test(refs_log, nothing_is_put_after_the_limit)
 	close_repo();
 }
 
+/* The first try's answer was lost, and the second came when the store did not take the signature any more. */
+Test(refs_log, D02_an_entry_that_was_made_before_it_was_late_is_made)
+{
+	struct ds_ref_entry wanted = {.kind = DS_REF_BRANCH, .name = "main"}, other, head, entry;
+	struct ds_diag diag = {0};
+
+	open_repo();
+	head = test_append(repo, DS_REF_BRANCH, "main", 1);
+	wanted.version = test_digest(2);
+	wanted.writer = test_uuid(7);
+	store.fail_at = store.calls_n;
+	store.fail_after = true;
+	store.fail_with = -DS_E_LATE;
+	cr_assert_eq(ds_ref_append(repo, &head, &wanted, test_time(100), &entry, &diag), 0);
+	cr_assert_eq(store.failed_n, 1);
+	cr_assert_eq(diag.code, 0);
+	cr_assert_eq(entry.number, 2);
+	/* Somebody else's, made before. */
+	other = wanted;
+	other.writer = test_uuid(8);
+	store.fail_at = store.calls_n;
+	store.fail_after = false;
+	cr_assert_eq(ds_ref_append(repo, &head, &other, test_time(100), &entry, NULL),
+		     -DS_E_CONFLICT);
+	cr_assert_eq(store.failed_n, 2);
+	/* None. */
+	head = entry;
+	store.fail_at = store.calls_n;
+	cr_assert_eq(ds_ref_append(repo, &head, &other, test_time(100), &entry, &diag), -DS_E_LATE);
+	cr_assert_eq(diag.code, -DS_E_LATE);
+	close_repo();
+}
+
 Test(refs_log, a_tag_is_spent_once_deleted)
 {
 	struct ds_ref_entry tag, gone, entry;

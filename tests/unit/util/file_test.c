@@ -201,6 +201,19 @@ Test(file, positioned_reads_and_writes_are_complete)
 	cr_assert_eq(ds_pread_full(fd, buf, 10, UINT64_MAX, &n), -EINVAL);
 }
 
+Test(file, a_read_at_once_is_of_all_or_nothing)
+{
+	_ds_cleanup_close_ int fd = openat(root_fd, "a", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	char buf[10];
+
+	cr_assert_eq(ds_pwrite_full(fd, "helloworld", 10, 0), 0);
+	cr_assert_eq(ds_pread_now(fd, buf, 7, 3), 0);
+	cr_assert_arr_eq(buf, "loworld", 7);
+	cr_assert_eq(ds_pread_now(fd, buf, 8, 3), -EAGAIN);
+	cr_assert_eq(ds_pread_now(fd, buf, 1, 100), -EAGAIN);
+	cr_assert_eq(ds_pread_now(-1, buf, 1, 0), -EAGAIN);
+}
+
 Test(file, a_full_disk_is_an_error)
 {
 	_ds_cleanup_close_ int fd = open("/dev/full", O_WRONLY | O_CLOEXEC);
