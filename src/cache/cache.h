@@ -22,7 +22,9 @@
  * of it miss, fills do nothing, and the fetcher serves from memory.
  *
  * Threads: all functions may be called from any thread. ds_image_read copies from the page cache or the local disk;
- * fill, open and eviction do local disk I/O; nothing here touches the network.
+ * fill, open and eviction do local disk I/O; nothing here touches the network. What opens an image's files waits up to a second
+ * for a lock on them, which another process holds for moments, unless it was stopped; threads that others wait for take the
+ * functions with _now and ds_image_direct_begin, which do not.
  */
 #ifndef DS_CACHE_CACHE_H
 #define DS_CACHE_CACHE_H
@@ -104,16 +106,17 @@ struct ds_image_slot {
  */
 int ds_image_read(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
 		  size_t len_bytes, bool may_check, void *ret_data);
-/* Like it, but only from page cache: -EAGAIN if the chunk is here and its bytes have to come from the disk (then a worker
- * calls ds_image_read). Never checks. */
+/* Like it, but only from page cache, and never waiting: -EAGAIN if the bytes, or what the map says of them, have to come from the
+ * disk, or the image is not open at this moment (then a worker calls ds_image_read, which opens it). Never checks. As
+ * ds_pread_now, it waits for the disk where the file system does not know RWF_NOWAIT. */
 int ds_image_read_now(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
 		      size_t len_bytes, void *ret_data);
 /*
  * The same past the page cache, for who can have the kernel read while he does other things: begin, then `len_bytes` at `off` of
  * `fd` into page-aligned memory, then end, always, with what that read gave: bytes, or a negative errno.
  * begin: 0, or -EAGAIN: by the two above, since the chunk is not here, or is in the page cache, or the kernel (before Linux 6.5) does not
- * tell, or the file system has no O_DIRECT, or more than `room_bytes` would have to be read. Waits for the disk where
- * ds_image_read_now does.
+ * tell, or the file system has no O_DIRECT, or more than `room_bytes` would have to be read, or the image is not open at this
+ * moment. Waits where ds_image_read_now does.
  * end: 0: what was asked for lies at `skip_bytes`, `wanted_bytes` of it; -EAGAIN: it does not count, by ds_image_read. Never waits.
  */
 struct ds_image_direct {
@@ -136,8 +139,10 @@ int ds_image_check(struct ds_image *image, const struct ds_image_slot *slot, voi
  * it in whatever order. Waits for the disk; ends early once *stop. Nothing for an image that is not all here.
  */
 void ds_image_read_ahead(struct ds_image *image, const _Atomic bool *stop);
-/* Cheap look at the map: present and trusted. */
+/* Cheap look at the map: present and trusted. Opens the image if need be. */
 bool ds_image_has(struct ds_image *image, const struct ds_image_slot *slot);
+/* The same for who must not wait: -EAGAIN where ds_image_read_now gives it. */
+int ds_image_has_now(struct ds_image *image, const struct ds_image_slot *slot, bool *ret_has);
 /* Stores a chunk whose bytes were verified, evicting if need be. 0, or why it could not (-ENOSPC, -DS_E_MISMATCH: the slot or its neighbours are taken by other
  * claims...); callers then serve from memory. */
 int ds_image_fill(struct ds_image *image, const struct ds_image_slot *slot, const void *raw);
@@ -147,23 +152,32 @@ const void *ds_image_map_slots(struct ds_image *image, const struct ds_image_slo
 			       size_t slots_n);
 
 /*
- * The kernel reads `data` itself: begin, then in the order of the slots each of them, then take, then end. -ENOENT from begin: there is
- * nothing on the disk. `dev` and `ino` name what is: with the same ones, what was found before still holds. The disk is
- * asked: not for FUSE's threads, but for begin, take and end. An image that was taken is never punched again, only unlinked.
+ * The kernel reads `data` itself: begin, then in the order of the slots each of them, then take, then end. In between the image may be
+ * taken away, as no lock is held and no thread is kept waiting: take sees it. `number` names what is on the disk: with the same one,
+ * unless it is 0, all that was found before and was taken still holds. may_wait false: nothing is opened, no lock is taken, the disk
+ * is not waited for; -EAGAIN where that would be needed. An image that was taken is never punched again, only unlinked.
  */
 struct ds_image_backing {
 	struct ds_image *image;
-	uint64_t dev, ino;
+	uint64_t number;
 	void *disk; /* the cache's own */
 };
-int ds_image_backing_begin(struct ds_image *image, struct ds_image_backing *ret_backing);
+/* -ENOENT: there is nothing on the disk. */
+int ds_image_backing_begin(struct ds_image *image, bool may_wait,
+			   struct ds_image_backing *ret_backing);
 void ds_image_backing_end(struct ds_image_backing *backing);
-/* Trusted under this claim. */
-bool ds_image_backing_has(struct ds_image_backing *backing, const struct ds_image_slot *slot);
-/* Reserves a slot that stands for zeros from `raw_off` on, so that nobody fills it. -DS_E_MISMATCH: somebody has; or errors of the disk. */
+/* 0: trusted under this claim; -ENODATA: not. */
+int ds_image_backing_has(struct ds_image_backing *backing, const struct ds_image_slot *slot,
+			 bool may_wait);
+/* Reserves a slot that stands for zeros from `raw_off` on, so that nobody fills it. Waits. -DS_E_MISMATCH: somebody has; -ESTALE; or errors
+ * of the disk. */
 int ds_image_backing_add_zeros(struct ds_image_backing *backing, uint32_t slot, uint64_t raw_off);
-/* A descriptor of `data`, the caller's to close. Errors: of the disk, -EMFILE. */
-int ds_image_backing_take(struct ds_image_backing *backing, int *ret_fd);
+/*
+ * Descriptors, the caller's to close: of `data`, and one that keeps the image from being evicted while it is open (-1: it cannot be had).
+ * Waits for the disk unless an image of this number was taken before. -ESTALE: the image was taken away since begin; or errors of the disk,
+ * -EMFILE.
+ */
+int ds_image_backing_take(struct ds_image_backing *backing, int *ret_data_fd, int *ret_hold_fd);
 
 /* What the map of an image takes of the disk, at most. */
 uint64_t ds_image_map_bytes(uint32_t slots_n);

@@ -22,7 +22,7 @@
  * Lock order: cache->evict_mutex, image->mutex, cache->mutex (the table), disk->claim_mutex, usage->mutex;
  * scan->mutex within any of them.
  * evict_mutex and image->mutex are held over disk I/O on purpose: they serialise eviction and the opening
- * of one image's files. The path of a hit takes none of them.
+ * of one image's files. The path of a hit takes none of them, and who must not wait (ds_image_enter_now) takes neither of the two.
  */
 #ifndef DS_CACHE_CACHE_INTERNAL_H
 #define DS_CACHE_CACHE_INTERNAL_H
@@ -54,6 +54,9 @@ struct ds_map_header { /* the first 4096 bytes, zeros to their end */
 	uint64_t segment_used_ms
 		[DS_IMAGE_SEGMENTS_MAX]; /* by equal parts of data; 0: nothing there */
 	uint32_t kind_plus_1;		 /* enum ds_image_kind; 0: not known */
+	uint32_t zero;
+	/* Random; another one when the image is made anew, and in each boot. 0: of an older release. */
+	uint64_t number;
 };
 #define DS_MAP_HEADER_LEN 4096u
 
@@ -110,8 +113,8 @@ struct ds_image_disk {
 	_Atomic int direct_fd;	       /* of data, opened with O_DIRECT; -1: not opened yet */
 	_Atomic uint32_t direct_align; /* of what is read through it */
 	_Atomic bool is_never_direct;  /* the file system cannot */
-	dev_t map_dev;
-	ino_t map_ino;
+	uint64_t number;	       /* as the map has it */
+	_Atomic bool is_handed_out;    /* as the map has it, at least */
 	struct ds_image_layout layout;
 	uint64_t segment_bytes;
 	_Atomic uint64_t used_ms;
@@ -119,6 +122,8 @@ struct ds_image_disk {
 	uint64_t flushed_ms; /* used_ms as the map has it; by image->mutex */
 	pthread_mutex_t claim_mutex;
 	struct ds_copy_slot *slots;
+	_Atomic uint64_t
+		claim_again_ns; /* the claims' lock is held: not before then; 0: it is not */
 };
 
 /* ---- the directory */
@@ -247,8 +252,11 @@ void ds_cache_start_keeper(struct ds_cache *cache);
 
 /* ---- image.c */
 
-/* The disk side, opened (and with `create` made) if there is none; it stays until ds_image_leave. NULL: without a disk. */
+/* The disk side, opened (and with `create` made) if there is none; it stays until ds_image_leave. NULL: without a disk. Waits for
+ * the disk, for who opens or closes it just now, and up to a second, now and then, for a lock that another process holds. */
 struct ds_image_disk *ds_image_enter(struct ds_image *image, bool create);
+/* The same if it is open; NULL: it is not, and ds_image_enter may open it. Waits for nothing. */
+struct ds_image_disk *ds_image_enter_now(struct ds_image *image);
 void ds_image_leave(struct ds_image *image);
 
 /* Takes the disk side away from its users and closes it. image->mutex held. Nothing if it is mapped, or (only_idle_ms
@@ -269,14 +277,17 @@ struct ds_image *ds_image_free(struct ds_image *image);
 
 /* ---- image_slot.c */
 
-/* For the fetcher. What is known of a slot: */
-enum ds_image_state { DS_IMAGE_NOTHING, DS_IMAGE_UNCHECKED, DS_IMAGE_READY };
+/* For the fetcher. What is known of a slot (NOT_NOW: only by ds_image_disk_look_now, of what is not in the page cache): */
+enum ds_image_state { DS_IMAGE_NOTHING, DS_IMAGE_UNCHECKED, DS_IMAGE_READY, DS_IMAGE_NOT_NOW };
 enum ds_image_state ds_image_look(struct ds_image *image, const struct ds_image_slot *slot);
 
 /* The same with the disk side in hand, and what of it filling needs. `is_sane`: it can be a slot of this image. */
 bool ds_image_slot_is_sane(const struct ds_image *image, const struct ds_image_slot *slot);
 enum ds_image_state ds_image_disk_look(struct ds_image_disk *disk,
 				       const struct ds_image_slot *slot);
+/* Without waiting for the disk. */
+enum ds_image_state ds_image_disk_look_now(struct ds_image_disk *disk,
+					   const struct ds_image_slot *slot);
 /* Notes a trusted slot in the private copy. */
 void ds_image_disk_publish(struct ds_image_disk *disk, const struct ds_image_slot *slot);
 /* It was used now. */
@@ -327,7 +338,8 @@ int ds_image_throw_away(struct ds_cache_root *root, int parent_fd, const char *n
 
 /* ---- image_map.c */
 
-/* OFD locks on `len` bytes at off: type F_RDLCK, F_WRLCK, F_UNLCK. Without waiting: -EAGAIN; with retries for up to a second. */
+/* OFD locks on `len` bytes at off: type F_RDLCK, F_WRLCK, F_UNLCK. Without waiting: -EAGAIN; with retries for up to a second, not for
+ * FUSE's threads. */
 int ds_map_lock(int fd, short type, uint64_t off);
 int ds_map_lock_soon(int fd, short type, uint64_t off);
 #define DS_MAP_LOCK_USE	  0u
@@ -338,12 +350,13 @@ int ds_map_read_header(int map_fd, struct ds_map_header *ret_header);
 /* First opener in this boot, with the exclusive lock: no slot is trusted, claims that are not present or make no sense are dropped. */
 int ds_map_new_boot(int map_fd, const struct ds_image_layout *layout,
 		    const uint8_t boot_id[DS_BOOT_ID_LEN]);
-/* What the map says of a slot; *ret_is_claim: it is claimed with just this claim. */
-int ds_map_look(struct ds_image_disk *disk, const struct ds_image_slot *slot, uint8_t *ret_state,
-		bool *ret_is_claim);
+/* What the map says of a slot; *ret_is_claim: it is claimed with just this claim. Without `may_wait` as ds_pread_now, with its -EAGAIN. */
+int ds_map_look(struct ds_image_disk *disk, const struct ds_image_slot *slot, bool may_wait,
+		uint8_t *ret_state, bool *ret_is_claim);
 int ds_map_set_state(struct ds_image_disk *disk, uint32_t slot, uint8_t state);
 /* Claims `n` slots side by side, at most DS_IMAGE_RUN_MAX: all or none. 0; -DS_E_MISMATCH: other claims are in the way, or (only if `n` is
- * not 1) one of them is claimed already. */
+ * not 1) one of them is claimed already; -EAGAIN: another process has held the lock of the claims for a second. Who comes in the second after that
+ * is told so at once, and the next waits for it for some 20 ms. */
 int ds_map_claim(struct ds_image_disk *disk, const struct ds_image_slot *slots, size_t n);
 /* Their data are there, and trusted. After ds_map_claim, with their locks. */
 int ds_map_set_filled(struct ds_image_disk *disk, const struct ds_image_slot *slots, size_t n);

@@ -53,7 +53,8 @@ void ds_fetch_submit(struct ds_fetcher *fetcher, struct ds_fetch_call *call)
 	call->req.ctx = call;
 	pthread_mutex_lock(&fetcher->mutex);
 	ds_list_push_back(&fetcher->locked.calls, &call->node);
-	call->is_cancelled = fetcher->locked.is_ending;
+	/* A batch can be seen, and be unwanted, before it comes here. */
+	call->is_cancelled |= fetcher->locked.is_ending;
 	pthread_mutex_unlock(&fetcher->mutex);
 	ds_store_submit(fetcher->store, &call->req);
 	pthread_mutex_lock(&fetcher->mutex);
@@ -133,7 +134,8 @@ int ds_fetcher_new(struct ds_store *store, struct ds_cache *cache,
 	    ds_map_new(&fetcher->locked.starts) < 0 || ds_map_new(&fetcher->locked.ends) < 0 ||
 	    ds_map_new(&fetcher->locked.stash) < 0 || ds_map_new(&fetcher->locked.pulls) < 0 ||
 	    ds_map_new(&fetcher->locked.kept) < 0 || ds_moved_cache_new(&fetcher->moved) < 0 ||
-	    ds_fetch_pool_new(fetcher->coalesce_bytes_max + DS_CHUNK_MAX, &fetcher->pool) < 0) {
+	    ds_fetch_pool_new(fetcher->coalesce_bytes_max + DS_CHUNK_MAX,
+			      fetcher->inflight_bytes_max / 8 * 3, &fetcher->pool) < 0) {
 		ds_fetcher_free(fetcher);
 		return -ENOMEM;
 	}
@@ -299,6 +301,10 @@ static void make_urgent_locked(struct ds_flight *flight)
 {
 	bool is_queued = flight->state == DS_FLIGHT_QUEUED;
 
+	if (flight->waits_as)
+		ds_work_hasten(flight->fetcher->workers, flight->waits_as);
+	else if (flight->state == DS_FLIGHT_FETCHING && flight->batch->is_answered)
+		ds_work_hasten(flight->fetcher->workers, &flight->batch->work);
 	if (!flight->is_prefetch)
 		return;
 	if (is_queued)
@@ -500,8 +506,12 @@ static void wait_over(struct ds_fetch_waiter *waiter, int result, struct ds_chun
 	wait->is_over = true;
 	wait->result = result;
 	wait->bytes = bytes ? ds_chunk_bytes_ref(bytes) : NULL;
-	if (result < 0 && diag && wait->diag)
-		*wait->diag = *diag;
+	if (result < 0 && wait->diag) {
+		ds_diag_clear(wait->diag);
+		if (diag)
+			*wait->diag = *diag;
+		wait->diag->code = result;
+	}
 	pthread_cond_signal(&wait->wake);
 	pthread_mutex_unlock(&wait->mutex);
 }

@@ -45,7 +45,7 @@ struct ds_fetch_target {
 };
 
 struct ds_fetch_waiter {
-	/* set by the caller */
+	/* set by the caller; `diag` of an error may be NULL: nothing more is known of it */
 	void (*done)(struct ds_fetch_waiter *waiter, int result, struct ds_chunk_bytes *bytes,
 		     const struct ds_diag *diag);
 	uint64_t deadline_ns;
@@ -90,7 +90,8 @@ int ds_fetcher_want_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_targ
 size_t ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
 			   size_t targets_n);
 /* All chunks of a pack, into its image, of which the caller holds a reference during the call: fetched as by ds_fetcher_prefetch, in few
- * GETs, after its table of contents. Nothing if it was asked for in the last minutes, or the budget is used up. Never blocks. */
+ * GETs, after its table of contents, some thousand at a time. Nothing if it was asked for in the last minutes, or the budget is used up, or four
+ * such calls are not over: a later one may. Never blocks. */
 void ds_fetcher_pull(struct ds_fetcher *fetcher, struct ds_image *image,
 		     const struct ds_digest *pack);
 /* Takes a waiter back: true: done will not be called; false: it is being called or has been. The flight goes on if others wait, else ends. */

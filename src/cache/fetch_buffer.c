@@ -7,20 +7,26 @@
 
 #include "cache/fetch_internal.h"
 
-#define SPARES_MAX 48u /* with some 2 MiB each that were touched, while something is fetched */
+#define SPARES_MAX 64u
 #define SPARE_MIN  DS_KIB(256) /* shorter ones come from malloc's own lists */
 
 struct ds_fetch_pool {
 	_Atomic unsigned refs_n; /* the fetcher's, and one for each buffer */
 	size_t spare_len_bytes;
+	uint64_t touched_max_bytes;
 	pthread_mutex_t mutex;
 	struct {
-		struct ds_buf spares[SPARES_MAX];
+		struct spare {
+			struct ds_buf buf;
+			size_t touched_bytes;
+		} spares[SPARES_MAX];
 		unsigned spares_n;
+		uint64_t touched_bytes; /* of all spares */
 	} locked;
 };
 
-int ds_fetch_pool_new(size_t spare_len_bytes, struct ds_fetch_pool **ret_pool)
+int ds_fetch_pool_new(size_t spare_len_bytes, uint64_t touched_max_bytes,
+		      struct ds_fetch_pool **ret_pool)
 {
 	struct ds_fetch_pool *pool = ds_calloc(1, sizeof(*pool));
 
@@ -28,22 +34,31 @@ int ds_fetch_pool_new(size_t spare_len_bytes, struct ds_fetch_pool **ret_pool)
 		return -ENOMEM;
 	atomic_init(&pool->refs_n, 1);
 	pool->spare_len_bytes = spare_len_bytes;
+	pool->touched_max_bytes = touched_max_bytes;
 	pthread_mutex_init(&pool->mutex, NULL);
 	*ret_pool = pool;
 	return 0;
 }
 
+static struct spare take_locked(struct ds_fetch_pool *pool)
+{
+	struct spare spare = pool->locked.spares[--pool->locked.spares_n];
+
+	pool->locked.touched_bytes -= spare.touched_bytes;
+	return spare;
+}
+
 void ds_fetch_pool_trim(struct ds_fetch_pool *pool, unsigned keep_n)
 {
-	struct ds_buf spare;
+	struct spare spare;
 
 	for (;;) {
 		pthread_mutex_lock(&pool->mutex);
 		if (pool->locked.spares_n <= keep_n)
 			break;
-		spare = pool->locked.spares[--pool->locked.spares_n];
+		spare = take_locked(pool);
 		pthread_mutex_unlock(&pool->mutex);
-		ds_buf_release(&spare);
+		ds_buf_release(&spare.buf);
 	}
 	pthread_mutex_unlock(&pool->mutex);
 }
@@ -75,8 +90,12 @@ int ds_fetch_buffer_new(struct ds_fetch_pool *pool, size_t len_bytes,
 	ds_buf_init(&buffer->buf, len_bytes);
 	if (is_poolable(pool, len_bytes)) {
 		pthread_mutex_lock(&pool->mutex);
-		if (pool->locked.spares_n)
-			buffer->buf = pool->locked.spares[--pool->locked.spares_n];
+		if (pool->locked.spares_n) {
+			struct spare spare = take_locked(pool);
+
+			buffer->buf = spare.buf;
+			buffer->touched_bytes = spare.touched_bytes;
+		}
 		pthread_mutex_unlock(&pool->mutex);
 		/* All of one size, so that each fits the next. */
 		buffer->buf.max_bytes = pool->spare_len_bytes;
@@ -107,10 +126,15 @@ struct ds_fetch_buffer *ds_fetch_buffer_unref(struct ds_fetch_buffer *buffer)
 		return NULL;
 	pool = buffer->pool;
 	if (buffer->buf.capacity_bytes == pool->spare_len_bytes) {
+		size_t touched_bytes = DS_MAX(buffer->touched_bytes, buffer->buf.len_bytes);
+
 		ds_buf_clear(&buffer->buf);
 		pthread_mutex_lock(&pool->mutex);
-		if (pool->locked.spares_n < SPARES_MAX) {
-			pool->locked.spares[pool->locked.spares_n++] = buffer->buf;
+		if (pool->locked.spares_n < SPARES_MAX &&
+		    pool->locked.touched_bytes + touched_bytes <= pool->touched_max_bytes) {
+			pool->locked.touched_bytes += touched_bytes;
+			pool->locked.spares[pool->locked.spares_n++] =
+				(struct spare){.buf = buffer->buf, .touched_bytes = touched_bytes};
 			ds_buf_init(&buffer->buf, 0);
 		}
 		pthread_mutex_unlock(&pool->mutex);

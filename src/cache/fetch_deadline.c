@@ -63,9 +63,12 @@ static bool expire_one(struct ds_fetcher *fetcher, uint64_t now, uint64_t *ret_n
 	ds_flight_detach_waiter_locked(fetcher, waiter);
 	fetcher->locked.stats.timeouts_n++;
 	result = flight->last_error ? flight->last_error : -DS_E_TIMEOUT;
-	diag = flight->diag;
-	if (!flight->last_error) {
-		ds_diag_clear(&diag);
+	ds_diag_clear(&diag);
+	if (flight->last_error) {
+		if (flight->diag)
+			diag = *flight->diag;
+		diag.code = result;
+	} else {
 		ds_diag_set(&diag, result, ds_pack_key(&flight->at.pack, key), "chunk %u",
 			    flight->at.ordinal);
 	}

@@ -68,14 +68,18 @@ void ds_flight_run_drop(struct ds_work_item *item)
 
 void ds_flight_note_error(struct ds_flight *flight, int error, const struct ds_diag *diag)
 {
+	struct ds_diag *noted = ds_calloc(1, sizeof(*noted)), *old;
+
+	if (noted && diag)
+		*noted = *diag;
+	if (noted)
+		noted->code = error;
 	pthread_mutex_lock(&flight->fetcher->mutex);
+	old = flight->diag;
+	flight->diag = noted;
 	flight->last_error = error;
-	if (diag)
-		flight->diag = *diag;
-	else
-		ds_diag_clear(&flight->diag);
-	flight->diag.code = error;
 	pthread_mutex_unlock(&flight->fetcher->mutex);
+	ds_free(old);
 }
 
 void ds_flight_finish(struct ds_flight *flight, int result, struct ds_chunk_bytes *bytes)
@@ -106,11 +110,12 @@ void ds_flight_finish(struct ds_flight *flight, int result, struct ds_chunk_byte
 
 		ds_list_remove(&waiter->node);
 		/* It may be gone when this returns. */
-		waiter->done(waiter, result, bytes, result < 0 ? &flight->diag : NULL);
+		waiter->done(waiter, result, bytes, result < 0 ? flight->diag : NULL);
 	}
 	if (flight->batch)
 		ds_fetch_batch_unref(flight->batch);
 	ds_image_unref(flight->image);
+	ds_free(flight->diag);
 	ds_free(flight);
 	pthread_mutex_lock(&fetcher->mutex);
 	if (fetcher->locked.flights_n == 1) {
@@ -298,6 +303,7 @@ static void fill_and_finish(struct ds_flight **flights, struct ds_chunk_bytes **
 void ds_flight_run_decode(struct ds_work_item *item)
 {
 	struct ds_flight *flight = ds_container_of(item, struct ds_flight, work);
+	struct ds_fetcher *fetcher = flight->fetcher;
 	struct ds_flight *good[DS_IMAGE_RUN_MAX];
 	struct ds_chunk_bytes *bytes[DS_IMAGE_RUN_MAX];
 	struct ds_list run;
@@ -306,6 +312,12 @@ void ds_flight_run_decode(struct ds_work_item *item)
 	ds_list_init(&run);
 	ds_list_splice(&run, &flight->run);
 	ds_list_push_front(&run, &flight->node);
+	if (flight->waits_as) {
+		pthread_mutex_lock(&fetcher->mutex);
+		ds_list_for_each (node, &run)
+			ds_list_entry(node, struct ds_flight, node)->waits_as = NULL;
+		pthread_mutex_unlock(&fetcher->mutex);
+	}
 	while (!ds_list_is_empty(&run)) {
 		struct ds_fetch_batch *batch;
 		int r;

@@ -18,7 +18,8 @@
  *   CLAIMING  a dispatcher: takes the slot's lock                -> FETCHING, WAITING, LOOKING, or done
  *   WAITING   the timer: another process has the lock, or a
  *             failed GET is tried again after a pause            -> QUEUED
- *   FETCHING  its batch, which is with the store                 -> DECODING, WAITING, MOVING, or done
+ *   FETCHING  its batch, which is with the store, or is answered
+ *             and in the workers' queue                          -> DECODING, WAITING, MOVING, or done
  *   DECODING  a worker: decode, verify, fill                     -> QUEUED (fetch it anew), or done
  *   MOVING    a thread of its own kind: follows .moved notes     -> QUEUED, or done
  *   DROPPED   a worker: nobody wants it any more                 -> done
@@ -57,6 +58,7 @@ struct ds_fetch_batch {
 	_Atomic unsigned refs_n;
 	struct ds_fetch_call call;
 	struct ds_work_item work;
+	bool is_answered; /* `work` is queued; by fetcher->mutex. The flights are FETCHING still */
 	struct ds_list flights; /* in the order of their offsets */
 	struct ds_fetch_buffer *stored;
 	uint64_t off;
@@ -99,6 +101,9 @@ struct ds_flight {
 	struct ds_image_lock lock;
 	struct ds_fetch_batch *batch;
 	struct ds_list run; /* DECODING: those that are decoded after it, by the same worker */
+	/* DECODING: what is queued for it, its own work or that of the one whose run it is in; NULL: a worker is at it. Set under
+	 * fetcher->mutex, before that is queued; cleared under it by who runs that. */
+	struct ds_work_item *waits_as;
 
 	bool is_start_noted, is_end_noted; /* in the maps of neighbours */
 	bool travels_alone;
@@ -107,10 +112,11 @@ struct ds_flight {
 	uint64_t due_ns;	/* WAITING */
 	uint64_t poll_since_ns; /* another one holds the lock since */
 	uint64_t poll_ms;
-	int last_error; /* of a try that will be, or was, repeated */
-	int gone_error; /* MOVING: what the pack answered */
-	struct ds_diag diag;
+	int last_error;	      /* of a try that will be, or was, repeated */
+	int gone_error;	      /* MOVING: what the pack answered */
+	struct ds_diag *diag; /* of last_error; NULL: there is none, or was no memory for it */
 };
+_Static_assert(sizeof(struct ds_flight) <= 512, "there may be many thousand");
 
 struct ds_fetch_dispatcher {
 	struct ds_work_item work;
@@ -144,7 +150,8 @@ struct ds_fetcher {
 		struct ds_map *stash; /* bytes by digest */
 		uint64_t stash_bytes;
 		struct ds_map *pulls; /* by pack (fetch_pull.c) */
-		struct ds_map *kept;  /* by digest (fetch_kept.c) */
+		unsigned pulls_busy_n;
+		struct ds_map *kept; /* by digest (fetch_kept.c) */
 		struct ds_list kept_list;
 		uint64_t kept_bytes;
 		struct ds_fetcher_stats stats;
@@ -158,7 +165,10 @@ struct ds_fetcher {
 	unsigned dispatchers_n;
 };
 
-/* ---- fetch_pull.c: frees a value of the map. */
+/* ---- fetch_pull.c */
+/* No pull makes more flights (some 900 bytes each, with their places in the maps) while there are so many, whoever made them. */
+#define DS_FETCH_PULL_FLIGHTS_MAX 8192u
+/* Frees a value of the map. */
 void ds_fetch_pull_free(void *value);
 /* Whether it is not over yet. */
 bool ds_fetch_pull_is_busy(const void *value);
@@ -188,10 +198,12 @@ struct ds_fetch_pool;
 struct ds_fetch_buffer {
 	_Atomic unsigned refs_n;
 	struct ds_fetch_pool *pool;
-	struct ds_buf buf; /* not to be changed once it is shared */
+	struct ds_buf buf;    /* not to be changed once it is shared */
+	size_t touched_bytes; /* of its memory, before it was taken */
 };
-/* `spare_len_bytes`: of the buffers that are kept to be used again. */
-int ds_fetch_pool_new(size_t spare_len_bytes, struct ds_fetch_pool **ret_pool);
+/* `spare_len_bytes`: of the buffers that are kept to be used again, with so many bytes together that were ever written to. */
+int ds_fetch_pool_new(size_t spare_len_bytes, uint64_t touched_max_bytes,
+		      struct ds_fetch_pool **ret_pool);
 struct ds_fetch_pool *ds_fetch_pool_unref(struct ds_fetch_pool *pool);
 /* Frees spare ones but so many. */
 void ds_fetch_pool_trim(struct ds_fetch_pool *pool, unsigned keep_n);

@@ -5,7 +5,14 @@
  * them can be fetched and verified without a look at the manifest, in a few large GETs. A chunk that somebody wants meanwhile
  * is found among the flights, and overtakes the others.
  *
- * Best effort: a pack that was moved, or cannot be read now, comes chunk by chunk as it is wanted.
+ * Best effort: a pack that was moved, or cannot be read now, comes chunk by chunk as it is wanted; so does one that is not begun
+ * since others are.
+ *
+ * A pull is busy from its start to its end: on a thread of the movers, or in their queue.
+ *
+ * INV-1 A pull makes flights in small batches, and none while there are DS_FETCH_PULL_FLIGHTS_MAX: packs of tiny files have a hundred
+ *       thousand chunks, each of which costs more as a flight than its bytes do.
+ * INV-2 Once the fetcher ends, no pull makes a flight, and each that is busy ends at its next step.
  */
 #include "cache/fetch_internal.h"
 #include "codec/pack.h"
@@ -14,8 +21,10 @@
 /* Not again before: what was brought and is wanted once more did not stay, and chunks are cheaper then. */
 #define AGAIN_MS   300000u
 #define PULLS_MAX  4096u /* packs that are remembered: some 600 KiB */
+#define BUSY_MAX   4u	 /* at a time: more than there are movers; each has a table in memory */
 #define TIMEOUT_MS 60000u
 #define BATCH_N	   64u
+#define PAUSE_MS   5u
 
 struct pull {
 	struct ds_work_item work;
@@ -23,6 +32,10 @@ struct pull {
 	struct ds_image *image; /* NULL: it is over */
 	struct ds_digest pack;
 	uint64_t over_ns;
+	/* of the mover that is at it */
+	struct ds_pack_toc *toc; /* NULL: to be fetched */
+	uint32_t next;		 /* ordinal */
+	bool is_paused;
 };
 
 void ds_fetch_pull_free(void *value)
@@ -30,6 +43,7 @@ void ds_fetch_pull_free(void *value)
 	struct pull *pull = value;
 
 	ds_image_unref(pull->image);
+	ds_free(pull->toc);
 	ds_free(pull);
 }
 
@@ -66,40 +80,81 @@ static bool is_local(const struct ds_fetch_target *target)
 	return ds_image_look(target->image, &slot) == DS_IMAGE_READY;
 }
 
-static void fetch_all(struct pull *pull, const struct ds_pack_toc *toc)
+/* What of the next chunks is not here yet. False: those were the last. */
+static bool fetch_some(struct pull *pull)
 {
+	const struct ds_pack_toc *toc = pull->toc;
 	struct ds_fetch_target targets[BATCH_N];
 	size_t n = 0;
 
-	for (uint32_t i = 0; i < toc->chunks_n; i++) {
-		fill_target(pull, toc, i, &targets[n]);
+	for (unsigned i = 0; i < BATCH_N && pull->next < toc->chunks_n; i++) {
+		fill_target(pull, toc, pull->next++, &targets[n]);
 		n += !is_local(&targets[n]);
-		if (n == BATCH_N || (n > 0 && i + 1 == toc->chunks_n)) {
-			ds_fetch_ahead(pull->fetcher, targets, n, false);
-			n = 0;
-		}
 	}
+	ds_fetch_ahead(pull->fetcher, targets, n, false);
+	return pull->next < toc->chunks_n;
+}
+
+/* Of an image of the same layout: else the manifest said something else of the pack. */
+static bool get_toc(struct pull *pull)
+{
+	return ds_fetch_toc_by(pull->fetcher, &pull->pack, ds_deadline_in_ms(TIMEOUT_MS),
+			       &pull->toc) == 0 &&
+	       pull->toc->chunks_n == pull->image->layout.slots_n &&
+	       pull->toc->raw_len_bytes == pull->image->layout.size_bytes;
+}
+
+enum pace { PACE_GO_ON, PACE_PAUSE, PACE_END };
+
+static enum pace pace_of(struct pull *pull)
+{
+	struct ds_fetcher *fetcher = pull->fetcher;
+	size_t max = DS_FETCH_PULL_FLIGHTS_MAX;
+	enum pace pace = PACE_GO_ON;
+
+	/* Half of them, so that what comes then travels together. */
+	if (pull->is_paused)
+		max /= 2;
+	pthread_mutex_lock(&fetcher->mutex);
+	if (fetcher->locked.is_ending)
+		pace = PACE_END;
+	else if (fetcher->locked.flights_n >= max)
+		pace = PACE_PAUSE;
+	pthread_mutex_unlock(&fetcher->mutex);
+	pull->is_paused = pace == PACE_PAUSE;
+	return pace;
+}
+
+static void end_pull(struct pull *pull)
+{
+	struct ds_fetcher *fetcher = pull->fetcher;
+	struct ds_image *image;
+
+	ds_free(pull->toc);
+	pull->toc = NULL;
+	pthread_mutex_lock(&fetcher->mutex);
+	image = pull->image;
+	pull->image = NULL;
+	pull->over_ns = ds_mono_ns();
+	fetcher->locked.pulls_busy_n--;
+	pthread_mutex_unlock(&fetcher->mutex);
+	ds_image_unref(image);
 }
 
 static void run_pull(struct ds_work_item *item)
 {
 	struct pull *pull = ds_container_of(item, struct pull, work);
-	struct ds_fetcher *fetcher = pull->fetcher;
-	struct ds_pack_toc *toc = NULL;
-	struct ds_image *image;
+	enum pace pace = pace_of(pull);
 
-	/* Of an image of the same layout: else the manifest said something else of the pack. */
-	if (ds_fetch_toc_by(fetcher, &pull->pack, ds_deadline_in_ms(TIMEOUT_MS), &toc) == 0 &&
-	    toc->chunks_n == pull->image->layout.slots_n &&
-	    toc->raw_len_bytes == pull->image->layout.size_bytes)
-		fetch_all(pull, toc);
-	ds_free(toc);
-	pthread_mutex_lock(&fetcher->mutex);
-	image = pull->image;
-	pull->image = NULL;
-	pull->over_ns = ds_mono_ns();
-	pthread_mutex_unlock(&fetcher->mutex);
-	ds_image_unref(image);
+	while (pace == PACE_GO_ON && (pull->toc || get_toc(pull)) && fetch_some(pull))
+		pace = pace_of(pull);
+	if (pace != PACE_PAUSE) {
+		end_pull(pull);
+		return;
+	}
+	ds_sleep_ms(PAUSE_MS);
+	/* Behind the others, and behind the look-ups of packs that were moved. */
+	ds_work_submit(pull->fetcher->movers, &pull->work, false);
 }
 
 /* Makes room for one more to remember. */
@@ -129,6 +184,9 @@ static void start_locked(struct ds_fetcher *fetcher, struct ds_image *image,
 	if (pull &&
 	    (ds_fetch_pull_is_busy(pull) || ds_mono_ns() < pull->over_ns + AGAIN_MS * DS_NS_PER_MS))
 		return;
+	/* Whoever misses something of it later asks again. */
+	if (fetcher->locked.pulls_busy_n >= BUSY_MAX)
+		return;
 	if (ds_fetch_start_locked(fetcher) < 0 || ds_fetch_movers_locked(fetcher) < 0)
 		return;
 	if (!pull) {
@@ -146,6 +204,9 @@ static void start_locked(struct ds_fetcher *fetcher, struct ds_image *image,
 		}
 	}
 	pull->image = ds_image_ref(image);
+	pull->next = 0;
+	pull->is_paused = false;
+	fetcher->locked.pulls_busy_n++;
 	fetcher->locked.stats.pulls_n++;
 	ds_work_submit(fetcher->movers, &pull->work, false);
 }

@@ -375,21 +375,31 @@ static bool is_urgent_locked(const struct ds_flight *flight)
 	return !flight->is_prefetch && !ds_list_is_empty(&flight->waiters);
 }
 
+/* Decoded by whoever has time. Under the lock, so that who wants one of them from now on finds it queued. */
+static void send_run_locked(struct ds_flight *first, bool is_urgent)
+{
+	first->work.run = ds_flight_run_decode;
+	first->waits_as = &first->work;
+	ds_list_for_each (node, &first->run)
+		ds_list_entry(node, struct ds_flight, node)->waits_as = &first->work;
+	ds_work_submit(first->fetcher->workers, &first->work, is_urgent);
+}
+
 /* The next chunk of an answer, and behind it those that are decoded and filled together with it. One that is urgent goes by
- * itself. */
-static struct ds_flight *take_run(struct ds_fetch_batch *batch, bool *ret_is_urgent)
+ * itself. With `is_own` the caller decodes it; else it is another's when this returns. */
+static struct ds_flight *take_run(struct ds_fetch_batch *batch, bool is_own)
 {
 	struct ds_fetcher *fetcher = batch->call.fetcher;
 	struct ds_flight *first, *next;
 	uint64_t bytes;
+	bool is_urgent;
 	size_t n = 1;
 
 	pthread_mutex_lock(&fetcher->mutex);
 	first = take_from_batch_locked(batch);
-	*ret_is_urgent = first && is_urgent_locked(first);
+	is_urgent = first && is_urgent_locked(first);
 	bytes = first ? first->at.raw_len_bytes : 0;
-	while (first && !*ret_is_urgent && n < DS_IMAGE_RUN_MAX &&
-	       !ds_list_is_empty(&batch->flights)) {
+	while (first && !is_urgent && n < DS_IMAGE_RUN_MAX && !ds_list_is_empty(&batch->flights)) {
 		next = ds_list_entry(batch->flights.next, struct ds_flight, node);
 		bytes += next->at.raw_len_bytes;
 		if (next->image != first->image || bytes > RUN_BYTES || is_urgent_locked(next))
@@ -398,6 +408,8 @@ static struct ds_flight *take_run(struct ds_fetch_batch *batch, bool *ret_is_urg
 		ds_list_push_back(&first->run, &next->node);
 		n++;
 	}
+	if (first && !is_own)
+		send_run_locked(first, is_urgent || batch->call.req.is_urgent);
 	pthread_mutex_unlock(&fetcher->mutex);
 	return first;
 }
@@ -423,20 +435,17 @@ static void run_answer(struct ds_work_item *item)
 {
 	struct ds_fetch_batch *batch = ds_container_of(item, struct ds_fetch_batch, work);
 	struct ds_fetcher *fetcher = batch->call.fetcher;
-	struct ds_flight *flight, *own = NULL;
-	bool is_urgent;
+	struct ds_flight *own;
 
+	pthread_mutex_lock(&fetcher->mutex);
+	batch->is_answered = false;
+	pthread_mutex_unlock(&fetcher->mutex);
 	if (batch->call.req.result < 0)
 		fail_all(batch, batch->call.req.result);
 	/* Each run is decoded by whoever has time; one here. */
-	while ((flight = take_run(batch, &is_urgent))) {
-		flight->work.run = ds_flight_run_decode;
-		if (own)
-			ds_work_submit(fetcher->workers, &flight->work,
-				       is_urgent || batch->call.req.is_urgent);
-		else
-			own = flight;
-	}
+	own = take_run(batch, true);
+	while (own && take_run(batch, false))
+		;
 	get_is_over(fetcher);
 	if (own)
 		ds_flight_run_decode(&own->work);
@@ -446,8 +455,14 @@ static void run_answer(struct ds_work_item *item)
 static void batch_over(struct ds_fetch_call *call)
 {
 	struct ds_fetch_batch *batch = ds_container_of(call, struct ds_fetch_batch, call);
+	struct ds_fetcher *fetcher = call->fetcher;
 
-	ds_work_submit(call->fetcher->workers, &batch->work, call->req.is_urgent);
+	/* Under the lock, so that who wants one of its chunks from now on finds it queued. It may have been hastened when the
+	 * store was done with it already. */
+	pthread_mutex_lock(&fetcher->mutex);
+	batch->is_answered = true;
+	ds_work_submit(fetcher->workers, &batch->work, call->req.is_urgent || call->is_hastened);
+	pthread_mutex_unlock(&fetcher->mutex);
 }
 
 static void send_failed(struct ds_fetcher *fetcher, struct ds_list *flights, int error)

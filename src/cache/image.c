@@ -166,7 +166,7 @@ struct ds_image *ds_image_unref(struct ds_image *image)
 
 /* ---- the gate */
 
-static struct ds_image_disk *enter(struct ds_image *image)
+struct ds_image_disk *ds_image_enter_now(struct ds_image *image)
 {
 	struct ds_image_disk *disk;
 
@@ -240,7 +240,7 @@ static int attach_locked(struct ds_image *image, bool create)
 
 struct ds_image_disk *ds_image_enter(struct ds_image *image, bool create)
 {
-	struct ds_image_disk *disk = enter(image);
+	struct ds_image_disk *disk = ds_image_enter_now(image);
 	struct ds_cache *cache = image->cache;
 
 	if (disk || !cache->dir)
@@ -259,7 +259,7 @@ struct ds_image_disk *ds_image_enter(struct ds_image *image, bool create)
 			ds_image_detach_some(cache);
 		else if (r < 0)
 			return NULL;
-		disk = enter(image);
+		disk = ds_image_enter_now(image);
 	}
 	return disk;
 }
@@ -304,7 +304,7 @@ static void release_found(struct found *found)
 
 uint64_t ds_image_used_ms(struct ds_image *image)
 {
-	struct ds_image_disk *disk = enter(image);
+	struct ds_image_disk *disk = ds_image_enter_now(image);
 	uint64_t used_ms = 0;
 
 	if (disk) {

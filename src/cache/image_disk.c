@@ -211,8 +211,6 @@ static int open_in(struct ds_cache *cache, int parent_fd, const char *name, int 
 		r = open_file(dir_fd, "map", ds_map_len(layout->slots_n), &disk->map_fd, &st);
 	if (r < 0)
 		return is_linked(parent_fd, name, dir_fd) ? r : -ESTALE;
-	disk->map_dev = st.st_dev;
-	disk->map_ino = st.st_ino;
 	r = ds_map_lock_soon(disk->map_fd, F_RDLCK, DS_MAP_LOCK_USE);
 	if (r == 0)
 		r = enter_boot(cache, disk, &header);
@@ -220,6 +218,8 @@ static int open_in(struct ds_cache *cache, int parent_fd, const char *name, int 
 		r = -ESTALE;
 	if (r < 0)
 		return r;
+	disk->number = header.number;
+	disk->is_handed_out = header.flags & DS_IMAGE_HANDED_OUT;
 	disk->used_ms = disk->flushed_ms = header.used_ms;
 	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
 		disk->segment_used_ms[i] = header.segment_used_ms[i];
@@ -296,7 +296,8 @@ static int make_files(struct ds_cache *cache, int dir_fd, const struct ds_image_
 				       .size_bytes = layout->size_bytes,
 				       .name = layout->name,
 				       .used_ms = ds_cache_now_ms(),
-				       .kind_plus_1 = layout->kind + 1u};
+				       .kind_plus_1 = layout->kind + 1u,
+				       .number = ds_random_u64()};
 	struct stat st;
 	int r;
 

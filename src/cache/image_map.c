@@ -19,11 +19,14 @@
 #include "cache/cache_internal.h"
 #include "util/clock.h"
 #include "util/file.h"
+#include "util/random.h"
 
 _Static_assert(sizeof(struct ds_map_slot) == 48, "a slot is 48 bytes");
 _Static_assert(sizeof(struct ds_map_header) <= DS_MAP_HEADER_LEN, "the header fits");
 
-#define BLOCK_SLOTS 1024u /* slots that are looked at in one piece */
+#define BLOCK_SLOTS	 1024u /* slots that are looked at in one piece */
+#define CLAIM_AGAIN_MS	 1000u
+#define CLAIM_BRIEFLY_MS 20u
 
 int ds_map_lock(int fd, short type, uint64_t off)
 {
@@ -137,15 +140,17 @@ static bool is_claim(const struct ds_map_slot *have, const struct ds_image_slot 
 	       ds_digest_equal(&have->digest, &want->digest);
 }
 
-int ds_map_look(struct ds_image_disk *disk, const struct ds_image_slot *slot, uint8_t *ret_state,
-		bool *ret_is_claim)
+int ds_map_look(struct ds_image_disk *disk, const struct ds_image_slot *slot, bool may_wait,
+		uint8_t *ret_state, bool *ret_is_claim)
 {
+	int (*read_it)(int fd, void *ret_data, size_t len_bytes, uint64_t off) =
+		may_wait ? read_exactly : ds_pread_now;
 	uint64_t off = ds_map_slot_off(disk->layout.slots_n, slot->slot);
 	struct ds_map_slot have;
 	uint8_t state;
 	int r;
 
-	r = read_exactly(disk->map_fd, &state, 1, off + offsetof(struct ds_map_slot, state));
+	r = read_it(disk->map_fd, &state, 1, off + offsetof(struct ds_map_slot, state));
 	if (r < 0)
 		return r;
 	if (!(state & DS_SLOT_PRESENT)) {
@@ -153,7 +158,7 @@ int ds_map_look(struct ds_image_disk *disk, const struct ds_image_slot *slot, ui
 		*ret_is_claim = false;
 		return 0;
 	}
-	r = read_exactly(disk->map_fd, &have, sizeof(have), off);
+	r = read_it(disk->map_fd, &have, sizeof(have), off);
 	if (r < 0)
 		return r;
 	*ret_state = state;
@@ -276,12 +281,47 @@ static int claim_locked(struct ds_image_disk *disk, const struct ds_image_slot *
 	return r < 0 ? r : set_bits(disk->map_fd, slots[0].slot, n, &bits);
 }
 
+/* Whether its holder did not let go of it in time just before. */
+static bool is_claim_lock_held(struct ds_image_disk *disk)
+{
+	uint64_t again_ns = disk->claim_again_ns;
+
+	return again_ns && ds_mono_ns() < again_ns;
+}
+
+/* For one who holds it as long as it takes. */
+static int lock_briefly(int map_fd)
+{
+	int r = ds_map_lock(map_fd, F_WRLCK, DS_MAP_LOCK_CLAIM);
+
+	for (unsigned ms = 0; r == -EAGAIN && ms < CLAIM_BRIEFLY_MS; ms++) {
+		ds_sleep_ms(1);
+		r = ds_map_lock(map_fd, F_WRLCK, DS_MAP_LOCK_CLAIM);
+	}
+	return r;
+}
+
+/* A holder that was stopped may stay so for long: he is waited for once, not by every fill. With claim_mutex. */
+static int lock_claims(struct ds_image_disk *disk)
+{
+	int r;
+
+	if (is_claim_lock_held(disk))
+		return -EAGAIN;
+	r = disk->claim_again_ns ? lock_briefly(disk->map_fd)
+				 : ds_map_lock_soon(disk->map_fd, F_WRLCK, DS_MAP_LOCK_CLAIM);
+	disk->claim_again_ns = r == -EAGAIN ? ds_deadline_in_ms(CLAIM_AGAIN_MS) : 0;
+	return r;
+}
+
 int ds_map_claim(struct ds_image_disk *disk, const struct ds_image_slot *slots, size_t n)
 {
 	int r;
 
+	if (is_claim_lock_held(disk))
+		return -EAGAIN;
 	pthread_mutex_lock(&disk->claim_mutex);
-	r = ds_map_lock_soon(disk->map_fd, F_WRLCK, DS_MAP_LOCK_CLAIM);
+	r = lock_claims(disk);
 	if (r == 0) {
 		r = claim_locked(disk, slots, n);
 		ds_map_lock(disk->map_fd, F_UNLCK, DS_MAP_LOCK_CLAIM);
@@ -345,7 +385,7 @@ int ds_map_new_boot(int map_fd, const struct ds_image_layout *layout,
 		    const uint8_t boot_id[DS_BOOT_ID_LEN])
 {
 	_ds_cleanup_free_ struct block *block = ds_malloc(sizeof(*block));
-	uint64_t end = 0;
+	uint64_t number = ds_random_u64(), end = 0;
 	int r = 0;
 
 	if (!block)
@@ -368,6 +408,10 @@ int ds_map_new_boot(int map_fd, const struct ds_image_layout *layout,
 		}
 		r = block_write(map_fd, layout->slots_n, block);
 	}
+	/* What was found in an earlier boot is to be found again. */
+	if (r == 0)
+		r = ds_pwrite_full(map_fd, &number, sizeof(number),
+				   offsetof(struct ds_map_header, number));
 	/* The stamp comes last: whoever finds it finds no bit of another boot. */
 	if (r == 0)
 		r = ds_pwrite_full(map_fd, boot_id, DS_BOOT_ID_LEN,

@@ -4,13 +4,14 @@
  * INV-1 A byte is given out only from a slot that is trusted under exactly the reader's claim.
  * INV-2 The path of a hit takes no mutex and allocates nothing.
  * INV-3 Trouble with the disk is a miss; damage makes the slot a miss for who sees the map after it.
+ * INV-4 What is asked for now (ds_image_read_now, ds_image_has_now) opens nothing, takes no lock, and writes nothing: -EAGAIN sends who
+ *       asks to the function that may wait. That one judges what is damage.
  */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 
 #include "cache/cache_internal.h"
 #include "util/file.h"
@@ -57,20 +58,36 @@ void ds_image_disk_publish(struct ds_image_disk *disk, const struct ds_image_slo
 	atomic_store_explicit(&copy->state, DS_COPY_TRUSTED, memory_order_release);
 }
 
-enum ds_image_state ds_image_disk_look(struct ds_image_disk *disk, const struct ds_image_slot *slot)
+static enum ds_image_state look(struct ds_image_disk *disk, const struct ds_image_slot *slot,
+				bool may_wait)
 {
 	struct ds_copy_slot *copy = &disk->slots[slot->slot];
 	uint8_t state;
 	bool is_claim;
+	int r;
 
 	if (atomic_load_explicit(&copy->state, memory_order_acquire) == DS_COPY_TRUSTED)
 		return copy_is_claim(copy, slot) ? DS_IMAGE_READY : DS_IMAGE_NOTHING;
-	if (ds_map_look(disk, slot, &state, &is_claim) < 0 || !is_claim)
+	r = ds_map_look(disk, slot, may_wait, &state, &is_claim);
+	if (r < 0 && !may_wait)
+		return DS_IMAGE_NOT_NOW;
+	if (r < 0 || !is_claim)
 		return DS_IMAGE_NOTHING;
 	if (!(state & DS_SLOT_TRUSTED) || disk->layout.checks_anew)
 		return DS_IMAGE_UNCHECKED;
 	ds_image_disk_publish(disk, slot);
 	return DS_IMAGE_READY;
+}
+
+enum ds_image_state ds_image_disk_look(struct ds_image_disk *disk, const struct ds_image_slot *slot)
+{
+	return look(disk, slot, true);
+}
+
+enum ds_image_state ds_image_disk_look_now(struct ds_image_disk *disk,
+					   const struct ds_image_slot *slot)
+{
+	return look(disk, slot, false);
 }
 
 /* The bytes are not what they should be: gone, for other processes too. */
@@ -119,25 +136,8 @@ static int read_checking(struct ds_image_disk *disk, const struct ds_image_slot 
 	return 0;
 }
 
-static int read_now(struct ds_image_disk *disk, const struct ds_image_slot *slot, uint64_t off,
-		    size_t len_bytes, void *ret_data)
-{
-	struct iovec iov = {.iov_base = ret_data, .iov_len = len_bytes};
-	ssize_t n = preadv2(disk->data_fd, &iov, 1, (off_t)(slot->raw_off + off), RWF_NOWAIT);
-
-	if (n == (ssize_t)len_bytes)
-		return 0;
-	if (n < 0 && errno == EOPNOTSUPP)
-		return read_all(disk, ret_data, len_bytes, slot->raw_off + off);
-	if (n < 0 && errno != EAGAIN && errno != EINTR)
-		return -errno;
-	return -EAGAIN;
-}
-
-enum how { READ_NOW, READ_TRUSTED, READ_CHECKING };
-
 static int read_slot(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
-		     size_t len_bytes, enum how how, void *ret_data)
+		     size_t len_bytes, bool may_check, void *ret_data)
 {
 	struct ds_image_disk *disk;
 	int r;
@@ -150,12 +150,11 @@ static int read_slot(struct ds_image *image, const struct ds_image_slot *slot, u
 		return -DS_E_NOT_LOCAL;
 	switch (ds_image_disk_look(disk, slot)) {
 	case DS_IMAGE_READY:
-		r = how == READ_NOW ? read_now(disk, slot, off, len_bytes, ret_data)
-				    : read_all(disk, ret_data, len_bytes, slot->raw_off + off);
+		r = read_all(disk, ret_data, len_bytes, slot->raw_off + off);
 		break;
 	case DS_IMAGE_UNCHECKED:
-		r = how == READ_CHECKING ? read_checking(disk, slot, off, len_bytes, ret_data)
-					 : -DS_E_NOT_LOCAL;
+		r = may_check ? read_checking(disk, slot, off, len_bytes, ret_data)
+			      : -DS_E_NOT_LOCAL;
 		break;
 	default:
 		r = -DS_E_NOT_LOCAL;
@@ -166,6 +165,34 @@ static int read_slot(struct ds_image *image, const struct ds_image_slot *slot, u
 		forget_slot(image, disk, slot);
 		r = -DS_E_NOT_LOCAL;
 	}
+	ds_image_leave(image);
+	return r;
+}
+
+static int read_now(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
+		    size_t len_bytes, void *ret_data)
+{
+	struct ds_image_disk *disk;
+	int r;
+
+	assert(off <= slot->raw_len_bytes && len_bytes <= slot->raw_len_bytes - off);
+	if (!ds_image_slot_is_sane(image, slot))
+		return -DS_E_NOT_LOCAL;
+	disk = ds_image_enter_now(image);
+	if (!disk)
+		return -EAGAIN;
+	switch (look(disk, slot, false)) {
+	case DS_IMAGE_READY:
+		r = ds_pread_now(disk->data_fd, ret_data, len_bytes, slot->raw_off + off);
+		break;
+	case DS_IMAGE_NOT_NOW:
+		r = -EAGAIN;
+		break;
+	default:
+		r = -DS_E_NOT_LOCAL;
+	}
+	if (r == 0)
+		ds_image_disk_touch(disk, slot->raw_off);
 	ds_image_leave(image);
 	return r;
 }
@@ -182,8 +209,7 @@ static int count(struct ds_image *image, int r)
 int ds_image_read(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
 		  size_t len_bytes, bool may_check, void *ret_data)
 {
-	int r = read_slot(image, slot, off, len_bytes, may_check ? READ_CHECKING : READ_TRUSTED,
-			  ret_data);
+	int r = read_slot(image, slot, off, len_bytes, may_check, ret_data);
 
 	/* Out of memory for a check is a miss too. */
 	return count(image, r == -ENOMEM ? -DS_E_NOT_LOCAL : r);
@@ -192,14 +218,14 @@ int ds_image_read(struct ds_image *image, const struct ds_image_slot *slot, uint
 int ds_image_read_now(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
 		      size_t len_bytes, void *ret_data)
 {
-	return count(image, read_slot(image, slot, off, len_bytes, READ_NOW, ret_data));
+	return count(image, read_now(image, slot, off, len_bytes, ret_data));
 }
 
 int ds_image_check(struct ds_image *image, const struct ds_image_slot *slot, void *buffer)
 {
 	if (ds_image_has(image, slot))
 		return 0;
-	return read_slot(image, slot, 0, slot->raw_len_bytes, READ_CHECKING, buffer);
+	return read_slot(image, slot, 0, slot->raw_len_bytes, true, buffer);
 }
 
 enum ds_image_state ds_image_look(struct ds_image *image, const struct ds_image_slot *slot)
@@ -220,6 +246,24 @@ enum ds_image_state ds_image_look(struct ds_image *image, const struct ds_image_
 bool ds_image_has(struct ds_image *image, const struct ds_image_slot *slot)
 {
 	return ds_image_look(image, slot) == DS_IMAGE_READY;
+}
+
+int ds_image_has_now(struct ds_image *image, const struct ds_image_slot *slot, bool *ret_has)
+{
+	enum ds_image_state state = DS_IMAGE_NOTHING;
+	struct ds_image_disk *disk;
+
+	if (ds_image_slot_is_sane(image, slot)) {
+		disk = ds_image_enter_now(image);
+		if (!disk)
+			return -EAGAIN;
+		state = look(disk, slot, false);
+		ds_image_leave(image);
+	}
+	if (state == DS_IMAGE_NOT_NOW)
+		return -EAGAIN;
+	*ret_has = state == DS_IMAGE_READY;
+	return 0;
 }
 
 /* ---- handing out */

@@ -442,7 +442,11 @@ const struct cli_command cli_command_cache = {
 		"that "
 		"have a file open which the kernel reads by itself see what they saw until they "
 		"close "
-		"it.",
+		"it. And what the kernel's page cache has of a mount, read before that, it may go "
+		"on "
+		"giving, in "
+		"each kernel= mode, also to who opens a file anew: unmount and mount again after "
+		"findings, or, as root, 'echo 3 > /proc/sys/vm/drop_caches'.",
 	.examples = "  dsfs cache status\n"
 		    "  dsfs cache prune --to 100G --cache-dir /nvme/dsfs\n"
 		    "  dsfs cache verify --json\n",

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,7 +39,7 @@ static void say(struct doctor *doctor, enum verdict verdict, const char *what, c
 		...)
 {
 	static const char *const names[] = {"ok", "note", "bad"};
-	char text[1024];
+	char text[2 * PATH_MAX];
 	va_list ap;
 
 	va_start(ap, format);
@@ -72,11 +73,6 @@ static void check_kernel(struct doctor *doctor)
 		    "--device /dev/fuse --cap-add SYS_ADMIN");
 	if (geteuid() != 0 && system("command -v fusermount3 >/dev/null 2>&1") != 0)
 		say(doctor, BAD, "fusermount3", "is missing: install the package fuse3");
-	if (ds_fs_no_passthrough())
-		say(doctor, NOTE, "passthrough", "%s", ds_fs_no_passthrough());
-	else
-		say(doctor, GOOD, "passthrough",
-		    "large files can be read by the kernel from the cache (Linux 6.9)");
 	if (ds_fs_no_uring())
 		say(doctor, NOTE, "io_uring", "%s", ds_fs_no_uring());
 	else
@@ -115,6 +111,19 @@ static void check_cache(struct doctor *doctor)
 	ds_cache_unref(cache);
 }
 
+/* It depends on where the cache is. */
+static void check_passthrough(struct doctor *doctor)
+{
+	_ds_cleanup_free_ char *cache_dir = cli_default_cache_dir();
+	const char *missing = ds_fs_no_passthrough(cache_dir);
+
+	if (missing)
+		say(doctor, NOTE, "passthrough", "%s", missing);
+	else
+		say(doctor, GOOD, "passthrough",
+		    "large files can be read by the kernel from the cache");
+}
+
 static void check_mounts(struct doctor *doctor)
 {
 	struct cli_mounts mounts = {0};
@@ -125,8 +134,10 @@ static void check_mounts(struct doctor *doctor)
 		if (geteuid() != 0 && mounts.mounts[i].uid != geteuid())
 			continue;
 		else if (mounts.mounts[i].pid)
-			say(doctor, GOOD, "mount", "%s on %s, process %d", mounts.mounts[i].source,
-			    mounts.mounts[i].mountpoint, (int)mounts.mounts[i].pid);
+			say(doctor, GOOD, "mount", "%s on %s, process %d%s%s",
+			    mounts.mounts[i].source, mounts.mounts[i].mountpoint,
+			    (int)mounts.mounts[i].pid, mounts.mounts[i].how ? ": " : "",
+			    mounts.mounts[i].how ? mounts.mounts[i].how : "");
 		else
 			say(doctor, NOTE, "mount",
 			    "%s: its process is not known here; if it is dead: dsfs umount %s",
@@ -176,6 +187,7 @@ static int run_doctor(struct cli_call *call)
 
 	check_kernel(&doctor);
 	check_cache(&doctor);
+	check_passthrough(&doctor);
 	check_mounts(&doctor);
 	if (call->args_n)
 		check_repository(&doctor, call->args[0]);
@@ -190,7 +202,8 @@ const struct cli_command cli_command_doctor = {
 	.summary = "say what this machine and this store allow, and what is missing",
 	.details = "Never looks into a mount, so that a dead one cannot hang it. Exits with 1 if "
 		   "something "
-		   "would keep dsfs from working.",
+		   "would keep dsfs from working. Of each mount it says which ways of the kernel "
+		   "it uses (kernel=, io_uring=, readahead=), and why, as the mount's log does.",
 	.takes_store = true,
 	.takes_json = true,
 	.args_max = 1,

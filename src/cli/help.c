@@ -252,8 +252,8 @@ static void print_man_overview(void)
 	       ".TP\n.B DSFS_CACHE_DIR\nthe cache directory, an absolute path\n"
 	       ".TP\n.B XDG_CACHE_HOME\nwhere the cache of users other than root lies\n"
 	       ".TP\n.B XDG_RUNTIME_DIR\nwhere the state of their mounts lies\n"
-	       ".TP\n.B TMPDIR\nfor temporary files of verify, and of commit where there is no "
-	       "cache directory (/var/tmp)\n"
+	       ".TP\n.B TMPDIR\nfor temporary files of verify and fingerprint, and of commit where "
+	       "there is no cache directory (/var/tmp)\n"
 	       ".SH SEE ALSO\n");
 	for (size_t i = 0; cli_commands[i]; i++)
 		printf("\\fBdsfs\\-%s\\fR(1),\n", cli_commands[i]->name);

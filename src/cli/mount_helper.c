@@ -1,7 +1,7 @@
 /*
  * mount.dsfs(8), as libmount calls it (mount(8), "External helpers"):
  *
- *     mount.dsfs SOURCE DIR [-sfnvN] [-o OPTIONS] [-t TYPE]
+ *     mount.dsfs SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]
  *
  * Options come after the paths, and -f means fake here; hence a parser of its own (trap T47). The
  * source name is kept as typed, so that a second `mount -a` finds it in mountinfo and does nothing. HOME and PATH may be unset. Exit
@@ -89,9 +89,9 @@ static int parse(struct helper *helper, bool lists, int argc, char **argv)
 			return r;
 	}
 	if (!helper->mountpoint)
-		return ds_diag_set(
-			&helper->call.diag, -DS_E_USAGE, NULL,
-			"usage: mount.dsfs REPO[@VERSION] MOUNTPOINT [-sfnvN] [-o OPTIONS]");
+		return ds_diag_set(&helper->call.diag, -DS_E_USAGE, NULL,
+				   "usage: mount.dsfs REPO[@VERSION] MOUNTPOINT [-sfnv] [-N "
+				   "NAMESPACE] [-o OPTIONS]");
 	return 0;
 }
 

@@ -18,8 +18,8 @@ const struct cli_option cli_mount_option_table[] = {
 	 "$XDG_CACHE_HOME/dsfs); it is shared by all mounts of the user",
 	 false},
 	{0, "cache_size", "SIZE",
-	 "the cache's quota, such as 500G (half of what is free; 10 % of the "
-	 "file system always stay free)",
+	 "the cache's quota, such as 500G (half of what is free and of what it takes "
+	 "already; 10 % of the file system always stay free)",
 	 false},
 	{0, "endpoint", "URL", "S3 endpoint", false},
 	{0, "region", "NAME", "S3 region", false},

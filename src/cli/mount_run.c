@@ -272,7 +272,7 @@ static void on_ready(void *ctx, const char *how)
 	int null;
 
 	ds_digest_format(&job->reading.record->id, id);
-	cli_mount_state_write(job->mountpoint, job->request->source, id, job->locator.selector,
+	cli_mount_state_write(job->mountpoint, job->request->source, id, job->locator.selector, how,
 			      &job->state_fd);
 	job->is_ready = true;
 	ds_close_ptr(&job->place_fd);
@@ -313,6 +313,7 @@ static int serve(struct mount_job *job)
 	struct ds_fs_options options = {
 		.mountpoint = job->mountpoint,
 		.source = job->request->source,
+		.cache_dir = job->cache_dir,
 		.flags = o->flags,
 		.mode = o->mode,
 		.uring = o->uring,
@@ -329,6 +330,7 @@ static int serve(struct mount_job *job)
 	int r;
 
 	job->call->subject = job->request->source;
+	ds_mem_return_large();
 	r = open_everything(job);
 
 	/* Others of another user, or before whom the lock could not be had. */

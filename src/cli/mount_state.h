@@ -6,7 +6,7 @@
 
 #include "cli/mountinfo.h"
 
-/* Fills pid, version and selector from the mount's state file, if it is there and its process lives. */
+/* Fills pid, version, selector and how from the mount's state file, if it is there and its process lives. */
 void cli_mount_state_read(struct cli_mount *mount);
 
 #endif

@@ -123,6 +123,7 @@ void cli_mounts_truncate(struct cli_mounts *mounts, size_t n)
 		ds_free(mounts->mounts[i].source);
 		ds_free(mounts->mounts[i].version);
 		ds_free(mounts->mounts[i].selector);
+		ds_free(mounts->mounts[i].how);
 	}
 	mounts->mounts_n = n;
 }

@@ -18,8 +18,11 @@
 enum ds_fs_mode { DS_FS_AUTO, DS_FS_CLASSIC, DS_FS_STATELESS, DS_FS_PASSTHROUGH };
 /* "auto", "classic", "stateless", "passthrough"; -EINVAL. */
 int ds_fs_mode_parse(const char *text, enum ds_fs_mode *ret_mode);
-/* What this process would need for passthrough, as a sentence; NULL: nothing that can be seen before a mount. */
-const char *ds_fs_no_passthrough(void);
+/*
+ * What this process, kernel or cache would need for passthrough, as a sentence; NULL: nothing that can be seen before a mount, whose INIT has
+ * the last word (also about a kernel that calls itself an older one). cache_dir: where it is or is to be; NULL: not known.
+ */
+const char *ds_fs_no_passthrough(const char *cache_dir);
 
 /* Whether requests come through io_uring; `auto`: where they can. */
 enum ds_fs_uring { DS_FS_URING_AUTO, DS_FS_URING_ON, DS_FS_URING_OFF };
@@ -41,6 +44,7 @@ const char *ds_fs_no_readahead(void);
 struct ds_fs_options {
 	const char *mountpoint; /* absolute */
 	const char *source;	/* as typed: what mountinfo shows */
+	const char *cache_dir;	/* the cache's files are there; NULL: it has none */
 	const char *flags;    /* more mount options, as libfuse takes them: "noexec"; NULL: none */
 	enum ds_fs_mode mode; /* one that cannot be had is an error */
 	enum ds_fs_uring uring; /* `on` where it cannot be had is an error */

@@ -52,16 +52,19 @@ static void print_stats(struct ds_fs *fs, struct ds_buf *buf)
 	struct ds_fetcher_stats fetch;
 
 	ds_fetcher_get_stats(fs->fetcher, &fetch);
-	ds_buf_appendf(
-		buf,
-		"requests %llu\nparked %llu\ninterrupted %llu\ntimeouts %llu\nfailures %llu\n"
-		"read_bytes %llu\npassthrough_opens %llu\nlistings_ahead %llu\n",
-		(unsigned long long)ds_counter_get(&fs->stats.requests_n),
-		(unsigned long long)fs->stats.parked_n, (unsigned long long)fs->stats.interrupted_n,
-		(unsigned long long)fs->stats.timeouts_n, (unsigned long long)fs->stats.failures_n,
-		(unsigned long long)ds_counter_get(&fs->stats.read_bytes),
-		(unsigned long long)fs->stats.passthrough_opens_n,
-		(unsigned long long)fs->stats.listings_ahead_n);
+	ds_buf_appendf(buf,
+		       "requests %llu\nopens %llu\nparked %llu\ninterrupted %llu\ntimeouts "
+		       "%llu\nfailures %llu\n"
+		       "read_bytes %llu\npassthrough_opens %llu\nlistings_ahead %llu\n",
+		       (unsigned long long)ds_counter_get(&fs->stats.requests_n),
+		       (unsigned long long)ds_counter_get(&fs->stats.opens_n),
+		       (unsigned long long)fs->stats.parked_n,
+		       (unsigned long long)fs->stats.interrupted_n,
+		       (unsigned long long)fs->stats.timeouts_n,
+		       (unsigned long long)fs->stats.failures_n,
+		       (unsigned long long)ds_counter_get(&fs->stats.read_bytes),
+		       (unsigned long long)fs->stats.passthrough_opens_n,
+		       (unsigned long long)fs->stats.listings_ahead_n);
 	ds_buf_appendf(
 		buf,
 		"fetch_wants %llu\nfetch_joined %llu\nfetch_gets %llu\nfetch_chunks %llu\n"

@@ -23,7 +23,7 @@
 #define FS_BLOCK_BYTES	4096u
 
 struct fs_stats {
-	struct ds_counter requests_n,
+	struct ds_counter requests_n, opens_n,
 		read_bytes; /* of every request: not one line for all threads */
 	_Atomic uint64_t parked_n, interrupted_n, timeouts_n, failures_n, passthrough_opens_n;
 	_Atomic uint64_t listings_ahead_n; /* made before they were asked for */
@@ -37,7 +37,8 @@ struct ds_fs {
 	struct fuse_session *session;
 	struct ds_work *work; /* what may hash or wait for the disk */
 	enum ds_fs_mode mode; /* auto until INIT */
-	bool is_large;	      /* most bytes are in files that passthrough serves */
+	bool is_large;	      /* most bytes are in files that passthrough serves; of auto */
+	const char *why_size; /* how that is known, in words */
 	char how[512];	      /* in words */
 	const char *refusal;  /* why what was asked for cannot be had */
 	struct {
@@ -98,6 +99,8 @@ struct fs_request {
  * name.
  */
 void fs_request_start(fuse_req_t req, const struct fs_request *fields);
+/* One that was started once, and left all this: it is not another request for that. */
+void fs_request_start_again(fuse_req_t req, const struct fs_request *fields);
 /* At the end: answers whatever waits with EIO and returns when no request is left. */
 void fs_request_end_all(struct ds_fs *fs);
 
@@ -109,8 +112,10 @@ void fs_stat_fill(const struct ds_fs *fs, const struct ds_entry *entry, struct s
 void fs_entry_fill(const struct ds_fs *fs, const struct ds_entry *entry,
 		   struct fuse_entry_param *ret_param);
 
-/* fs_kernel.c: before the session starts; it may wait for the disk. */
+/* fs_kernel.c: before the session starts; it may wait for the disk and for one answer of the store, timeout_ms at most. */
 void fs_kernel_prepare(struct ds_fs *fs);
+/* What ds_fs_no_passthrough says to a process with or without CAP_SYS_ADMIN on a kernel of this release ("6.9.0-rc1", uname(2)). */
+const char *fs_kernel_lack(bool is_admin, const char *cache_dir, const char *release);
 /* At INIT: what is asked of the kernel, and the mode. */
 void fs_kernel_init(struct ds_fs *fs, struct fuse_conn_info *conn);
 
@@ -125,12 +130,13 @@ void fs_uring_note(struct ds_fs *fs, fuse_req_t req);
 /* Once the mount has answered a statfs: completes `how`; why the mount is to end, or NULL. */
 const char *fs_uring_settle(struct ds_fs *fs);
 
-/* fs_open.c: opens and releases in passthrough mode. */
+/* fs_open.c: opens and releases in passthrough mode. In `fh` of the handles that are counted there: */
+#define FS_OPEN_COUNTED 1u
 int fs_open_init(struct ds_fs *fs);
 void fs_open_end(struct ds_fs *fs);
 int fs_run_open(struct fs_request *request);
 /* Before the reply to the release. */
-void fs_open_release(struct ds_fs *fs, fuse_req_t req, uint64_t ino);
+void fs_open_release(struct ds_fs *fs, uint64_t ino);
 
 /* fs_readahead.c: once the mount answers; completes `how`. */
 void fs_readahead_set(struct ds_fs *fs);
@@ -180,8 +186,14 @@ int fs_ahead_init(struct ds_fs *fs);
 void fs_ahead_end(struct ds_fs *fs);
 /* Has the part after this one made, if there is one. Never waits. */
 void fs_ahead_start(struct ds_fs *fs, const struct fs_listing *before);
-/* The part that is asked for, if it is ready; until fs_ahead_put. NULL: the caller makes it. */
-struct fs_listing *fs_ahead_take(struct ds_fs *fs, const struct fs_listing *asked);
+/*
+ * The part that is asked for, if it is ready; until fs_ahead_put. NULL: the caller makes it. may_wait: not
+ * on a FUSE thread; waits for a worker who is at it just now, else *ret_is_making says that there is one.
+ */
+struct fs_listing *fs_ahead_take(struct ds_fs *fs, const struct fs_listing *asked, bool may_wait,
+				 bool *ret_is_making);
+/* The caller has made it himself all the same. */
+void fs_ahead_drop(struct ds_fs *fs, const struct fs_listing *answered);
 void fs_ahead_put(struct ds_fs *fs, struct fs_listing *taken);
 
 int fs_run_read(struct fs_request *request);

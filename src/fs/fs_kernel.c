@@ -10,12 +10,16 @@
  */
 #include <errno.h>
 #include <linux/capability.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "fs/fs_internal.h"
+#include "util/clock.h"
 #include "util/error.h"
 #include "util/log.h"
 
@@ -24,6 +28,10 @@
 
 /* A cache on overlayfs is one level already, and the mount itself one more, so that nothing could be stacked on it. */
 #define STACK_DEPTH 1u
+
+/* FUSE_PASSTHROUGH of include/uapi/linux/fuse.h: protocol 7.40, Linux 6.9. */
+#define PASSTHROUGH_MAJOR 6u
+#define PASSTHROUGH_MINOR 9u
 
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
 #define HAS_PASSTHROUGH 1
@@ -47,7 +55,7 @@ int ds_fs_mode_parse(const char *text, enum ds_fs_mode *ret_mode)
 	return -EINVAL;
 }
 
-static bool is_admin(void)
+static bool has_admin(void)
 {
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {0};
@@ -56,40 +64,150 @@ static bool is_admin(void)
 	       data[CAP_TO_INDEX(CAP_SYS_ADMIN)].effective & CAP_TO_MASK(CAP_SYS_ADMIN);
 }
 
-const char *ds_fs_no_passthrough(void)
+/* On another one; f_type as in linux/magic.h. */
+static bool is_stacked(const char *dir)
+{
+	struct statfs st;
+
+	return dir && statfs(dir, &st) == 0 &&
+	       (st.f_type == OVERLAYFS_SUPER_MAGIC || st.f_type == ECRYPTFS_SUPER_MAGIC);
+}
+
+/* What this process and the cache lack; of the kernel INIT tells, which knows of features that a distribution has put into an older one. */
+static const char *own_lack(bool is_admin, const char *cache_dir)
 {
 	if (!HAS_PASSTHROUGH)
 		return "passthrough needs libfuse 3.17: build with the bundled one";
-	if (!is_admin())
+	if (!is_admin)
 		return "passthrough needs CAP_SYS_ADMIN: mount as root";
+	if (is_stacked(cache_dir))
+		return "passthrough needs a cache that is not on a stacked file system, such as "
+		       "overlayfs: give -o cache_dir=";
 	return NULL;
 }
 
-/* Whether most bytes of the version are in large files, from its histogram of sizes; where that is not local yet, from the mean. */
-static bool is_large(struct ds_fs *fs)
+const char *fs_kernel_lack(bool is_admin, const char *cache_dir, const char *release)
 {
-	const struct ds_version_totals *totals = &fs->record->totals;
-	uint64_t small_bytes = 0, files_n;
+	unsigned major = 0, minor = 0;
+	const char *lack = own_lack(is_admin, cache_dir);
+
+	if (lack)
+		return lack;
+	if (sscanf(release, "%u.%u", &major, &minor) < 1 || major < PASSTHROUGH_MAJOR ||
+	    (major == PASSTHROUGH_MAJOR && minor < PASSTHROUGH_MINOR))
+		return "passthrough needs Linux 6.9";
+	return NULL;
+}
+
+const char *ds_fs_no_passthrough(const char *cache_dir)
+{
+	struct utsname name;
+
+	return fs_kernel_lack(has_admin(), cache_dir, uname(&name) == 0 ? name.release : "");
+}
+
+/* A wait of this thread, which is not one of FUSE's. */
+struct arrival {
+	pthread_mutex_t mutex;
+	pthread_cond_t cond;
+	bool is_over; /* under mutex, and so is */
+	int result;
+};
+
+static void on_arrived(struct ds_demand *demand, int result, void *ctx)
+{
+	struct arrival *arrival = ctx;
+
+	(void)demand;
+	pthread_mutex_lock(&arrival->mutex);
+	arrival->result = result;
+	arrival->is_over = true;
+	pthread_cond_signal(&arrival->cond);
+	pthread_mutex_unlock(&arrival->mutex);
+}
+
+static int await(struct ds_demand *demand, uint64_t deadline_ns)
+{
+	struct arrival arrival = {.is_over = false};
+	int r;
+
+	pthread_mutex_init(&arrival.mutex, NULL);
+	pthread_cond_init(&arrival.cond, NULL);
+	r = ds_demand_wait(demand, deadline_ns, on_arrived, &arrival);
+	if (r == 0) {
+		pthread_mutex_lock(&arrival.mutex);
+		while (!arrival.is_over)
+			pthread_cond_wait(&arrival.cond, &arrival.mutex);
+		r = arrival.result;
+		pthread_mutex_unlock(&arrival.mutex);
+	}
+	pthread_cond_destroy(&arrival.cond);
+	pthread_mutex_destroy(&arrival.mutex);
+	return r;
+}
+
+static uint64_t gets_n(struct ds_fs *fs)
+{
+	struct ds_fetcher_stats stats;
+
+	ds_fetcher_get_stats(fs->fetcher, &stats);
+	return stats.gets_n;
+}
+
+/*
+ * Bytes in files that are not large, from the histogram of sizes: at most 22 rows of one page of the manifest, however many files
+ * there are. A commit puts that page, and those on the way to it, on the record's prefetch list, which came in one GET when the view was
+ * opened; what is waited for is that the fetcher hands it over. Where it did not come, since the cache had the index's root, that GET is made here if
+ * something is missing, beside the one GET of what read-ahead has queued by then. So this takes one round trip at most, and where a record
+ * without a list would make it more, it is given up: -DS_E_NOT_LOCAL.
+ */
+static int count_small(struct ds_fs *fs, uint64_t *ret_bytes)
+{
+	uint64_t deadline_ns = ds_deadline_in_ms(fs->options.timeout_ms);
+	uint64_t bytes = 0, files_n, most_n = gets_n(fs) + (fs->record->prefetch_n > 0);
 	struct ds_demand demand;
+	unsigned bits = 1;
 	char key[16];
 	int r = 0;
 
 	ds_demand_init(&demand, fs->view);
-	for (unsigned bits = 1; bits < LARGE_BITS && r == 0; bits++) {
+	while (r == 0 && bits < LARGE_BITS) {
 		snprintf(key, sizeof(key), "size_%u", bits);
 		r = ds_view_total(fs->view, &demand, key, &files_n);
-		if (r == 0 && files_n <= totals->files_n)
-			small_bytes += files_n * (UINT64_C(3) << bits) / 4;
+		if (r == -DS_E_NOT_LOCAL && demand.targets_n && gets_n(fs) <= most_n) {
+			ds_view_fetch_listed(fs->view, fs->record);
+			r = await(&demand, deadline_ns);
+		} else if (r == 0) {
+			if (files_n <= fs->record->totals.files_n)
+				bytes += files_n * (UINT64_C(3) << bits) / 4;
+			bits++;
+		}
 	}
 	ds_demand_release(&demand);
-	if (r < 0)
-		return totals->files_n && totals->bytes / totals->files_n >= DS_CHUNK_MAX;
-	return totals->bytes && small_bytes < totals->bytes / 2;
+	if (r == 0)
+		*ret_bytes = bytes;
+	return r;
 }
 
 void fs_kernel_prepare(struct ds_fs *fs)
 {
-	fs->is_large = fs->options.mode == DS_FS_AUTO && is_large(fs);
+	const struct ds_version_totals *totals = &fs->record->totals;
+	uint64_t small_bytes;
+	int r;
+
+	if (fs->options.mode != DS_FS_AUTO)
+		return;
+	r = count_small(fs, &small_bytes);
+	if (r == 0) {
+		fs->is_large = totals->bytes && small_bytes < totals->bytes / 2;
+		fs->why_size = fs->is_large ? "most bytes are in large files"
+					    : "most bytes are in small files";
+		return;
+	}
+	ds_log_debug("the sizes of the version's files: %s", ds_strerror(r));
+	fs->is_large = totals->files_n && totals->bytes / totals->files_n >= DS_CHUNK_MAX;
+	fs->why_size = fs->is_large ? "the mean file is large, and more is not known yet"
+				    : "the mean file is small, and more is not known yet";
 }
 
 static void set_features(struct fuse_conn_info *conn, unsigned wanted, unsigned unwanted)
@@ -123,17 +241,20 @@ static bool start_passthrough(struct fuse_conn_info *conn)
 static void choose(struct ds_fs *fs, struct fuse_conn_info *conn)
 {
 	enum ds_fs_mode wanted = fs->options.mode;
-	const char *missing = ds_fs_no_passthrough(), *why = "most bytes are in small files";
+	const char *missing = own_lack(has_admin(), fs->options.cache_dir), *why = fs->why_size;
 	bool is_stateless = conn->capable & FUSE_CAP_NO_OPEN_SUPPORT &&
 			    conn->capable & FUSE_CAP_NO_OPENDIR_SUPPORT;
 
 	fs->mode = wanted;
 	if (wanted == DS_FS_PASSTHROUGH || (wanted == DS_FS_AUTO && fs->is_large)) {
 		if (!missing && !start_passthrough(conn))
-			missing = "passthrough needs Linux 6.9";
-		if (!missing)
+			missing =
+				"the kernel offers no passthrough: it needs Linux 6.9, built with "
+				"CONFIG_FUSE_PASSTHROUGH";
+		if (missing)
+			why = missing;
+		else
 			fs->mode = DS_FS_PASSTHROUGH;
-		why = missing ? missing : "most bytes are in large files";
 	}
 	if (wanted == DS_FS_AUTO && fs->mode == DS_FS_AUTO)
 		fs->mode = is_stateless ? DS_FS_STATELESS : DS_FS_CLASSIC;

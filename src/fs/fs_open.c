@@ -5,11 +5,13 @@
  *       kernel answers the open with EIO (T46). The first one decides. The table counts an inode's handles from before the
  *       reply to the open until after the kernel has let go, so that it never believes an inode closed that is open.
  * INV-2 Only large files in passthrough mode are in the table.
+ * INV-3 What the kernel reads by itself is not evicted while it is open: its bytes would stay on the disk, uncounted.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "fs/fs_internal.h"
@@ -18,10 +20,25 @@
 #include "util/log.h"
 #include "util/mem.h"
 
+/* Linux 6.9, include/uapi/linux/fuse.h. */
+#ifndef FUSE_DEV_IOC_BACKING_CLOSE
+#define FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, uint32_t)
+#endif
+
 struct open_file {
 	uint64_t handles_n;
 	int backing_id; /* 0: cached */
+	int hold_fd;	/* of ds_view_backing; -1: none */
 };
+
+static void free_file(void *value)
+{
+	struct open_file *file = value;
+
+	if (file)
+		ds_close_ptr(&file->hold_fd);
+	ds_free(file);
+}
 
 int fs_open_init(struct ds_fs *fs)
 {
@@ -31,7 +48,7 @@ int fs_open_init(struct ds_fs *fs)
 
 void fs_open_end(struct ds_fs *fs)
 {
-	ds_map_free(fs->opens.files, ds_free);
+	ds_map_free(fs->opens.files, free_file);
 	pthread_mutex_destroy(&fs->opens.mutex);
 }
 
@@ -45,8 +62,10 @@ static int register_backing(struct ds_fs *fs, fuse_req_t req, int fd)
 	id = fuse_passthrough_open(req, fd);
 	if (id > 0)
 		return id;
-	/* The same for every file, so said once: no privilege after all, or the cache is on a stacked file system. */
-	if (!atomic_exchange(&fs->opens.is_off, true))
+	/* The same for every file, so said once: no privilege after all, or the cache is on a stacked file system. What else there is
+	 * (EMFILE, ENOMEM) goes by. */
+	if ((errno == EPERM || errno == ELOOP || errno == EOPNOTSUPP) &&
+	    !atomic_exchange(&fs->opens.is_off, true))
 		ds_log_warning("the kernel does not read the cache's files itself: %s%s",
 			       strerror(errno),
 			       errno == ELOOP ? " (the cache is on a stacked file system, such as "
@@ -59,19 +78,18 @@ static int register_backing(struct ds_fs *fs, fuse_req_t req, int fd)
 #endif
 }
 
-static void unregister_backing(fuse_req_t req, int id)
+/* As fuse_passthrough_close, but without a request: that of an open whose reply has failed is gone. */
+static void unregister_backing(struct ds_fs *fs, int id)
 {
-#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
-	if (id)
-		fuse_passthrough_close(req, id);
-#else
-	(void)req, (void)id;
-#endif
+	uint32_t number = (uint32_t)id;
+
+	if (id && ioctl(fuse_session_fd(fs->session), FUSE_DEV_IOC_BACKING_CLOSE, &number) < 0)
+		ds_log_debug("a file of the cache stays with the kernel: %s", strerror(errno));
 }
 
-/* One more handle of an inode that is open, or the first, with `fd` (-1: none) to read from. */
-static int add_handle_locked(struct ds_fs *fs, fuse_req_t req, uint64_t ino, int fd,
-			     int *ret_backing_id)
+/* One more handle of an inode that is open, or the first, with a file (data_fd -1: none) to read from, whose hold_fd is taken over. */
+static int add_handle_locked(struct ds_fs *fs, fuse_req_t req, uint64_t ino,
+			     struct ds_view_backing *backing, int *ret_backing_id)
 {
 	struct open_file *file = ds_map_get(fs->opens.files, &ino, sizeof(ino));
 
@@ -83,22 +101,28 @@ static int add_handle_locked(struct ds_fs *fs, fuse_req_t req, uint64_t ino, int
 			ds_free(file);
 			return -ENOMEM;
 		}
-		file->backing_id = fd >= 0 ? register_backing(fs, req, fd) : 0;
+		file->hold_fd = -1;
+		if (backing->data_fd >= 0)
+			file->backing_id = register_backing(fs, req, backing->data_fd);
+		if (file->backing_id) {
+			file->hold_fd = backing->hold_fd;
+			backing->hold_fd = -1;
+		}
 	}
 	file->handles_n++;
 	*ret_backing_id = file->backing_id;
 	return 0;
 }
 
-void fs_open_release(struct ds_fs *fs, fuse_req_t req, uint64_t ino)
+void fs_open_release(struct ds_fs *fs, uint64_t ino)
 {
 	struct open_file *file;
 
 	pthread_mutex_lock(&fs->opens.mutex);
 	file = ds_map_get(fs->opens.files, &ino, sizeof(ino));
 	if (file && --file->handles_n == 0) {
-		unregister_backing(req, file->backing_id);
-		ds_free(ds_map_remove(fs->opens.files, &ino, sizeof(ino)));
+		unregister_backing(fs, file->backing_id);
+		free_file(ds_map_remove(fs->opens.files, &ino, sizeof(ino)));
 	}
 	pthread_mutex_unlock(&fs->opens.mutex);
 }
@@ -113,14 +137,14 @@ static bool is_open(struct ds_fs *fs, uint64_t ino)
 	return found;
 }
 
-static int reply_large(struct fs_request *request, int fd)
+static int reply_large(struct fs_request *request, struct ds_view_backing *backing)
 {
-	struct fuse_file_info fi = {.noflush = 1};
+	struct fuse_file_info fi = {.noflush = 1, .fh = FS_OPEN_COUNTED};
 	struct ds_fs *fs = request->fs;
 	int backing_id, r;
 
 	pthread_mutex_lock(&fs->opens.mutex);
-	r = add_handle_locked(fs, request->req, request->ino, fd, &backing_id);
+	r = add_handle_locked(fs, request->req, request->ino, backing, &backing_id);
 	pthread_mutex_unlock(&fs->opens.mutex);
 	if (r < 0)
 		return r;
@@ -132,7 +156,7 @@ static int reply_large(struct fs_request *request, int fd)
 	fs->stats.passthrough_opens_n += backing_id != 0;
 	/* An open that was interrupted gets no release. */
 	if (fuse_reply_open(request->req, &fi) < 0)
-		fs_open_release(fs, request->req, request->ino);
+		fs_open_release(fs, request->ino);
 	return 0;
 }
 
@@ -140,7 +164,7 @@ int fs_run_open(struct fs_request *request)
 {
 	struct fuse_file_info fi = {.keep_cache = 1, .noflush = 1};
 	struct ds_fs *fs = request->fs;
-	_ds_cleanup_close_ int fd = -1;
+	struct ds_view_backing backing = {.data_fd = -1, .hold_fd = -1};
 	struct ds_entry entry;
 	int r = ds_view_get(fs->view, &request->demand, request->ino, &entry);
 
@@ -151,10 +175,13 @@ int fs_run_open(struct fs_request *request)
 		return 0;
 	}
 	if (!is_open(fs, request->ino) && !fs->opens.is_off) {
-		r = ds_view_backing(fs->view, &request->demand, request->ino, &fd);
+		r = ds_view_backing(fs->view, &request->demand, request->ino, &backing);
 		if (r == -DS_E_NOT_LOCAL || r == -ENOMEM)
 			return r;
 		/* Whatever is wrong with it, reads will tell. */
 	}
-	return reply_large(request, fd);
+	r = reply_large(request, &backing);
+	ds_close_ptr(&backing.data_fd);
+	ds_close_ptr(&backing.hold_fd);
+	return r;
 }

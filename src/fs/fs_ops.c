@@ -123,6 +123,7 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	struct fs_request fields = {.run = fs_run_open, .op = "open", .ino = ino};
 	struct ds_fs *fs = fuse_req_userdata(req);
 
+	ds_counter_add(&fs->stats.opens_n, 1);
 	fi->keep_cache = 1;
 	fi->noflush = 1;
 	if ((fi->flags & O_ACCMODE) != O_RDONLY)
@@ -140,6 +141,7 @@ static void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 	struct ds_fs *fs = fuse_req_userdata(req);
 
 	(void)ino;
+	ds_counter_add(&fs->stats.opens_n, 1);
 	fi->keep_cache = 1;
 	fi->cache_readdir = 1;
 	/* Directories have no handles in any mode: only `classic` is asked for them. */
@@ -153,9 +155,8 @@ static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 {
 	struct ds_fs *fs = fuse_req_userdata(req);
 
-	(void)fi;
-	if (fs->mode == DS_FS_PASSTHROUGH)
-		fs_open_release(fs, req, ino);
+	if (fi->fh == FS_OPEN_COUNTED)
+		fs_open_release(fs, ino);
 	fuse_reply_err(req, 0);
 }
 

@@ -25,9 +25,12 @@ const char *ds_fs_no_readahead(void)
 {
 	if (access("/sys/class/bdi", F_OK) < 0)
 		return "the kernel reads 128 KiB ahead: more needs /sys";
-	if (geteuid() != 0 || access("/sys/class/bdi", W_OK) < 0)
+	if (geteuid() != 0)
 		return "the kernel reads 128 KiB ahead: more needs root, who can mount, or raise "
 		       "it as the mount's log line says";
+	if (access("/sys/class/bdi", W_OK) < 0)
+		return "the kernel reads 128 KiB ahead: /sys is read-only here; mount it "
+		       "writable, or raise it on the host as the mount's log line says";
 	return NULL;
 }
 

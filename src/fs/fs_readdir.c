@@ -93,7 +93,9 @@ int fs_run_readdir(struct fs_request *request)
 				     .off = request->off,
 				     .size = request->size,
 				     .is_plus = request->flag};
-	struct fs_listing *ahead = fs_ahead_take(fs, &listing);
+	bool is_making;
+	struct fs_listing *ahead =
+		fs_ahead_take(fs, &listing, request->demand.may_check, &is_making);
 	_ds_cleanup_free_ char *buffer = NULL;
 	int r;
 
@@ -110,11 +112,14 @@ int fs_run_readdir(struct fs_request *request)
 	r = fs_listing_make(fs, &request->demand, &listing);
 	/*
 	 * What was had before a page was missing is an answer; the kernel asks on after its last
-	 * name. "." and ".." alone are too: the next call then waits.
+	 * name. "." and ".." alone are too: the next call then waits. But where a worker is checking that
+	 * page just now, all of it is answered by what he makes.
 	 */
-	if (r == -DS_E_NOT_LOCAL && listing.used)
+	if (r == -DS_E_NOT_LOCAL && listing.used && !is_making)
 		r = 0;
 	if (r == 0) {
+		if (is_making)
+			fs_ahead_drop(fs, &listing);
 		fuse_reply_buf(request->req, buffer, listing.used);
 		fs_ahead_start(fs, &listing);
 	}

@@ -9,7 +9,8 @@
 
 #define PATH_DEPTH_MAX 64
 
-/* Path of an inode as far as it is local, for the log: "…/a/b", or "inode 42". */
+/* Path of an inode as far as it is in memory, for the log: "…/a/b", or "inode 42". Threads of FUSE and the fetcher's timer come here, too:
+ * none of them waits for the sake of a line in the log. */
 static const char *path_of(struct fs_request *request, char *buf, size_t size)
 {
 	struct ds_view *view = request->fs->view;
@@ -21,6 +22,7 @@ static const char *path_of(struct fs_request *request, char *buf, size_t size)
 	if (strcmp(request->op, "lookup") == 0)
 		snprintf(path, sizeof(path), "/%s", request->name);
 	ds_demand_init(&demand, view);
+	demand.may_check = false;
 	for (unsigned depth = 0; depth < PATH_DEPTH_MAX && ino != DS_ROOT_ID; depth++) {
 		size_t len = strlen(path);
 

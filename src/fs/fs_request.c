@@ -2,15 +2,17 @@
  * Requests that cannot be answered at once.
  *
  *   RUNNING on the FUSE thread   answered from page cache; else QUEUED
- *   QUEUED to a worker           -> RUNNING there; it may wait for the disk, and hash what another
- *                                boot left
+ *   QUEUED to a worker           -> RUNNING there; it may wait for the disk, open an image, wait for
+ *                                the locks of the cache, and hash what another boot left
  *   RUNNING on a worker          answered; else PARKED on what it misses
  *   PARKED                       delivered                       -> RUNNING on the fetch's worker
  *                                failed, or past the deadline    -> answered EIO
  *                                interrupted                     -> answered EINTR
  *                                the file system ends            -> answered EIO
  *
- * No FUSE thread waits for anything but the local page cache.
+ * No FUSE thread waits for the network, the disk, a lock of the cache's files, or a mutex that is
+ * held over any of them: with io_uring all of a core's requests would wait with it. (Where the
+ * file system of the cache does not know RWF_NOWAIT, it reads the files of images that are open.)
  *
  * INV-1  A parked request is won by exactly one of: its delivery, its interrupt, the end.
  *        ds_demand_abandon decides: who gets true, or whose done is called, answers and frees.
@@ -127,7 +129,7 @@ static void run_work(struct ds_work_item *item)
 	run_here(ds_container_of(item, struct fs_request, work));
 }
 
-void fs_request_start(fuse_req_t req, const struct fs_request *fields)
+void fs_request_start_again(fuse_req_t req, const struct fs_request *fields)
 {
 	struct ds_fs *fs = fuse_req_userdata(req);
 	struct fs_request local = *fields, *request;
@@ -135,7 +137,6 @@ void fs_request_start(fuse_req_t req, const struct fs_request *fields)
 
 	local.req = req;
 	local.fs = fs;
-	ds_counter_add(&fs->stats.requests_n, 1);
 	ds_demand_init(&local.demand, fs->view);
 	local.demand.may_check = false;
 	r = local.run(&local);
@@ -168,6 +169,14 @@ void fs_request_start(fuse_req_t req, const struct fs_request *fields)
 		finish_with(request, -ENOMEM);
 	else
 		ds_work_submit(fs->work, &request->work, true);
+}
+
+void fs_request_start(fuse_req_t req, const struct fs_request *fields)
+{
+	struct ds_fs *fs = fuse_req_userdata(req);
+
+	ds_counter_add(&fs->stats.requests_n, 1);
+	fs_request_start_again(req, fields);
 }
 
 /*

@@ -7,7 +7,8 @@
  * with more entries than that always has some left for look-ups.
  *
  * An entry costs a page or two once it has been used (its header, and of its 1 MiB what the largest reply needed), and those
- * used last are used first; see Documentation/filesystems/fuse/fuse-io-uring.rst of Linux. Where cores are many, each gets
+ * used last are used first; see Documentation/filesystems/fuse/fuse-io-uring.rst of Linux. But when many were parked at a
+ * time, many have been used: what they have over 32 KiB each is bounded (our patch 0006 to libfuse). Where cores are many, each gets
  * fewer, and a thousand requests of one core are not to be expected.
  */
 #include <errno.h>
@@ -26,6 +27,8 @@
 #define BACKGROUND_MAX 1152u
 #define DEPTH_MAX      (BACKGROUND_MAX + 128u)
 #define DEPTH_MIN      128u
+/* Of all entries, for what they had to answer once. More costs memory beyond the budget of inflight=, less faults. */
+#define KEEP_KIB (16u * 1024)
 /* Of all cores: 16 of them have the full depth. */
 #define ENTRIES_MAX (16u * DEPTH_MAX)
 
@@ -127,11 +130,12 @@ int fs_uring_prepare(struct ds_fs *fs, struct ds_diag *reterr_diag)
 
 int fs_uring_options(const struct ds_fs *fs, struct ds_buf *buf)
 {
-	char text[64];
+	char text[96];
 
 	if (!fs->uring.depth)
 		return 0;
-	snprintf(text, sizeof(text), ",io_uring,io_uring_q_depth=%u", fs->uring.depth);
+	snprintf(text, sizeof(text), ",io_uring,io_uring_q_depth=%u,io_uring_keep=%u",
+		 fs->uring.depth, KEEP_KIB);
 	return ds_buf_append_str(buf, text);
 }
 

@@ -176,6 +176,18 @@ bool view_chunk_is_local(const struct ds_fetch_target *target)
 	return ds_image_has(target->image, &slot);
 }
 
+int view_chunk_look(const struct ds_view *view, const struct ds_demand *demand,
+		    const struct ds_fetch_target *target, bool *ret_is_local)
+{
+	struct ds_image_slot slot = slot_of(target);
+
+	if (!view_may_check(view, demand))
+		return ds_image_has_now(target->image, &slot, ret_is_local) < 0 ? -DS_E_NOT_LOCAL
+										: 0;
+	*ret_is_local = ds_image_has(target->image, &slot);
+	return 0;
+}
+
 int view_chunk_check(const struct ds_fetch_target *target, void *buffer)
 {
 	struct ds_image_slot slot = slot_of(target);

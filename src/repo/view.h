@@ -30,6 +30,11 @@ struct ds_view;
 int ds_view_open(struct ds_repo *repo, struct ds_cache *cache, struct ds_fetcher *fetcher,
 		 const struct ds_record *record, bool blocking, uint64_t timeout_ms,
 		 struct ds_view **ret_view, struct ds_diag *reterr_diag);
+/*
+ * Fetches the record's prefetch list in one GET all the same, but not twice: for who needs what a commit puts there, and finds that the
+ * cache has the root only. Blocks, and is no error if it fails. Right after ds_view_open, before any request.
+ */
+void ds_view_fetch_listed(struct ds_view *view, const struct ds_record *record);
 /* All requests must be over. */
 struct ds_view *ds_view_close(struct ds_view *view);
 const struct ds_digest *ds_view_version(const struct ds_view *view);
@@ -104,11 +109,16 @@ int ds_view_read(struct ds_view *view, struct ds_demand *demand, uint64_t ino, u
  */
 void ds_view_prefetch(struct ds_view *view, const uint64_t *inodes, size_t inodes_n);
 /*
- * A descriptor (the caller's to close) of a cached file that is, byte for byte, this file, for the kernel to read: once all of it
- * is here and checked. -ENODATA: it is not, or it is too small to have a file of its own. The cached file never changes
- * afterwards, and stays readable through the descriptor after it was evicted. Errors besides: as above, -EMFILE, -EIO.
+ * A cached file that is, byte for byte, this file, for the kernel to read: once all of it is here and checked. -ENODATA: it is not, or it is
+ * too small to have a file of its own. The cached file never changes afterwards, and stays readable after it was evicted, which it is not
+ * while `hold_fd` is open. Errors besides: as above, -EMFILE, -EIO.
  */
-int ds_view_backing(struct ds_view *view, struct ds_demand *demand, uint64_t ino, int *ret_fd);
+struct ds_view_backing { /* the caller's to close */
+	int data_fd;
+	int hold_fd; /* -1: it could not be had */
+};
+int ds_view_backing(struct ds_view *view, struct ds_demand *demand, uint64_t ino,
+		    struct ds_view_backing *ret_backing);
 /*
  * The next data (or hole, with `hole`) at or after off: SEEK_DATA and SEEK_HOLE. -ENXIO past the
  * end.

@@ -1,8 +1,9 @@
 /*
  * Whole files of the cache, for the kernel to read by itself.
  *
- * What is kept for an inode is what an earlier look has found: that all of the image is right, or one chunk that was missing.
- * Neither is believed for other files than those it was found in (dev, ino of the image's map).
+ * What is kept for an inode is what an earlier look has found: that all of the image is right, and was taken, or one chunk that was
+ * missing. Neither is believed for another image than it was found in (its number): one that was evicted comes back with few of its chunks,
+ * and perhaps with the same inodes.
  */
 #include <errno.h>
 #include <string.h>
@@ -15,7 +16,7 @@
 #define BACKED_MAX    4096u /* inodes that are remembered: some 600 KiB */
 
 struct view_backed {
-	uint64_t dev, ino;
+	uint64_t number;
 	bool is_whole;
 	struct ds_image_slot missing; /* unless it is whole */
 };
@@ -28,7 +29,7 @@ static bool recall(struct ds_view *view, uint64_t ino, const struct ds_image_bac
 
 	pthread_mutex_lock(&view->mutex);
 	backed = ds_map_get(view->locked.backed, &ino, sizeof(ino));
-	found = backed && backed->dev == backing->dev && backed->ino == backing->ino;
+	found = backed && backing->number && backed->number == backing->number;
 	if (found)
 		*ret_backed = *backed;
 	pthread_mutex_unlock(&view->mutex);
@@ -84,7 +85,7 @@ static int look_at(struct look *look, const struct ds_extent *extent)
 					  .raw_off = target.raw_off,
 					  .raw_len_bytes = target.ref.raw_len_bytes,
 					  .digest = target.ref.digest};
-	return ds_image_backing_has(&look->backing, missing) ? 0 : -ENODATA;
+	return ds_image_backing_has(&look->backing, missing, true);
 }
 
 /* Whether all of the file is here: 0, -ENODATA, errors of the manifest. */
@@ -111,28 +112,51 @@ static int look_at_all(struct look *look, const struct ds_entry *entry)
 }
 
 /* With the backing begun: 0 if the kernel may have the file. */
-static int check(struct look *look, const struct ds_entry *entry)
+static int check(struct look *look, const struct ds_entry *entry, bool may_wait)
 {
 	int r;
 
 	if (recall(look->view, entry->ino, &look->backing, &look->found)) {
 		if (look->found.is_whole)
 			return 0;
-		if (look->found.missing.raw_len_bytes &&
-		    !ds_image_backing_has(&look->backing, &look->found.missing))
-			return -ENODATA;
+		r = look->found.missing.raw_len_bytes
+			    ? ds_image_backing_has(&look->backing, &look->found.missing, may_wait)
+			    : 0;
+		if (r == -ENODATA)
+			return r;
 	}
-	if (!view_may_check(look->view, look->demand))
-		return -DS_E_NOT_LOCAL;
-	look->found = (struct view_backed){.dev = look->backing.dev, .ino = look->backing.ino};
+	if (!may_wait)
+		return -EAGAIN;
+	look->found = (struct view_backed){.number = look->backing.number};
 	r = look_at_all(look, entry);
-	look->found.is_whole = r == 0;
-	if (r == 0 || r == -ENODATA)
+	if (r == -ENODATA)
 		remember(look->view, entry->ino, &look->found);
 	return r;
 }
 
-int ds_view_backing(struct ds_view *view, struct ds_demand *demand, uint64_t ino, int *ret_fd)
+static int look_and_take(struct look *look, const struct ds_entry *entry,
+			 struct ds_view_backing *ret_backing)
+{
+	bool may_wait = view_may_check(look->view, look->demand);
+	int r = ds_image_backing_begin(look->image, may_wait, &look->backing);
+
+	if (r < 0)
+		return r;
+	r = check(look, entry, may_wait);
+	if (r == 0)
+		r = ds_image_backing_take(&look->backing, &ret_backing->data_fd,
+					  &ret_backing->hold_fd);
+	/* Only what was taken is never punched. */
+	if (r == 0 && !look->found.is_whole) {
+		look->found.is_whole = true;
+		remember(look->view, entry->ino, &look->found);
+	}
+	ds_image_backing_end(&look->backing);
+	return r;
+}
+
+int ds_view_backing(struct ds_view *view, struct ds_demand *demand, uint64_t ino,
+		    struct ds_view_backing *ret_backing)
 {
 	struct look look = {.view = view, .demand = demand};
 	struct ds_entry entry;
@@ -145,15 +169,11 @@ int ds_view_backing(struct ds_view *view, struct ds_demand *demand, uint64_t ino
 	r = view_file_image(view, &entry, &look.image);
 	if (r < 0)
 		return r;
-	r = ds_image_backing_begin(look.image, &look.backing);
-	if (r == 0) {
-		r = check(&look, &entry);
-		if (r == 0)
-			r = ds_image_backing_take(&look.backing, ret_fd);
-		ds_image_backing_end(&look.backing);
-	} else {
+	r = look_and_take(&look, &entry, ret_backing);
+	if (r == -EAGAIN)
+		r = -DS_E_NOT_LOCAL;
+	else if (r == -ENOENT || r == -ESTALE)
 		r = -ENODATA;
-	}
 	ds_image_unref(look.image);
 	return r;
 }

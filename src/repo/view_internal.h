@@ -36,6 +36,9 @@ struct view_pace {
 	_Atomic uint64_t last_s; /* when it came last: seconds, monotonic */
 	_Atomic uint32_t lately_n;
 };
+/* Notes one more. Whether they come so fast that this is an epoch, and not a look at a file or two. Any thread: what two note in one
+ * moment may count as one. */
+bool view_pace_is_epoch(struct view_pace *pace, uint64_t second);
 
 /* A sequential reader of a large file (view_stream.c). */
 struct view_stream {
@@ -58,6 +61,7 @@ struct ds_view {
 	bool fits_cache;	    /* what the version holds, by the sizes of its files */
 	bool runs_ahead;	    /* the cache keeps what is fetched ahead until it is read */
 	bool fits_memory;	    /* the same, and with room to spare */
+	bool has_listed;	    /* the record's prefetch list was asked for */
 	struct view_pace missed;    /* small files that are not here */
 	struct view_pace from_disk; /* small files that are here, and not in the page cache */
 	_Atomic bool is_closing;
@@ -115,8 +119,11 @@ int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
 /* True: noted in demand->direct, whose room is not 0; -DS_E_NOT_LOCAL is the answer then. */
 bool view_chunk_direct(struct ds_demand *demand, const struct ds_fetch_target *target, uint64_t off,
 		       size_t len_bytes);
-/* Whether the chunk is here and checked. */
+/* Whether the chunk is here and checked. May wait for the disk. */
 bool view_chunk_is_local(const struct ds_fetch_target *target);
+/* The same for any demand. -DS_E_NOT_LOCAL: it may not wait, and the answer is not at hand. */
+int view_chunk_look(const struct ds_view *view, const struct ds_demand *demand,
+		    const struct ds_fetch_target *target, bool *ret_is_local);
 /* As ds_image_check. */
 int view_chunk_check(const struct ds_fetch_target *target, void *buffer);
 
@@ -142,8 +149,8 @@ int view_extent_target(struct ds_view *view, struct ds_demand *demand, struct ds
 		       const struct ds_extent *extent, struct ds_fetch_target *ret_target);
 
 /*
- * Queues those of at most VIEW_EXTENTS_MAX extents that are not here; not those of whose packs the
- * demand may not find out now. Returns how many there were; `ret_taken_n`: the extents before the
+ * Queues those of at most VIEW_EXTENTS_MAX extents that are not here; not from the first one on of which
+ * the demand may not find out now where it is. Returns how many there were; `ret_taken_n`: the extents before the
  * first one for which the fetcher had no room.
  */
 size_t view_extents_prefetch(struct ds_view *view, struct ds_demand *demand,
@@ -165,8 +172,7 @@ void view_pages_release(struct ds_view *view);
 int view_page_target(struct ds_view *view, struct ds_demand *demand, uint64_t page,
 		     struct ds_fetch_target *ret_target);
 /*
- * Fetches the record's prefetch list in one GET and stashes it, unless it is in the cache already.
- * Best effort.
+ * Fetches the record's prefetch list, unless the index's root is in the cache already. Best effort.
  */
 void view_pages_prefetch(struct ds_view *view, const struct ds_record *record);
 

@@ -264,6 +264,12 @@ static bool has_root(struct ds_view *view)
 
 void view_pages_prefetch(struct ds_view *view, const struct ds_record *record)
 {
+	if (!has_root(view))
+		ds_view_fetch_listed(view, record);
+}
+
+void ds_view_fetch_listed(struct ds_view *view, const struct ds_record *record)
+{
 	_ds_cleanup_buf_ struct ds_buf body = DS_BUF_INIT(PREFETCH_BYTES_MAX);
 	uint64_t start = UINT64_MAX, end = 0;
 	char key[DS_PACK_KEY_MAX];
@@ -275,8 +281,9 @@ void view_pages_prefetch(struct ds_view *view, const struct ds_record *record)
 		start = DS_MIN(start, ref->stored_off);
 		end = DS_MAX(end, ref->stored_off + ref->stored_len_bytes);
 	}
-	if (record->prefetch_n == 0 || end - start > PREFETCH_BYTES_MAX || has_root(view))
+	if (view->has_listed || record->prefetch_n == 0 || end - start > PREFETCH_BYTES_MAX)
 		return;
+	view->has_listed = true;
 	req = (struct ds_store_req){
 		.op = DS_STORE_GET,
 		.key = ds_pack_key(&record->prefetch[0].pack, key),

@@ -17,7 +17,7 @@
  */
 #define NEIGHBOURS_MAX	     32u
 #define NEIGHBOURS_BYTES_MAX DS_MIB(2)
-/* As many misses, the earlier ones halved each second, are no accident. */
+/* As many misses, the earlier ones halved for each second that has passed since, are no accident. */
 #define EPOCH_MISSES 8u
 /* Of each large file on a list of what will be read: some 8 MiB. */
 #define AHEAD_EXTENTS 8u
@@ -105,14 +105,18 @@ static void prefetch_neighbours(struct ds_view *view, const struct ds_entry *ent
 		ds_fetcher_prefetch(view->fetcher, neighbours.targets, neighbours.targets_n);
 }
 
-/* Whether these come so fast that this is an epoch, and not a look at a file or two. */
+bool view_pace_is_epoch(struct view_pace *pace, uint64_t second)
+{
+	uint64_t last_s = atomic_exchange(&pace->last_s, second);
+
+	if (last_s < second)
+		pace->lately_n = second - last_s < 32 ? pace->lately_n >> (second - last_s) : 0;
+	return ++pace->lately_n >= EPOCH_MISSES;
+}
+
 static bool is_epoch(struct view_pace *pace)
 {
-	uint64_t second = ds_mono_ns() / DS_NS_PER_S;
-
-	if (atomic_exchange(&pace->last_s, second) != second)
-		pace->lately_n /= 2;
-	return ++pace->lately_n >= EPOCH_MISSES;
+	return view_pace_is_epoch(pace, ds_mono_ns() / DS_NS_PER_S);
 }
 
 /* What is fetched along with a file that is missed. In an epoch every pack is needed soon, in whatever order: whole packs
@@ -153,7 +157,7 @@ static int read_small(struct ds_view *view, struct ds_demand *demand, const stru
 	r = view_chunk_read(view, demand, &target, range->off, range->len_bytes, range->data);
 	if (r == -DS_E_NOT_LOCAL && view_may_check(view, demand))
 		fetch_around(view, entry, &pack->row, target.image);
-	/* A worker, with nothing delivered to it, is asked only for what is not in the page cache. */
+	/* A worker, with nothing delivered to it, is asked only for what is not in the page cache, and for the first of an image. */
 	if (r == 0 && view->fits_memory && !view->is_blocking && demand && demand->may_check &&
 	    ds_list_is_empty(&demand->pins) && is_epoch(&view->from_disk))
 		view_pack_read_ahead(view, pack);
@@ -213,6 +217,7 @@ size_t view_extents_prefetch(struct ds_view *view, struct ds_demand *demand,
 {
 	struct ds_fetch_target targets[VIEW_EXTENTS_MAX];
 	size_t at[VIEW_EXTENTS_MAX], targets_n = 0, taken_n;
+	bool is_local;
 	int r;
 
 	assert(n <= VIEW_EXTENTS_MAX);
@@ -220,9 +225,11 @@ size_t view_extents_prefetch(struct ds_view *view, struct ds_demand *demand,
 		if (extents[i].is_zeros || extents[i].slot >= entry->extents_n)
 			continue;
 		r = view_extent_target(view, demand, image, &extents[i], &targets[targets_n]);
+		if (r == 0)
+			r = view_chunk_look(view, demand, &targets[targets_n], &is_local);
 		if (r == -DS_E_NOT_LOCAL)
 			n = i;
-		else if (r == 0 && !view_chunk_is_local(&targets[targets_n]))
+		else if (r == 0 && !is_local)
 			at[targets_n++] = i;
 	}
 	taken_n = targets_n ? ds_fetcher_prefetch(view->fetcher, targets, targets_n) : 0;

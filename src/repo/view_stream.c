@@ -141,6 +141,7 @@ static bool is_beginning(struct ds_view *view, struct ds_demand *quiet,
 {
 	struct ds_fetch_target before;
 	struct ds_extent extent;
+	bool is_local;
 	size_t n;
 
 	if (off == 0)
@@ -149,10 +150,11 @@ static bool is_beginning(struct ds_view *view, struct ds_demand *quiet,
 		    0 ||
 	    n != 1)
 		return false;
-	return extent.is_zeros || (extent.slot < entry->extents_n &&
-				   view_extent_target(view, quiet, image, &extent, &before) == 0 &&
-				   (view_chunk_is_local(&before) ||
-				    ds_fetcher_keeps(view->fetcher, &before.ref.digest)));
+	return extent.is_zeros ||
+	       (extent.slot < entry->extents_n &&
+		view_extent_target(view, quiet, image, &extent, &before) == 0 &&
+		((view_chunk_look(view, quiet, &before, &is_local) == 0 && is_local) ||
+		 ds_fetcher_keeps(view->fetcher, &before.ref.digest)));
 }
 
 void view_stream_follow(struct ds_view *view, struct ds_demand *demand,

@@ -1,5 +1,6 @@
 #include "util/mem.h"
 
+#include <malloc.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -8,6 +9,8 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
+
+#define LARGE_BYTES DS_KIB(512)
 
 /* Counts down to the allocation that fails; negative: off. */
 static _Atomic int64_t fail_countdown = -1;
@@ -36,6 +39,13 @@ uint64_t ds_mem_fail_after(int64_t n, int sticky)
 	atomic_store(&fail_sticky, sticky);
 	atomic_store(&fail_countdown, n);
 	return atomic_exchange(&fail_n, 0);
+}
+
+void ds_mem_return_large(void)
+{
+#ifdef M_MMAP_THRESHOLD
+	mallopt(M_MMAP_THRESHOLD, (int)LARGE_BYTES);
+#endif
 }
 
 void *ds_malloc(size_t size)

@@ -35,6 +35,13 @@ uint64_t ds_memory_bytes(void);
 /* Wipes secrets before the memory goes (explicit_bzero). NULL is allowed. */
 void ds_free_secret(char *text);
 
+/*
+ * Blocks of 512 KiB and more go back to the system when they are freed. By default glibc does so only until the first was freed: from then on
+ * such sizes come from its arenas (mallopt(3), M_MMAP_THRESHOLD), where those of a few MiB that come and go in any order leave room
+ * between them. Call early, before threads.
+ */
+void ds_mem_return_large(void);
+
 /* Test hook, process-wide: the n-th allocation from now (from 0) fails; with sticky all later ones
  * too; -1 switches off. Returns how many allocations failed since the last call. */
 uint64_t ds_mem_fail_after(int64_t n, int sticky);

@@ -41,6 +41,7 @@ static void *work_thread(void *arg)
 		}
 		item = ds_list_entry(queue->next, struct ds_work_item, node);
 		ds_list_remove(&item->node);
+		item->is_in_no_hurry = false;
 		work->locked.waiting_n--;
 		pthread_mutex_unlock(&work->mutex);
 		item->run(item);
@@ -99,8 +100,20 @@ void ds_work_submit(struct ds_work *work, struct ds_work_item *item, bool is_urg
 {
 	pthread_mutex_lock(&work->mutex);
 	ds_list_push_back(is_urgent ? &work->locked.urgent : &work->locked.normal, &item->node);
+	item->is_in_no_hurry = !is_urgent;
 	work->locked.waiting_n++;
 	pthread_cond_signal(&work->wake);
+	pthread_mutex_unlock(&work->mutex);
+}
+
+void ds_work_hasten(struct ds_work *work, struct ds_work_item *item)
+{
+	pthread_mutex_lock(&work->mutex);
+	if (item->is_in_no_hurry) {
+		ds_list_remove(&item->node);
+		ds_list_push_back(&work->locked.urgent, &item->node);
+		item->is_in_no_hurry = false;
+	}
 	pthread_mutex_unlock(&work->mutex);
 }
 

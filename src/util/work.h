@@ -15,6 +15,7 @@
 struct ds_work_item {
 	struct ds_list node;
 	void (*run)(struct ds_work_item *item);
+	bool is_in_no_hurry; /* the queue's own: it waits, and is not urgent */
 };
 
 struct ds_work;
@@ -28,6 +29,10 @@ struct ds_work *ds_work_free(struct ds_work *work);
 
 /* Urgent items overtake others. Never fails, never blocks for long. */
 void ds_work_submit(struct ds_work *work, struct ds_work_item *item, bool is_urgent);
+
+/* Makes an item urgent that was submitted and may still wait; nothing if it does not. The caller knows that it
+ * was not freed meanwhile. Blocks no more than submit. */
+void ds_work_hasten(struct ds_work *work, struct ds_work_item *item);
 
 /* Number of items that wait. */
 size_t ds_work_waiting_n(struct ds_work *work);

@@ -188,6 +188,11 @@ class Proxy:
             pass
 
 
+def asked_of_all():
+    """The options of each mount of the run (see tests/README.md). A mount that cannot have them is refused."""
+    return [o for o in os.environ.get("DSFS_MOUNT_OPTIONS", "").split(",") if o]
+
+
 class Mount:
     """A version that is mounted; `with` or umount() ends it."""
 
@@ -195,10 +200,9 @@ class Mount:
         self.box = box
         self.path = place or box.new_dir("m")
         self.log = box.path(f"log-{box.number()}")
-        # Of the whole run (see tests/README.md); what a test asks for itself comes before it.
+        # What a test asks for itself comes before it.
         own = {o.partition("=")[0] for o in options}
-        more = [o for o in os.environ.get("DSFS_MOUNT_OPTIONS", "").split(",")
-                if o and o.partition("=")[0] not in own]
+        more = [o for o in asked_of_all() if o.partition("=")[0] not in own]
         options = [f"log={self.log}", *more, *options]
         if not any(o.startswith("cache_dir=") for o in options):
             options.append(f"cache_dir={box.cache}")
@@ -213,12 +217,14 @@ class Mount:
                      "the mount to answer")
             check(self.process.poll() is None, f"dsfs mount -f ended: {self.log_text()}")
             self.pid = self.process.pid
+            box.as_asked_n += set(asked_of_all()) <= set(options)
             return
         result = box.dsfs(*argv, env=env, status=None)
         if result.status:
             box.mounts.remove(self)
             raise MountRefused(result, self.log_text())
         check(is_mounted(self.path), f"{result}: it said that it was mounted")
+        box.as_asked_n += set(asked_of_all()) <= set(options)
         row = box.mount_row(self.path)
         check(row is not None, f"'dsfs mount' does not list {self.path}")
         self.pid = row["pid"]
@@ -290,6 +296,7 @@ class Box:
     def __init__(self, name, base=None):
         self.dir = os.path.realpath(tempfile.mkdtemp(prefix=f"dsfs-{name}.", dir=base))
         self.mounts = []
+        self.as_asked_n = 0  # mounts with all of asked_of_all()
         self.processes = []
         self.ends = []
         self.counter = 0
@@ -367,7 +374,8 @@ class Box:
                 self.processes.remove(process)
         result = Result(argv, process.returncode, out or b"", err or b"")
         if status is not None and result.status != status:
-            raise Failed(f"{result}, not {status}: {result.errors.strip()[-3000:]}")
+            said = result.errors.strip() or result.text.strip()
+            raise Failed(f"{result}, not {status}: {said[-3000:]}")
         return result
 
     def json(self, *args, **kwargs):
@@ -467,6 +475,20 @@ def need_fuse():
         raise Skip("/dev/fuse cannot be opened")
 
 
+def no_passthrough(box):
+    """None, or why there is no passthrough here, as doctor says it."""
+    row = next(row for row in box.json("doctor", status=None) if row["what"] == "passthrough")
+    return None if row["verdict"] == "ok" else row["text"]
+
+
+def need_asked(box):
+    """All mounts of this run are to be in a mode that cannot be had everywhere (DSFS_MOUNT_OPTIONS)."""
+    if "kernel=passthrough" in os.environ.get("DSFS_MOUNT_OPTIONS", "").split(","):
+        missing = no_passthrough(box)
+        if missing:
+            raise Skip(missing)
+
+
 def allocated(path):
     """Bytes on disk of a file or all below a directory."""
     total = os.lstat(path).st_blocks * 512
@@ -516,7 +538,10 @@ def main(run, add_arguments=None, fuse=True):
     try:
         if fuse:
             need_fuse()
+            need_asked(box)
         run(box, args)
+        check(box.as_asked_n or not asked_of_all(), "nothing was mounted with all of DSFS_MOUNT_OPTIONS="
+              f"{','.join(asked_of_all())}: this has shown nothing of them")
         status = 0
     except Skip as skip:
         print(f"{name}: {skip}", file=sys.stderr)

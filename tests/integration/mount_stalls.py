@@ -5,6 +5,7 @@ back the same mount goes on. On a real S3 server behind a proxy that lets reques
 
 With --strict (release builds) the times are those that dsfs promises.
 """
+import concurrent.futures
 import ctypes
 import errno
 import os
@@ -16,11 +17,13 @@ import threading
 import time
 
 import lib
-from lib import KIB, check, equal, say
+from lib import KIB, MIB, check, equal, say
 
 libc = ctypes.CDLL(None, use_errno=True)
 HANG = {"match": "^GET .*/packs/", "fault": "hang"}
 LOOKERS, BLOCKED = 20, 64
+# A large file of each of the three mounts below: what passthrough mode opens in a way of its own.
+LARGE, LARGE_BYTES = 3, 9 * MIB
 
 
 def stats(mount):
@@ -48,6 +51,10 @@ def make(source, files, readers):
     for i in range(readers + BLOCKED + 100):
         with open(f"{source}/cold/{i:04}", "wb") as file:
             file.write(os.urandom(64 * KIB))
+    os.mkdir(f"{source}/large")
+    for i in range(LARGE):
+        with open(f"{source}/large/{i}", "wb") as file:
+            file.write(os.urandom(LARGE_BYTES))
     os.mkdir(f"{source}/many")
     for d in range(files // 100):
         os.mkdir(f"{source}/many/{d:04}")
@@ -61,6 +68,7 @@ def warm(mount):
         with open(f"{mount.path}/local/{name}", "rb") as file:
             equal(file.read(), content(int(name), 16 * KIB), f"local/{name}")
     os.listdir(f"{mount.path}/cold")
+    os.listdir(f"{mount.path}/large")
 
 
 # Many threads that each wait in one system call.
@@ -68,11 +76,13 @@ CHILD = r"""
 import os, sys, threading
 def tell(error, path):
     os.write(1, f"{error.errno} {path}\n".encode())
-def read(path):
+def read(path, off=0):
     try:
-        os.read(os.open(path, os.O_RDONLY), 100)
+        os.pread(os.open(path, os.O_RDONLY), 100, off)
     except OSError as error:
         tell(error, path)
+def middle(path):
+    read(path, os.stat(path).st_size // 2)
 def look(path):
     try:
         os.stat(path)
@@ -88,17 +98,16 @@ for thread in threads:
 
 
 class Waiters:
-    """A process whose threads read files and look up names."""
+    """A process whose threads open and read files, at the start or in the middle, and look up names."""
 
-    def __init__(self, box, reads=(), looks=()):
+    def __init__(self, box, reads=(), looks=(), middles=()):
         self.process = subprocess.Popen([sys.executable, "-c", CHILD], text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         preexec_fn=lib.die_with_parent)
         box.processes.append(self.process)
-        for path in reads:
-            self.process.stdin.write(f"read {path}\n")
-        for path in looks:
-            self.process.stdin.write(f"look {path}\n")
+        for kind, paths in ("read", reads), ("look", looks), ("middle", middles):
+            for path in paths:
+                self.process.stdin.write(f"{kind} {path}\n")
         self.process.stdin.close()
 
     def kill(self):
@@ -179,32 +188,35 @@ def threads_and_files(pid):
     return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def crowd(box, repo, proxy, args):
+def crowd(box, repo, source, proxy, args):
     """Many readers and 20 first look-ups wait; everything else goes on; then all of them are killed,
     one by one and together, and nothing of them is left in the daemon."""
     mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('crowd')}", CACHE, env=proxy.env)
     warm(mount)
     measure(mount, 20)
     hang(proxy)
-    lone = [Waiters(box, reads=[f"{mount.path}/cold/{args.readers:04}"]),
-            Waiters(box, looks=[f"{mount.path}/many/0170/050-{'name' * 20}"])]
-    wait_parked(box, mount, 2)
-    for waiters, what in zip(lone, ("reader", "stat")):
+    # A look-up ends with who asked. A read fills the kernel's page cache, in the kernel's own name, and goes on without its reader.
+    for what, left, kinds in (("stat", 0, {"looks": [f"{mount.path}/many/0170/050-{'name' * 20}"]}),
+                              ("reader", 1, {"reads": [f"{mount.path}/cold/{args.readers:04}"]}),
+                              ("reader of a large file", 2, {"reads": [f"{mount.path}/large/0"]})):
+        waiters = Waiters(box, **kinds)
+        wait_parked(box, mount, max(left, 1))
         took = waiters.kill()
         say(f"a killed {what} was gone after {1000 * took:.0f} ms")
         check(took <= 2, f"a killed {what} lived for {took:.1f} s")
-    # A read fills the kernel's page cache, in the kernel's own name, and goes on without its reader.
-    # A look-up ends.
-    box.wait(lambda: stats(mount)["interrupted"] >= 1, "the look-up of a killed stat to end")
-    before = threads_and_files(mount.pid)
+        box.wait(lambda: left or (stats(mount)["interrupted"] >= 1 and stats(mount)["fetch_waiting"] == 0),
+                 "the look-up of a killed stat to end")
+    before, parked = threads_and_files(mount.pid), stats(mount)["fetch_waiting"]
     names = [f"{d * 7 + 1:04}/050-{'name' * 20}" for d in range(LOOKERS)]
+    large = Waiters(box, middles=[f"{mount.path}/large/0"])
+    wait_parked(box, mount, parked + 1)
     waiters = Waiters(box, [f"{mount.path}/cold/{i:04}" for i in range(args.readers)],
                       [f"{mount.path}/many/{name}" for name in names])
     wait_parked(box, mount, args.readers + LOOKERS)
     held = proxy.stats()
-    say(f"{args.readers} readers and {LOOKERS} look-ups wait, {held['open']} requests at the store:")
+    say(f"{args.readers} readers, one of a large file and {LOOKERS} look-ups wait, {held['open']} requests at the store:")
     tell(measure(mount, 200), args)
-    took = waiters.kill()
+    took = large.kill() + waiters.kill()
     say(f"all of them were gone after {1000 * took:.0f} ms")
     check(took <= (2 if args.strict else 10), f"they lived for {took:.1f} s")
     box.wait(lambda: stats(mount)["interrupted"] >= LOOKERS, "the look-ups of the killed to end")
@@ -218,8 +230,21 @@ def crowd(box, repo, proxy, args):
     check(after[0] <= before[0] + 16 and after[1] <= before[1] + 96, "something is left behind")
     with open(f"{mount.path}/cold/0000", "rb") as file:
         equal(len(file.read()), 64 * KIB, "bytes read when the store is back")
+    whole(mount, source, 0)
     equal(stats(mount)["failures"], 0, "failures")
     mount.umount()
+
+
+def whole(mount, source, number):
+    """A large file of which reads were parked is what it was, by a handle from before it was whole and by others."""
+    with open(f"{source}/large/{number}", "rb") as file:
+        wanted = file.read()
+    with open(f"{mount.path}/large/{number}", "rb") as first:
+        first.read(100)
+        for what in "that was parked", "that is opened once more":
+            with open(f"{mount.path}/large/{number}", "rb") as file:
+                check(file.read() == wanted, f"a large file {what} is not what was committed")
+        check(first.read() == wanted[100:], "a large file is another one through a second handle")
 
 
 def gone(box, repo, proxy):
@@ -227,8 +252,8 @@ def gone(box, repo, proxy):
     mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('gone')}", CACHE, env=proxy.env)
     warm(mount)
     hang(proxy)
-    waiters = Waiters(box, reads=[f"{mount.path}/cold/0000"])
-    wait_parked(box, mount, 1)
+    waiters = Waiters(box, reads=[f"{mount.path}/cold/0000", f"{mount.path}/large/1"])
+    wait_parked(box, mount, 2)
     waiters.kill()
     started = time.monotonic()
     mount.umount()
@@ -240,7 +265,8 @@ def gone(box, repo, proxy):
     mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('gone')}", CACHE, env=proxy.env)
     warm(mount)
     hang(proxy)
-    waiters = Waiters(box, reads=[f"{mount.path}/cold/{1 + i:04}" for i in range(BLOCKED)])
+    waiters = Waiters(box, reads=[*(f"{mount.path}/cold/{1 + i:04}" for i in range(BLOCKED - 1)),
+                                  f"{mount.path}/large/1"])
     wait_parked(box, mount, BLOCKED)
     started = time.monotonic()
     os.kill(mount.pid, signal.SIGTERM)
@@ -256,32 +282,45 @@ def gone(box, repo, proxy):
     proxy.rules()
 
 
-def deadline(box, repo, proxy):
+def failed(call):
+    """(name of its errno or None, seconds) of a call."""
+    started = time.monotonic()
+    try:
+        call()
+        code = None
+    except OSError as error:
+        code = errno.errorcode[error.errno]
+    return code, time.monotonic() - started
+
+
+def deadline(box, repo, source, proxy):
     """EIO at the deadline with a line in the log; the same mount and descriptor go on when the store
     does."""
     mount = box.mount(repo, "timeout=3s", f"cache_dir={box.path('late')}", CACHE, env=proxy.env)
     warm(mount)
     hang(proxy)
     paths = [f"{mount.path}/cold/0007", f"{mount.path}/many/0173/005-{'name' * 20}"]
-    fd = os.open(paths[0], os.O_RDONLY)
-    for what, action in ("read", lambda: os.pread(fd, 100, 0)), ("stat", lambda: os.stat(paths[1])):
-        started = time.monotonic()
-        try:
-            action()
-            raise lib.Failed(f"{what} of a store that hangs did not fail")
-        except OSError as error:
-            equal(errno.errorcode[error.errno], "EIO", f"errno of {what}")
-        took = time.monotonic() - started
-        say(f"{what}: EIO after {took:.2f} s")
-        # When its readahead fails, the kernel asks once more.
-        check(2.9 <= took <= 10, f"{what}: EIO after {took:.2f} s, not 3 s")
-    check(stats(mount)["timeouts"] >= 2, "the timeouts are not counted")
+    fd, large = (os.open(path, os.O_RDONLY) for path in (paths[0], f"{mount.path}/large/2"))
+    calls = {"read": lambda: os.pread(fd, 100, 0), "stat": lambda: os.stat(paths[1]),
+             "read of a large file": lambda: os.pread(large, 100, LARGE_BYTES // 2)}
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        for what, (code, took) in zip(calls, pool.map(failed, calls.values())):
+            equal(code, "EIO", f"errno of {what} of a store that hangs")
+            say(f"{what}: EIO after {took:.2f} s")
+            # When its readahead fails, the kernel asks once more.
+            check(2.9 <= took <= 10, f"{what}: EIO after {took:.2f} s, not 3 s")
+    check(stats(mount)["timeouts"] >= 3, "the timeouts are not counted")
     lines = [line for line in mount.log_text().splitlines() if " error: " in line]
     say("\n".join(f"  {line}" for line in lines))
     check(any("read of \"/cold/0007\"" in line and "TIMEOUT" in line for line in lines),
           "no line in the log for the read")
-    check(len(lines) <= 4, f"{len(lines)} lines in the log for 2 errors")
+    check(any("read of \"/large/2\"" in line and "TIMEOUT" in line for line in lines),
+          "no line in the log for the read of a large file")
+    check(len(lines) <= 6, f"{len(lines)} lines in the log for 3 errors")
     proxy.rules()
+    equal(len(os.pread(large, 64 * KIB, LARGE_BYTES // 2)), 64 * KIB, "bytes of a large file, when the store is back")
+    whole(mount, source, 2)
+    os.close(large)
     equal(len(os.pread(fd, 64 * KIB, 0)), 64 * KIB, "bytes read when the store is back")
     equal(os.stat(paths[1]).st_size, 0, "size of an empty file")
     os.close(fd)
@@ -299,9 +338,9 @@ def run(box, args):
     make(source, args.files, args.readers)
     box.commit(source, repo, "--init", env=store.env)
     proxy = lib.Proxy(box, store.env)
-    crowd(box, repo, proxy, args)
+    crowd(box, repo, source, proxy, args)
     gone(box, repo, proxy)
-    deadline(box, repo, proxy)
+    deadline(box, repo, source, proxy)
 
 
 def add_arguments(parser):

@@ -7,7 +7,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#include "cache/cache_internal.h"
+#include "cache/fetch_internal.h"
 #include "fetch_support.h"
 #include "stress.h"
 
@@ -37,6 +37,8 @@ static void one_round(struct ds_prng *prng)
 		targets[i] = target_of(images[which], &pack, &stored, (first + i * 3) % SLOTS);
 	if (ds_prng_below(prng, 4) == 0)
 		ds_fetcher_prefetch(fetchers[which], targets, 8);
+	if (ds_prng_below(prng, 16) == 0)
+		ds_fetcher_pull(fetchers[which], images[which], &stored.id);
 	for (uint32_t i = 0; i < WANTS; i++)
 		want_start(&wants[i], fetchers[which], images[which], &pack, &stored,
 			   (first + i / 2) % SLOTS, timeouts_ms[ds_prng_below(prng, 3)]);
@@ -121,6 +123,37 @@ static void end_in_the_middle(struct ds_store *memory)
 	ds_cache_unref(none);
 }
 
+/* The same with a pack of more chunks than are pulled at a time: while its table comes, while it pauses, while it goes on. */
+static void end_a_pull(struct ds_store *memory, const struct support_pack *tiny,
+		       const struct stored_pack *tiny_stored, uint64_t after_ms)
+{
+	struct ds_fetcher *fetcher;
+	struct ds_cache *none;
+	struct ds_image *image;
+
+	STRESS_CHECK(ds_cache_open_none(&none) == 0);
+	image = support_image(none, tiny);
+	STRESS_CHECK(ds_fetcher_new(memory, none, NULL, &fetcher) == 0);
+	ds_fetcher_pull(fetcher, image, &tiny_stored->id);
+	ds_sleep_ms(after_ms);
+	ds_fetcher_free(fetcher);
+	ds_image_unref(image);
+	ds_cache_unref(none);
+}
+
+static void end_pulls(struct ds_store *memory)
+{
+	struct support_pack tiny;
+	struct stored_pack tiny_stored;
+
+	support_pack_init(&tiny, stress.seed + 1, 3 * DS_FETCH_PULL_FLIGHTS_MAX / 2, 40, true);
+	stored_pack_init(&tiny_stored, &tiny, 0, tiny.layout.slots_n, memory);
+	for (uint64_t after_ms = 0; after_ms < 200; after_ms += 1 + after_ms / 2)
+		end_a_pull(memory, &tiny, &tiny_stored, after_ms);
+	stored_pack_release(&tiny_stored);
+	support_pack_release(&tiny);
+}
+
 int main(int argc, char *argv[])
 {
 	struct ds_fetcher_options options = {.inflight_bytes_max = DS_KIB(200), .workers_n = 3};
@@ -151,6 +184,7 @@ int main(int argc, char *argv[])
 	pthread_join(weather_thread, NULL);
 	for (int i = 0; i < 20; i++)
 		end_in_the_middle(memory);
+	end_pulls(memory);
 	for (size_t i = 0; i < 2; i++) {
 		ds_fetcher_free(fetchers[i]);
 		ds_image_unref(images[i]);

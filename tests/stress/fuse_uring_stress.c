@@ -1,6 +1,7 @@
 /*
  * Our patches to libfuse's fuse-over-io_uring (subprojects/packagefiles), on a file system of this
- * program alone: nothing of dsfs is linked but its random numbers and its clock.
+ * program alone: nothing of dsfs is linked but its random numbers and its clock. The file system is in
+ * fuse_uring_server.c, its readers are here.
  *
  *	fuse_uring_stress MODE [SECONDS [SEED]]
  *
@@ -10,10 +11,16 @@
  *			comes: each is gone in 2 s, each request ends, and the ring is whole afterwards.
  *	depth		1,000 reads are parked, and stat and reads of another file answer.
  *	late		the loop ends while requests are parked, which are answered afterwards.
+ *	reads		as replies, but most are the ring's own reads of a file, as a whole and short, by way
+ *			of the page cache and past it; readers are interrupted and killed meanwhile, and
+ *			the loop ends while reads are on their way.
+ *	kept		as replies, with next to no memory allowed to idle entries; 400 large replies at a time leave
+ *			no more than the first 32 KiB of each.
+ *	lost		the ring fails for good while the loop ends and reads are on their way: it ends all the
+ *			same, nothing is replied, and the memory that the kernel may write to stays.
  *
  * The server and the readers are children of the program, so that it outlives whatever they do.
  */
-#define FUSE_USE_VERSION 314
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -25,12 +32,11 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "stress.h"
-
-#define SKIP 77
+#include "fuse_uring_stress.h"
 
 #ifndef DS_FUSE_URING
 int main(void)
@@ -39,318 +45,24 @@ int main(void)
 	return SKIP;
 }
 #else
-#include <fuse_lowlevel.h>
-
-#include "util/list.h"
 #include "util/mem.h"
 
-#define FILE_BYTES   (UINT64_C(1) << 30)
-#define READ_BYTES   65536u
-#define READERS_N    8u
-#define REPLIERS_N   4u
-/* A replying thread exits after that many, and another takes its place. */
-#define REPLIES_EACH 200u
-#define STALL_S	     10u
-#define SLOW_MIN_NS  UINT64_C(100000)
-#define SLOW_MAX_NS  UINT64_C(50000000)
-#define GONE_NS	     UINT64_C(2000000000)
-#define PARKED_N     1000u
+#define STALL_S	    10u
+#define SLOW_MIN_NS UINT64_C(100000)
+#define SLOW_MAX_NS UINT64_C(50000000)
+/* What is promised is promised of a release; TSan makes all of it some ten times as slow. */
+#ifdef __SANITIZE_THREAD__
+#define GONE_S 20u
+#else
+#define GONE_S 2u
+#endif
+#define GONE_NS	  (GONE_S * UINT64_C(1000000000))
+#define LARGE_N	  400u
+#define KEEP_KIB  256u
 
-/* Node ids. What a name is, says its first letter. */
-enum {
-	INO_ROOT = FUSE_ROOT_ID,
-	INO_DATA,  /* "data": each read is answered by another thread */
-	INO_LOCAL, /* "local": each read is answered at once */
-	INO_PARK,  /* "park": reads are never answered; look-ups of "p..." neither */
-	INO_SLOW,  /* "slow": reads after up to slow_ns; look-ups of "s..." too */
-};
-
-/* Shared by all processes. */
-struct shared {
-	_Atomic uint64_t reads_n[READERS_N], wrong_n, failed_n;
-	_Atomic uint64_t ring_n, other_n; /* requests by way of the ring, and of /dev/fuse */
-	_Atomic uint64_t parked_n, interrupted_n, replied_n;
-	_Atomic uint64_t slow_ns;
-	_Atomic bool is_mounted, is_over;
-};
-
-struct job {
-	struct ds_list node;
-	fuse_req_t req;
-	uint64_t off;
-	size_t size; /* 0: a look-up */
-	uint64_t due_ns;
-	/* Who sets it, answers. */
-	atomic_bool is_taken;
-};
-
-static struct shared *shared;
-static char mountpoint[] = "/tmp/dsfs-fuse-uring.XXXXXX";
-
-static struct {
-	struct fuse_session *session;
-	unsigned depth;
-	pthread_mutex_t mutex;
-	pthread_cond_t cond;
-	struct ds_list jobs;   /* to be answered by other threads */
-	struct ds_list parked; /* never, but at the end */
-	uint64_t seed;
-	unsigned threads_n;
-	bool is_ending;
-} server = {.mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
-
-/* Byte `off` of a file: 8 bytes at a time, so that each place has its own. */
-static void fill(uint64_t off, size_t len, char *buf)
-{
-	for (size_t i = 0; i < len; i += 8) {
-		struct ds_prng prng = {.state = off + i};
-		uint64_t word = ds_prng_next(&prng);
-
-		memcpy(buf + i, &word, 8);
-	}
-}
-
-static void reply_data(fuse_req_t req, uint64_t off, size_t size)
-{
-	char buf[READ_BYTES];
-
-	fill(off, size, buf);
-	fuse_reply_buf(req, buf, size);
-}
-
-static void attr_of(fuse_ino_t ino, struct stat *ret_st)
-{
-	*ret_st = (struct stat){.st_ino = ino, .st_nlink = 1};
-	ret_st->st_mode = ino == INO_ROOT ? S_IFDIR | 0755 : S_IFREG | 0444;
-	ret_st->st_size = ino == INO_ROOT ? 0 : (off_t)FILE_BYTES;
-}
-
-static void reply_job(struct job *job)
-{
-	/* Waits until no callback of this request runs. */
-	fuse_req_interrupt_func(job->req, NULL, NULL);
-	shared->replied_n++;
-	if (job->size)
-		reply_data(job->req, job->off, job->size);
-	else
-		fuse_reply_err(job->req, ENOENT);
-}
-
-/* With the request's lock held. The job is freed by who takes it off its list. */
-static void on_interrupt(fuse_req_t req, void *data)
-{
-	struct job *job = data;
-
-	if (atomic_exchange(&job->is_taken, true))
-		return;
-	shared->interrupted_n++;
-	fuse_reply_err(req, EINTR);
-}
-
-static void leave_to_others(fuse_req_t req, uint64_t off, size_t size, bool forever)
-{
-	struct job *job = calloc(1, sizeof(*job));
-
-	STRESS_CHECK(job);
-	*job = (struct job){.req = req, .off = off, .size = size};
-	pthread_mutex_lock(&server.mutex);
-	job->due_ns =
-		ds_mono_ns() + ds_prng_below(&(struct ds_prng){server.seed++}, shared->slow_ns);
-	pthread_mutex_unlock(&server.mutex);
-	/* Interrupted at once where the interrupt has come already. */
-	fuse_req_interrupt_func(req, on_interrupt, job);
-	pthread_mutex_lock(&server.mutex);
-	ds_list_push_back(forever ? &server.parked : &server.jobs, &job->node);
-	if (forever)
-		shared->parked_n++;
-	else
-		pthread_cond_signal(&server.cond);
-	pthread_mutex_unlock(&server.mutex);
-}
-
-static void *replier_thread(void *ctx)
-{
-	unsigned left = REPLIES_EACH;
-	pthread_t next;
-
-	(void)ctx;
-	pthread_mutex_lock(&server.mutex);
-	while (!server.is_ending && left > 0) {
-		struct job *job;
-
-		if (ds_list_is_empty(&server.jobs)) {
-			pthread_cond_wait(&server.cond, &server.mutex);
-			continue;
-		}
-		job = ds_list_entry(server.jobs.next, struct job, node);
-		ds_list_remove(&job->node);
-		pthread_mutex_unlock(&server.mutex);
-		if (job->off & 1 || !job->size)
-			while (ds_mono_ns() < job->due_ns)
-				usleep(100);
-		if (!atomic_exchange(&job->is_taken, true))
-			reply_job(job);
-		free(job);
-		left--;
-		pthread_mutex_lock(&server.mutex);
-	}
-	if (server.is_ending || pthread_create(&next, NULL, replier_thread, NULL) != 0) {
-		server.threads_n--;
-		pthread_cond_broadcast(&server.cond);
-	} else {
-		pthread_detach(next);
-	}
-	pthread_mutex_unlock(&server.mutex);
-	return NULL;
-}
-
-static void count(fuse_req_t req)
-{
-	if (fuse_req_is_uring(req))
-		shared->ring_n++;
-	else
-		shared->other_n++;
-}
-
-static void op_init(void *userdata, struct fuse_conn_info *conn)
-{
-	(void)userdata;
-	conn->max_background = 4096;
-	conn->congestion_threshold = 4096;
-	fuse_set_feature_flag(conn, FUSE_CAP_OVER_IO_URING);
-	/* A look-up that waits must not keep others from the directory. */
-	fuse_set_feature_flag(conn, FUSE_CAP_PARALLEL_DIROPS);
-}
-
-static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
-{
-	static const char *const names[] = {"data", "local", "park", "slow"};
-	struct fuse_entry_param entry = {0};
-
-	(void)parent;
-	count(req);
-	for (unsigned i = 0; i < DS_ARRAY_SIZE(names) && !entry.ino; i++)
-		if (strcmp(name, names[i]) == 0)
-			entry.ino = INO_DATA + i;
-	if (entry.ino) {
-		attr_of(entry.ino, &entry.attr);
-		fuse_reply_entry(req, &entry);
-	} else if (name[0] == 'p' || name[0] == 's') {
-		leave_to_others(req, 0, 0, name[0] == 'p');
-	} else {
-		fuse_reply_err(req, ENOENT);
-	}
-}
-
-static void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
-{
-	struct stat st;
-
-	(void)fi;
-	count(req);
-	attr_of(ino, &st);
-	fuse_reply_attr(req, &st, 0);
-}
-
-static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
-{
-	(void)ino;
-	count(req);
-	/* Each read of a reader is one of ours, at any offset, and waits in its own name. */
-	fi->direct_io = 1;
-	fuse_reply_open(req, fi);
-}
-
-static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
-		    struct fuse_file_info *fi)
-{
-	(void)fi;
-	count(req);
-	if (size > READ_BYTES)
-		fuse_reply_err(req, EINVAL);
-	else if (ino == INO_LOCAL)
-		reply_data(req, (uint64_t)off, size);
-	else
-		leave_to_others(req, (uint64_t)off, size, ino == INO_PARK);
-}
-
-static void *mounted_thread(void *ctx)
-{
-	struct stat st;
-
-	(void)ctx;
-	STRESS_CHECK(stat(mountpoint, &st) == 0);
-	shared->is_mounted = true;
-	return NULL;
-}
-
-static void start_repliers(void)
-{
-	for (server.threads_n = 0; server.threads_n < REPLIERS_N; server.threads_n++) {
-		pthread_t thread;
-
-		STRESS_CHECK(pthread_create(&thread, NULL, replier_thread, NULL) == 0);
-		pthread_detach(thread);
-	}
-}
-
-/* As a file system does that ends in good order: what it still has is answered, after the loop. */
-static void end_requests(void)
-{
-	pthread_mutex_lock(&server.mutex);
-	server.is_ending = true;
-	pthread_cond_broadcast(&server.cond);
-	while (server.threads_n > 0)
-		pthread_cond_wait(&server.cond, &server.mutex);
-	ds_list_splice(&server.parked, &server.jobs);
-	while (!ds_list_is_empty(&server.parked)) {
-		struct job *job = ds_list_entry(server.parked.next, struct job, node);
-
-		ds_list_remove(&job->node);
-		if (!atomic_exchange(&job->is_taken, true))
-			reply_job(job);
-		free(job);
-	}
-	pthread_mutex_unlock(&server.mutex);
-}
-
-static int run_server(void)
-{
-	static const struct fuse_lowlevel_ops ops = {.init = op_init,
-						     .lookup = op_lookup,
-						     .getattr = op_getattr,
-						     .open = op_open,
-						     .read = op_read};
-	char options[64], name[] = "fuse_uring_stress", flag[] = "-o";
-	char *argv[] = {name, flag, options, NULL};
-	struct fuse_args args = FUSE_ARGS_INIT(3, argv);
-	struct fuse_loop_config *config = fuse_loop_cfg_create();
-	pthread_t thread;
-	int r;
-
-	snprintf(options, sizeof(options), "io_uring,io_uring_q_depth=%u", server.depth);
-	ds_list_init(&server.jobs);
-	ds_list_init(&server.parked);
-	server.session = fuse_session_new(&args, &ops, sizeof(ops), NULL);
-	fuse_opt_free_args(&args);
-	STRESS_CHECK(server.session && config);
-	fuse_loop_cfg_set_clone_fd(config, 1);
-	STRESS_CHECK(fuse_set_signal_handlers(server.session) == 0);
-	if (fuse_session_mount(server.session, mountpoint) != 0)
-		return SKIP;
-	start_repliers();
-	STRESS_CHECK(pthread_create(&thread, NULL, mounted_thread, NULL) == 0);
-	r = fuse_session_loop_mt(server.session, config);
-	end_requests();
-	fuse_session_unmount(server.session);
-	pthread_join(thread, NULL);
-	fuse_remove_signal_handlers(server.session);
-	fuse_session_destroy(server.session);
-	fuse_loop_cfg_destroy(config);
-	return r == 0 || r == SIGTERM ? 0 : 1;
-}
-
-/* ---- the other side ---- */
+struct shared *shared;
+char mountpoint[] = "/tmp/dsfs-fuse-uring.XXXXXX";
+int file_fd = -1, direct_fd = -1, pipe_fds[2] = {-1, -1};
 
 static pid_t server_pid;
 
@@ -432,14 +144,23 @@ static void wait_parked(uint64_t number)
 	wait_for(is_parked, "what is to be parked is not");
 }
 
+static bool is_begun(void)
+{
+	return shared->begun_n >= parked_wanted;
+}
+
+static void wait_begun(uint64_t number)
+{
+	parked_wanted = number;
+	wait_for(is_begun, "the ring does not read");
+}
+
 static void start_server(unsigned depth, uint64_t seed)
 {
 	STRESS_CHECK(mkdtemp(mountpoint));
 	server_pid = fork_child();
 	if (server_pid == 0) {
-		server.depth = depth;
-		server.seed = seed;
-		exit(run_server());
+		exit(run_server(depth, seed));
 	}
 	wait_for(is_mounted, "the mount does not answer");
 	if (shared->is_mounted)
@@ -473,9 +194,15 @@ static void read_and_check(int fd, struct ds_prng *prng, unsigned reader)
 	char buf[READ_BYTES], wanted[READ_BYTES];
 	size_t len = 8 * (1 + ds_prng_below(prng, READ_BYTES / 8));
 	uint64_t off = ds_prng_below(prng, FILE_BYTES - READ_BYTES);
-	ssize_t n = pread(fd, buf, len, (off_t)off);
+	ssize_t n;
 
-	if (n < 0 && shared->is_over)
+	/* What lies in a file has its place; and some reads go beyond the end. */
+	if (file_fd >= 0)
+		off = ds_prng_below(prng, BACKING_BYTES + BACKING_BYTES / 16) / 8 * 8;
+	n = pread(fd, buf, len, (off_t)off);
+	if (n < 0 && shared->is_ending)
+		_exit(0);
+	if (n < 0 && (shared->is_over || (file_fd >= 0 && errno == EINTR)))
 		return;
 	fill(off, len, wanted);
 	if (n < 0)
@@ -485,17 +212,75 @@ static void read_and_check(int fd, struct ds_prng *prng, unsigned reader)
 	shared->reads_n[reader]++;
 }
 
+static void on_nothing(int number)
+{
+	(void)number;
+}
+
+/* Each millisecond a signal, which the kernel passes on as the interrupt of the request that waits. */
+static void be_interrupted(void)
+{
+	struct itimerval every = {.it_interval.tv_usec = 1000, .it_value.tv_usec = 1000};
+
+	signal(SIGALRM, on_nothing);
+	setitimer(ITIMER_REAL, &every, NULL);
+}
+
 static void run_reader(unsigned reader, uint64_t seed)
 {
 	int data = open(path_of("data"), O_RDONLY), local = open(path_of("local"), O_RDONLY);
+	int file = open(path_of("file"), O_RDONLY), direct = open(path_of("direct"), O_RDONLY);
 	struct ds_prng prng = {.state = seed + reader};
 
-	while (!shared->is_over)
-		read_and_check(ds_prng_below(&prng, 8) ? data : local, &prng, reader);
+	if (file_fd >= 0 && reader % 2)
+		be_interrupted();
+	while (!shared->is_over) {
+		int others = ds_prng_below(&prng, 8) ? data : local;
+
+		if (file_fd < 0 || ds_prng_below(&prng, 4) == 0)
+			read_and_check(others, &prng, reader);
+		else
+			read_and_check(ds_prng_below(&prng, 2) ? file : direct, &prng, reader);
+	}
 	_exit(0);
 }
 
-/* Reads for that long; nobody stands still, nothing is wrong. */
+static uint64_t gone_ns; /* how long the last one took */
+
+static void kill_waiter(pid_t pid)
+{
+	uint64_t start_ns = ds_mono_ns(), until_ns = start_ns + GONE_NS;
+
+	kill(pid, SIGKILL);
+	while (waitpid(pid, NULL, WNOHANG) != pid) {
+		if (ds_mono_ns() > until_ns)
+			fail("a killed process is still there");
+		usleep(200);
+	}
+	gone_ns = ds_mono_ns() - start_ns;
+}
+
+/* Reads from disk again, and readers that are killed within them. */
+static void disturb(uint64_t *seed)
+{
+	struct ds_prng prng = {.state = ++*seed};
+	pid_t pids[2];
+
+	posix_fadvise(file_fd, 0, 0, POSIX_FADV_DONTNEED);
+	for (unsigned i = 0; i < DS_ARRAY_SIZE(pids); i++) {
+		pids[i] = fork_child();
+		if (pids[i] == 0)
+			run_reader(2 * i, *seed);
+	}
+	for (unsigned i = 0; i < DS_ARRAY_SIZE(pids); i++) {
+		usleep((useconds_t)ds_prng_below(&prng, 10000));
+		kill_waiter(pids[i]);
+	}
+}
+
+#define READS_MIN 100u
+
+/* Reads for that long, and as long as it takes for some; nobody stands still, nothing is wrong. */
 static void read_for(double seconds, uint64_t seed)
 {
 	uint64_t before[READERS_N] = {0}, moved_ns[READERS_N], until_ns, all = 0, start_ns;
@@ -511,14 +296,18 @@ static void read_for(double seconds, uint64_t seed)
 		if (pids[i] == 0)
 			run_reader(i, seed);
 	}
-	while (ds_mono_ns() < until_ns) {
+	for (uint64_t sum = 0; ds_mono_ns() < until_ns || sum < READS_MIN;) {
 		usleep(50000);
+		if (file_fd >= 0)
+			disturb(&seed);
+		sum = 0;
 		for (unsigned i = 0; i < READERS_N; i++) {
 			uint64_t n = shared->reads_n[i], now_ns = ds_mono_ns();
 
 			if (n != before[i])
 				moved_ns[i] = now_ns;
 			before[i] = n;
+			sum += n;
 			if (now_ns > moved_ns[i] + STALL_S * UINT64_C(1000000000))
 				fail("a reader stands still");
 		}
@@ -534,8 +323,6 @@ static void read_for(double seconds, uint64_t seed)
 	}
 	printf("  %llu reads, %.0f a second, none wrong\n", (unsigned long long)all,
 	       (double)all / seconds);
-	if (all < 100)
-		fail("hardly anything was read");
 }
 
 /* One system call that waits. */
@@ -552,18 +339,6 @@ static pid_t start_waiter(const char *name, bool is_read, uint64_t off)
 	if (!is_read && stat(path_of(name), &st) < 0)
 		_exit(errno == ENOENT ? 0 : 2);
 	_exit(0);
-}
-
-static void kill_waiter(pid_t pid)
-{
-	uint64_t until_ns = ds_mono_ns() + GONE_NS;
-
-	kill(pid, SIGKILL);
-	while (waitpid(pid, NULL, WNOHANG) != pid) {
-		if (ds_mono_ns() > until_ns)
-			fail("a killed process is still there after 2 s");
-		usleep(200);
-	}
 }
 
 /* Replies come when readers are killed, on however fast a machine: later if hardly one of so many was interrupted, earlier if nearly
@@ -655,9 +430,11 @@ static void depth_mode(const struct stress *stress)
 			fail("stat or read beside 1,000 parked reads");
 		alarm(0);
 		if (ds_mono_ns() - start_ns > GONE_NS)
-			fail("stat and read beside 1,000 parked reads took 2 s");
+			fail("stat and read beside 1,000 parked reads took too long");
 	}
 	kill_waiter(pid);
+	printf("  a process with %u reads was gone after %.2f s\n", PARKED_N,
+	       (double)gone_ns / 1e9);
 	close(local);
 	end_server();
 }
@@ -675,6 +452,158 @@ static void late_mode(const struct stress *stress)
 	end_server();
 	for (unsigned i = 0; i < DS_ARRAY_SIZE(pids); i++)
 		kill_waiter(pids[i]);
+}
+
+/* What the ring is to read. */
+static void make_backing(void)
+{
+	const char *dir = getenv("TMPDIR");
+	char path[4096], buf[READ_BYTES];
+
+	snprintf(path, sizeof(path), "%s/dsfs-fuse-uring.XXXXXX", dir ? dir : "/tmp");
+	file_fd = mkstemp(path);
+	STRESS_CHECK(file_fd >= 0);
+	direct_fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	unlink(path);
+	if (direct_fd < 0) {
+		fprintf(stderr, "skipped: no O_DIRECT in the directory of %s\n", path);
+		exit(SKIP);
+	}
+	for (uint64_t off = 0; off < BACKING_BYTES; off += sizeof(buf)) {
+		size_t len = DS_MIN(sizeof(buf), BACKING_BYTES - off);
+
+		fill(off, sizeof(buf), buf);
+		STRESS_CHECK(pwrite(file_fd, buf, len, (off_t)off) == (ssize_t)len);
+	}
+	/* Only what is clean can be dropped. */
+	STRESS_CHECK(fdatasync(file_fd) == 0);
+}
+
+static void reads_mode(const struct stress *stress)
+{
+	pid_t pids[READERS_N];
+
+	make_backing();
+	start_server(16, stress->seed);
+	read_for((double)(stress->until_ns - ds_mono_ns()) / 1e9, stress->seed);
+	/* Once more, for the loop to end meanwhile. Whoever fails then, leaves. */
+	shared->is_over = false;
+	for (unsigned i = 0; i < READERS_N; i++) {
+		pids[i] = fork_child();
+		if (pids[i] == 0)
+			run_reader(i, stress->seed + READERS_N);
+	}
+	usleep(50000);
+	shared->is_ending = true;
+	end_server();
+	for (unsigned i = 0; i < READERS_N; i++)
+		kill_waiter(pids[i]);
+	printf("  %llu reads by the ring, %llu whole, %llu short; %llu requests interrupted\n",
+	       (unsigned long long)shared->begun_n, (unsigned long long)shared->whole_n,
+	       (unsigned long long)shared->short_n, (unsigned long long)shared->interrupted_n);
+	if (shared->whole_n + shared->short_n != shared->begun_n)
+		fail("the end of a read by the ring was not told");
+	if (shared->whole_n < 100 || shared->short_n == 0)
+		fail("the ring hardly read anything");
+	if (shared->interrupted_n == 0)
+		fail("nobody was interrupted");
+	if (shared->wrong_n || shared->failed_n)
+		fail("a read was wrong, or failed");
+}
+
+static void *large_thread(void *ctx)
+{
+	uint64_t off = *(uint64_t *)ctx;
+	char *buf = malloc(LARGE_BYTES), *wanted = malloc(LARGE_BYTES);
+	bool is_right;
+
+	STRESS_CHECK(buf && wanted);
+	fill(off, LARGE_BYTES, wanted);
+	is_right = pread(open(path_of("park"), O_RDONLY), buf, LARGE_BYTES, (off_t)off) ==
+			   (ssize_t)LARGE_BYTES &&
+		   memcmp(buf, wanted, LARGE_BYTES) == 0;
+	free(buf);
+	free(wanted);
+	return is_right ? NULL : ctx;
+}
+
+static void run_large(void)
+{
+	uint64_t offs[LARGE_N];
+	pthread_t threads[LARGE_N];
+	unsigned wrong_n = 0;
+	void *wrong;
+
+	for (unsigned i = 0; i < LARGE_N; i++) {
+		offs[i] = (uint64_t)i * LARGE_BYTES;
+		STRESS_CHECK(pthread_create(&threads[i], NULL, large_thread, &offs[i]) == 0);
+	}
+	for (unsigned i = 0; i < LARGE_N; i++) {
+		pthread_join(threads[i], &wrong);
+		wrong_n += wrong != NULL;
+	}
+	_exit(wrong_n > 0);
+}
+
+static bool is_counted(void)
+{
+	return shared->resident_bytes > 0;
+}
+
+static void kept_mode(const struct stress *stress)
+{
+	double seconds = (double)(stress->until_ns - ds_mono_ns()) / 1e9;
+	pid_t pid, other;
+	int status;
+
+	shared->keep_kib = KEEP_KIB;
+	start_server(2 * LARGE_N, stress->seed);
+	pid = fork_child();
+	if (pid == 0)
+		run_large();
+	wait_parked(LARGE_N);
+	shared->is_let_go = true;
+	other = start_waiter("data", true, 0);
+	/* Under TSan the bytes alone take many seconds. */
+	alarm(60);
+	STRESS_CHECK(waitpid(pid, &status, 0) == pid && waitpid(other, NULL, 0) == other);
+	alarm(0);
+	if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+		fail("a large read was wrong, or failed");
+	read_for(seconds / 2, stress->seed);
+	shared->is_to_count = true;
+	read_for(seconds / 2, stress->seed + READERS_N);
+	wait_for(is_counted, "nobody counts");
+	printf("  %u large replies, %llu KiB of them are kept\n", LARGE_N,
+	       (unsigned long long)shared->resident_bytes >> 10);
+	/* And what the others have written since to as few entries as there are readers. */
+	if (shared->resident_bytes >
+	    LARGE_N * (32u << 10) + (KEEP_KIB << 10) + READERS_N * READ_BYTES)
+		fail("idle entries keep their memory");
+	end_server();
+}
+
+static void lost_mode(const struct stress *stress)
+{
+	pid_t pids[8];
+
+	STRESS_CHECK(pipe2(pipe_fds, O_CLOEXEC) == 0);
+	start_server(16, stress->seed);
+	for (unsigned i = 0; i < DS_ARRAY_SIZE(pids); i++)
+		pids[i] = start_waiter("pipe", true, i);
+	wait_begun(DS_ARRAY_SIZE(pids));
+	read_for(0.5, stress->seed);
+	shared->is_ring_broken = true;
+	end_server();
+	for (unsigned i = 0; i < DS_ARRAY_SIZE(pids); i++) {
+		int status;
+
+		STRESS_CHECK(waitpid(pids[i], &status, 0) == pids[i]);
+		if (!WIFEXITED(status) || WEXITSTATUS(status) == 0)
+			fail("what the kernel may still write to was replied");
+	}
+	if (shared->lost_n != DS_ARRAY_SIZE(pids))
+		fail("the end of a read by the ring was not told");
 }
 
 int main(int argc, char *argv[])
@@ -699,9 +628,16 @@ int main(int argc, char *argv[])
 		depth_mode(&stress);
 	} else if (strcmp(mode, "late") == 0) {
 		late_mode(&stress);
+	} else if (strcmp(mode, "reads") == 0) {
+		reads_mode(&stress);
+	} else if (strcmp(mode, "kept") == 0) {
+		kept_mode(&stress);
+	} else if (strcmp(mode, "lost") == 0) {
+		lost_mode(&stress);
 	} else {
-		fprintf(stderr, "usage: fuse_uring_stress replies|interrupts|depth|late [SECONDS "
-				"[SEED]]\n");
+		fprintf(stderr,
+			"usage: fuse_uring_stress replies|interrupts|depth|late|reads|kept|lost "
+			"[SECONDS [SEED]]\n");
 		return 2;
 	}
 	return 0;

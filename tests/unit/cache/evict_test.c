@@ -304,18 +304,19 @@ Test(evict, what_another_process_only_keeps_open_goes_when_room_is_needed)
 static void hand_out(struct ds_image *image, const struct support_pack *pack, bool to_kernel)
 {
 	struct ds_image_backing backing;
-	int fd;
+	int fd, hold_fd;
 
 	if (!to_kernel) {
 		cr_assert_not_null(ds_image_map_slots(image, pack->slots, pack->layout.slots_n));
 		return;
 	}
-	cr_assert_eq(ds_image_backing_begin(image, &backing), 0);
+	cr_assert_eq(ds_image_backing_begin(image, true, &backing), 0);
 	for (uint32_t i = 0; i < pack->layout.slots_n; i++)
-		cr_assert(ds_image_backing_has(&backing, &pack->slots[i]));
-	cr_assert_eq(ds_image_backing_take(&backing, &fd), 0);
+		cr_assert_eq(ds_image_backing_has(&backing, &pack->slots[i], i % 2), 0);
+	cr_assert_eq(ds_image_backing_take(&backing, &fd, &hold_fd), 0);
 	ds_image_backing_end(&backing);
 	close(fd);
+	close(hold_fd);
 }
 
 static void check_never_punched(bool to_kernel)

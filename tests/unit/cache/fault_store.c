@@ -51,11 +51,16 @@ static void run_failure(struct ds_work_item *item)
 	answer(passing);
 }
 
-static void forward(struct passing *passing)
+/* As the request is now: it may be hastened afterwards, under the mutex. */
+static void copy_locked(struct passing *passing)
 {
 	passing->inner = *passing->outer;
 	passing->inner.done = inner_done;
 	passing->inner.internal = NULL;
+}
+
+static void forward(struct passing *passing)
+{
 	ds_store_submit(passing->store->inner, &passing->inner);
 }
 
@@ -72,7 +77,9 @@ static void submit(struct ds_store *base, struct ds_store_req *req)
 	if ((req->op == DS_STORE_GET || req->op == DS_STORE_HEAD) &&
 	    (!store->match || strstr(req->key, store->match))) {
 		store->gets_n++;
-		if (store->hold) {
+		if (store->hold && store->pass_n > 0) {
+			store->pass_n--;
+		} else if (store->hold) {
 			what = HOLD;
 			passing->is_held = true;
 			req->internal = passing;
@@ -91,6 +98,8 @@ static void submit(struct ds_store *base, struct ds_store_req *req)
 			passing->flip = true;
 		}
 	}
+	if (what == FORWARD)
+		copy_locked(passing);
 	pthread_mutex_unlock(&store->mutex);
 	if (what == FAIL)
 		ds_work_submit(store->thread, &passing->work, true);
@@ -171,23 +180,34 @@ struct fault_store *fault_store_new(struct ds_store *inner)
 	return store;
 }
 
+/* False: none is held. */
+static bool answer_held(struct fault_store *store, bool goes_on)
+{
+	struct passing *passing = NULL;
+
+	pthread_mutex_lock(&store->mutex);
+	store->hold = goes_on;
+	if (!ds_list_is_empty(&store->held)) {
+		passing = ds_list_entry(store->held.next, struct passing, node);
+		ds_list_remove(&passing->node);
+		store->held_n--;
+		copy_locked(passing);
+	}
+	pthread_mutex_unlock(&store->mutex);
+	if (passing)
+		forward(passing);
+	return passing;
+}
+
 void fault_store_release(struct fault_store *store)
 {
-	for (;;) {
-		struct passing *passing = NULL;
+	while (answer_held(store, false))
+		;
+}
 
-		pthread_mutex_lock(&store->mutex);
-		store->hold = false;
-		if (!ds_list_is_empty(&store->held)) {
-			passing = ds_list_entry(store->held.next, struct passing, node);
-			ds_list_remove(&passing->node);
-			store->held_n--;
-		}
-		pthread_mutex_unlock(&store->mutex);
-		if (!passing)
-			return;
-		forward(passing);
-	}
+void fault_store_release_one(struct fault_store *store)
+{
+	answer_held(store, true);
 }
 
 void fault_store_wait_held(struct fault_store *store, unsigned n)

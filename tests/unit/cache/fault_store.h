@@ -18,7 +18,8 @@ struct fault_store {
 	pthread_cond_t changed;
 	/* by mutex; set by the test */
 	const char *match; /* NULL: all */
-	bool hold;	   /* do not answer, not even after the deadline */
+	bool hold;	   /* do not answer, not even after the deadline ... */
+	unsigned pass_n;   /* ... but so many of the first ones */
 	int fail;	   /* answer this error ... */
 	unsigned fail_n;   /* ... to so many */
 	unsigned flip_n;   /* spoil one byte of so many answers */
@@ -31,5 +32,7 @@ struct fault_store {
 struct fault_store *fault_store_new(struct ds_store *inner);
 /* Answers what is held, from then on at once. */
 void fault_store_release(struct fault_store *store);
+/* Answers the one that is held the longest. */
+void fault_store_release_one(struct fault_store *store);
 /* Blocks until so many are held, or fails the test after 20 s. */
 void fault_store_wait_held(struct fault_store *store, unsigned n);

@@ -3,6 +3,7 @@
  * ends them.
  */
 #include <criterion/criterion.h>
+#include <semaphore.h>
 
 #include "fetch_bench.h"
 #include "util/clock.h"
@@ -11,9 +12,15 @@ TestSuite(fetch_ahead, .fini = support_clean, .timeout = 120);
 
 #define WANTS_MAX 200u
 
-/* Chunks from `first` on, each `step` after the one before. */
-static void start_ahead(struct bench *bench, struct want *wants, uint32_t first, uint32_t step,
-			uint32_t n)
+typedef void done_fn(struct ds_fetch_waiter *waiter, int result, struct ds_chunk_bytes *bytes,
+		     const struct ds_diag *diag);
+
+/* What a want is told by itself, for those that are told by another first. */
+static done_fn *own_done;
+
+/* Chunks from `first` on, each `step` after the one before. With `done` that is called, and calls own_done. */
+static void start_ahead_by(struct bench *bench, struct want *wants, uint32_t first, uint32_t step,
+			   uint32_t n, done_fn *done)
 {
 	struct ds_fetch_target targets[WANTS_MAX];
 	struct ds_fetch_waiter *waiters[WANTS_MAX];
@@ -21,11 +28,21 @@ static void start_ahead(struct bench *bench, struct want *wants, uint32_t first,
 
 	for (uint32_t i = 0; i < n; i++) {
 		want_init(&wants[i], &bench->pack, first + i * step);
+		if (done) {
+			own_done = wants[i].waiter.done;
+			wants[i].waiter.done = done;
+		}
 		targets[i] = target_of(bench->image, &bench->pack, &bench->stored, wants[i].slot);
 		waiters[i] = &wants[i].waiter;
 	}
 	cr_assert_eq(ds_fetcher_want_ahead(bench->fetcher, targets, waiters, n, &taken_n), 0);
 	cr_assert_eq(taken_n, n);
+}
+
+static void start_ahead(struct bench *bench, struct want *wants, uint32_t first, uint32_t step,
+			uint32_t n)
+{
+	start_ahead_by(bench, wants, first, step, n, NULL);
 }
 
 Test(fetch_ahead, they_travel_together_and_each_is_told)
@@ -53,8 +70,6 @@ Test(fetch_ahead, they_travel_together_and_each_is_told)
 
 static struct {
 	struct bench *bench;
-	void (*done)(struct ds_fetch_waiter *waiter, int result, struct ds_chunk_bytes *bytes,
-		     const struct ds_diag *diag);
 	_Atomic unsigned calls_n;
 	unsigned here_n; /* when the first was told */
 } together;
@@ -66,31 +81,115 @@ static void on_together(struct ds_fetch_waiter *waiter, int result, struct ds_ch
 		for (uint32_t i = 0; i < TOGETHER_N; i++)
 			together.here_n +=
 				ds_image_has(together.bench->image, &together.bench->pack.slots[i]);
-	together.done(waiter, result, bytes, diag);
+	own_done(waiter, result, bytes, diag);
 }
 
 Test(fetch_ahead, they_are_filled_together)
 {
-	struct ds_fetch_target targets[TOGETHER_N];
-	struct ds_fetch_waiter *waiters[TOGETHER_N];
 	struct want wants[TOGETHER_N];
 	struct bench bench;
-	size_t taken_n;
 
 	bench_open(&bench, TOGETHER_N, DS_KIB(8), true, NULL);
 	together.bench = &bench;
-	for (uint32_t i = 0; i < TOGETHER_N; i++) {
-		want_init(&wants[i], &bench.pack, i);
-		together.done = wants[i].waiter.done;
-		wants[i].waiter.done = on_together;
-		targets[i] = target_of(bench.image, &bench.pack, &bench.stored, i);
-		waiters[i] = &wants[i].waiter;
-	}
-	cr_assert_eq(ds_fetcher_want_ahead(bench.fetcher, targets, waiters, TOGETHER_N, &taken_n),
-		     0);
+	start_ahead_by(&bench, wants, 0, 1, TOGETHER_N, on_together);
 	for (uint32_t i = 0; i < TOGETHER_N; i++)
 		cr_assert_eq(want_wait(&wants[i]), 0);
 	cr_assert_eq(together.here_n, TOGETHER_N, "%u of %u", together.here_n, TOGETHER_N);
+	bench_close(&bench);
+}
+
+#define RUNS_CHUNKS 8u
+
+static struct {
+	sem_t at_first, go_on;
+	_Atomic unsigned order_n;
+	uint32_t order[RUNS_CHUNKS + 1];
+} runs;
+
+static void on_run(struct ds_fetch_waiter *waiter, int result, struct ds_chunk_bytes *bytes,
+		   const struct ds_diag *diag)
+{
+	unsigned n = runs.order_n++;
+
+	runs.order[n] = ds_container_of(waiter, struct want, waiter)->slot;
+	if (n == 0) {
+		sem_post(&runs.at_first);
+		sem_wait(&runs.go_on);
+	}
+	own_done(waiter, result, bytes, diag);
+}
+
+Test(fetch_ahead, demand_overtakes_what_has_come_and_is_not_decoded)
+{
+	/* One worker; chunks that are decoded two at a time (RUN_BYTES), and come with one GET. */
+	struct ds_fetcher_options options = {.workers_n = 1};
+	struct want wants[RUNS_CHUNKS], joined;
+	struct bench bench;
+
+	sem_init(&runs.at_first, 0, 0);
+	sem_init(&runs.go_on, 0, 0);
+	bench_open(&bench, RUNS_CHUNKS, DS_KIB(200), true, &options);
+	start_ahead_by(&bench, wants, 0, 1, RUNS_CHUNKS, on_run);
+	sem_wait(&runs.at_first);
+	/* The second of the last run. */
+	start(&bench, &joined, RUNS_CHUNKS - 1, 20000);
+	cr_assert_eq(stats_of(&bench).joined_n, 1);
+	sem_post(&runs.go_on);
+	cr_assert_eq(want_wait(&joined), 0);
+	for (uint32_t i = 0; i < RUNS_CHUNKS; i++)
+		cr_assert_eq(want_wait(&wants[i]), 0);
+	cr_assert_eq(bench.store->gets_n, 1);
+	cr_assert_eq(runs.order_n, RUNS_CHUNKS);
+	for (uint32_t i = 0; i < RUNS_CHUNKS; i++) {
+		static const uint32_t order[RUNS_CHUNKS] = {0, 1, 6, 7, 2, 3, 4, 5};
+
+		cr_assert_eq(runs.order[i], order[i], "%u: %u", i, runs.order[i]);
+	}
+	bench_close(&bench);
+}
+
+/* Until so many answers wait for the worker. */
+static void wait_answers(struct bench *bench, size_t n)
+{
+	uint64_t limit_ns = ds_deadline_in_ms(20000);
+
+	while (ds_work_waiting_n(bench->fetcher->workers) != n && ds_mono_ns() < limit_ns)
+		ds_sleep_ms(1);
+	cr_assert_eq(ds_work_waiting_n(bench->fetcher->workers), n);
+}
+
+Test(fetch_ahead, demand_overtakes_answers_that_nobody_has_looked_at)
+{
+	/* One worker; three GETs of two chunks, which are decoded together. */
+	struct ds_fetcher_options options = {.workers_n = 1, .coalesce_bytes_max = DS_KIB(300)};
+	struct want wants[6], joined;
+	struct bench bench;
+
+	sem_init(&runs.at_first, 0, 0);
+	sem_init(&runs.go_on, 0, 0);
+	bench_open(&bench, 6, DS_KIB(200), true, &options);
+	hold(&bench);
+	start_ahead_by(&bench, wants, 0, 1, 6, on_run);
+	fault_store_wait_held(bench.store, 3);
+	fault_store_release_one(bench.store);
+	sem_wait(&runs.at_first);
+	for (size_t i = 0; i < 2; i++) {
+		fault_store_release_one(bench.store);
+		wait_answers(&bench, i + 1);
+	}
+	start(&bench, &joined, 5, 20000);
+	cr_assert_eq(stats_of(&bench).joined_n, 1);
+	sem_post(&runs.go_on);
+	cr_assert_eq(want_wait(&joined), 0);
+	for (uint32_t i = 0; i < 6; i++)
+		cr_assert_eq(want_wait(&wants[i]), 0);
+	cr_assert_eq(bench.store->gets_n, 3);
+	cr_assert_eq(runs.order_n, 6);
+	for (uint32_t i = 0; i < 6; i++) {
+		static const uint32_t order[6] = {0, 1, 4, 5, 2, 3};
+
+		cr_assert_eq(runs.order[i], order[i], "%u: %u", i, runs.order[i]);
+	}
 	bench_close(&bench);
 }
 

@@ -63,6 +63,25 @@ static inline struct ds_fetcher_stats stats_of(struct bench *bench)
 	return stats;
 }
 
+/* Until flights and pulls are all over. Who joins a flight that has failed, and is not gone yet, gets its error. */
+static inline void wait_quiet(struct bench *bench)
+{
+	for (unsigned still_n = 0; still_n < 3;) {
+		size_t cursor = 0;
+		bool is_busy;
+		void *value;
+
+		pthread_mutex_lock(&bench->fetcher->mutex);
+		is_busy = bench->fetcher->locked.flights_n > 0 ||
+			  !ds_list_is_empty(&bench->fetcher->locked.calls);
+		while (ds_map_each(bench->fetcher->locked.pulls, &cursor, NULL, NULL, &value))
+			is_busy |= ds_fetch_pull_is_busy(value);
+		pthread_mutex_unlock(&bench->fetcher->mutex);
+		still_n = is_busy ? 0 : still_n + 1;
+		ds_sleep_ms(1);
+	}
+}
+
 static inline void set(struct bench *bench, const char *match, unsigned flip_n, int fail,
 		       unsigned fail_n)
 {

@@ -97,6 +97,7 @@ Test(fetch_kept, J01_every_allocation_may_fail)
 							  target_of(bench.image, &bench.pack,
 								    &bench.stored, i)},
 						  1, true) == 1;
+		wait_quiet(&bench);
 		whole = ds_mem_fail_after(-1, 0) == 0 && right_n == 4;
 		for (uint32_t i = 0; i < 4; i++)
 			cr_assert_eq(fetch(&bench, i), 0);

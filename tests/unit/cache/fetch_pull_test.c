@@ -14,25 +14,6 @@ static void pull(struct bench *bench)
 	ds_fetcher_pull(bench->fetcher, bench->image, &bench->stored.id);
 }
 
-/* Flights and pulls are all over. */
-static void wait_quiet(struct bench *bench)
-{
-	for (unsigned still_n = 0; still_n < 3;) {
-		size_t cursor = 0;
-		bool is_busy;
-		void *value;
-
-		pthread_mutex_lock(&bench->fetcher->mutex);
-		is_busy = bench->fetcher->locked.flights_n > 0 ||
-			  !ds_list_is_empty(&bench->fetcher->locked.calls);
-		while (ds_map_each(bench->fetcher->locked.pulls, &cursor, NULL, NULL, &value))
-			is_busy |= ds_fetch_pull_is_busy(value);
-		pthread_mutex_unlock(&bench->fetcher->mutex);
-		still_n = is_busy ? 0 : still_n + 1;
-		ds_sleep_ms(1);
-	}
-}
-
 static unsigned local_n(struct bench *bench)
 {
 	return support_count(bench->image, &bench->pack, false);
@@ -168,6 +149,123 @@ Test(fetch_pull, freeing_ends_it)
 		bench_close(&bench);
 		support_clean();
 	}
+}
+
+#define TINY_N 20000u
+
+/* A pack of very many chunks, of which no GET is answered but those of its table: until it has made all the flights that it may. */
+static void pull_tiny(struct bench *bench)
+{
+	uint64_t limit_ns = ds_deadline_in_ms(20000);
+
+	bench_open(bench, TINY_N, 40, true, NULL);
+	pthread_mutex_lock(&bench->store->mutex);
+	bench->store->match = bench->stored.key;
+	bench->store->hold = true;
+	bench->store->pass_n = 2; /* its table is longer than TAIL_BYTES */
+	pthread_mutex_unlock(&bench->store->mutex);
+	pull(bench);
+	while (stats_of(bench).underway_n < DS_FETCH_PULL_FLIGHTS_MAX && ds_mono_ns() < limit_ns)
+		ds_sleep_ms(1);
+	cr_assert_geq(stats_of(bench).underway_n, DS_FETCH_PULL_FLIGHTS_MAX);
+	fault_store_wait_held(bench->store, 1);
+}
+
+Test(fetch_pull, tiny_files_come_some_thousand_at_a_time)
+{
+	struct bench bench;
+
+	pull_tiny(&bench);
+	for (int i = 0; i < 100; i++) {
+		uint64_t n = stats_of(&bench).underway_n;
+
+		cr_assert_leq(n, DS_FETCH_PULL_FLIGHTS_MAX + 64, "%llu", (unsigned long long)n);
+		ds_sleep_ms(3);
+	}
+	fault_store_release(bench.store);
+	wait_quiet(&bench);
+	cr_assert_eq(local_n(&bench), TINY_N);
+	cr_assert_eq(stats_of(&bench).chunks_n, TINY_N);
+	cr_assert_eq(stats_of(&bench).pulls_n, 1);
+	bench_close(&bench);
+}
+
+Test(fetch_pull, it_ends_with_the_fetcher_while_it_pauses)
+{
+	struct bench bench;
+
+	pull_tiny(&bench);
+	bench_close(&bench);
+	support_clean();
+	/* And while it goes on: some have come, some are on their way, some are not asked for yet. */
+	pull_tiny(&bench);
+	fault_store_release_one(bench.store);
+	while (stats_of(&bench).chunks_n == 0)
+		ds_sleep_ms(1);
+	fault_store_release(bench.store);
+	bench_close(&bench);
+}
+
+static unsigned busy_n(struct bench *bench)
+{
+	unsigned n;
+
+	pthread_mutex_lock(&bench->fetcher->mutex);
+	n = bench->fetcher->locked.pulls_busy_n;
+	pthread_mutex_unlock(&bench->fetcher->mutex);
+	return n;
+}
+
+#define OTHERS_N 6u
+
+Test(fetch_pull, few_at_a_time_and_a_chunk_that_was_moved_is_found_meanwhile)
+{
+	struct support_pack packs[OTHERS_N], moved_pack;
+	struct stored_pack stored[OTHERS_N], moved, to;
+	struct ds_image *images[OTHERS_N], *moved_image;
+	struct bench bench;
+	struct want want;
+
+	pull_tiny(&bench);
+	for (uint32_t i = 0; i < OTHERS_N; i++) {
+		support_pack_init(&packs[i], 20 + i, 10, 5000, false);
+		stored_pack_init(&stored[i], &packs[i], 0, 10, bench.memory);
+		images[i] = support_image(bench.cache, &packs[i]);
+		ds_fetcher_pull(bench.fetcher, images[i], &stored[i].id);
+	}
+	cr_assert_eq(stats_of(&bench).pulls_n, 4);
+	cr_assert_eq(busy_n(&bench), 4);
+	/* More of them wait than there are threads for them and for this. */
+	support_pack_init(&moved_pack, 40, 10, 5000, false);
+	stored_pack_init(&moved, &moved_pack, 0, 10, bench.memory);
+	stored_pack_init(&to, &moved_pack, 0, 9, bench.memory);
+	stored_pack_move(&moved, &to, bench.memory);
+	moved_image = support_image(bench.cache, &moved_pack);
+	want_start(&want, bench.fetcher, moved_image, &moved_pack, &moved, 3, 20000);
+	cr_assert_eq(want_wait(&want), 0);
+	cr_assert_eq(busy_n(&bench), 4);
+	fault_store_release(bench.store);
+	wait_quiet(&bench);
+	cr_assert_eq(busy_n(&bench), 0);
+	cr_assert_eq(local_n(&bench), TINY_N);
+	/* Those that were turned away are asked for again, by whoever misses something of them. */
+	for (uint32_t i = 0; i < OTHERS_N; i++) {
+		cr_assert_eq(support_count(images[i], &packs[i], false), i < 3 ? 10 : 0);
+		ds_fetcher_pull(bench.fetcher, images[i], &stored[i].id);
+		wait_quiet(&bench);
+		cr_assert_eq(support_count(images[i], &packs[i], false), 10);
+	}
+	cr_assert_eq(stats_of(&bench).pulls_n, 1 + OTHERS_N);
+	for (uint32_t i = 0; i < OTHERS_N; i++) {
+		ds_image_unref(images[i]);
+		stored_pack_release(&stored[i]);
+		support_pack_release(&packs[i]);
+	}
+	ds_image_unref(moved_image);
+	stored_pack_release(&moved);
+	stored_pack_release(&to);
+	support_pack_release(&moved_pack);
+	bench_close(&bench);
 }
 
 Test(fetch_pull, J01_every_allocation_may_fail)

@@ -112,7 +112,7 @@ Test(fetch, what_is_in_flight_stays_within_the_budget)
 	bench_close(&bench);
 }
 
-Test(fetch, demand_overtakes_prefetch)
+Test(fetch, prefetch_has_no_room_beside_demand)
 {
 	struct ds_fetcher_options options = {.inflight_bytes_max = DS_KIB(16)};
 	struct ds_fetch_target targets[2];
@@ -250,6 +250,49 @@ Test(fetch, a_stalled_get_is_cancelled_when_its_last_waiter_has_gone)
 	start(&bench, &wants[0], 3, 20000);
 	cr_assert_eq(want_wait(&wants[0]), 0);
 	cr_assert_not(ds_fetcher_abandon(bench.fetcher, &wants[0].waiter));
+	bench_close(&bench);
+}
+
+static struct {
+	_Atomic int result;
+	_Atomic bool is_over;
+} early;
+
+static void on_early(struct ds_fetch_call *call)
+{
+	early.result = call->req.result;
+	early.is_over = true;
+}
+
+Test(fetch, a_call_that_is_cancelled_before_the_store_has_it_is_cancelled)
+{
+	struct ds_buf buf = DS_BUF_INIT(DS_KIB(64));
+	uint64_t limit_ns = ds_deadline_in_ms(20000);
+	struct ds_fetch_call call = {.over = on_early};
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	/* With the store and the threads at work. */
+	cr_assert_eq(fetch(&bench, 3), 0);
+	hold(&bench);
+	call.req = (struct ds_store_req){.op = DS_STORE_GET,
+					 .key = bench.stored.key,
+					 .len_bytes = 1000,
+					 .into = &buf};
+	ds_list_init(&call.node);
+	/* As when the last who waited for a batch goes between its making and its submission. */
+	pthread_mutex_lock(&bench.fetcher->mutex);
+	ds_fetch_cancel_locked(&call);
+	pthread_mutex_unlock(&bench.fetcher->mutex);
+	ds_fetch_submit(bench.fetcher, &call);
+	while (!early.is_over && ds_mono_ns() < limit_ns)
+		ds_sleep_ms(1);
+	cr_assert(early.is_over);
+	cr_assert_eq(early.result, -DS_E_INTERRUPTED);
+	cr_assert_eq(bench.store->cancelled_n, 1);
+	fault_store_release(bench.store);
+	wait_quiet(&bench);
+	ds_buf_release(&buf);
 	bench_close(&bench);
 }
 

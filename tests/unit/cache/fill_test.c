@@ -11,6 +11,7 @@
 
 #include "cache/cache_internal.h"
 #include "cache_support.h"
+#include "util/clock.h"
 #include "util/random.h"
 
 TestSuite(fill, .fini = support_clean, .timeout = 240);
@@ -195,4 +196,47 @@ Test(fill, what_does_not_fit_together_is_tried_by_itself)
 	ds_cache_unref(cache);
 	support_pack_release(&pack);
 	free(data);
+}
+
+Test(fill, a_lock_on_the_claims_that_is_never_let_go_of_is_waited_for_once)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack;
+	struct ds_image *image;
+	uint64_t before_ns, limit_ns;
+	int dir_fd, map_fd;
+
+	support_pack_init(&pack, 7, 30, 5000, true);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill(image, &pack, 0), 0);
+	/* As held by somebody who was stopped while he claimed slots. */
+	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
+	map_fd = openat(dir_fd, "map", O_RDWR | O_CLOEXEC);
+	cr_assert_eq(ds_map_lock(map_fd, F_WRLCK, DS_MAP_LOCK_CLAIM), 0);
+	before_ns = ds_mono_ns();
+	for (uint32_t i = 1; i <= 20; i++)
+		cr_assert_eq(support_fill(image, &pack, i), -EAGAIN);
+	cr_assert_lt(ds_mono_ns() - before_ns, 4 * (uint64_t)DS_NS_PER_S);
+	/* Nor is it waited for later, while it is held. */
+	before_ns = ds_mono_ns();
+	limit_ns = ds_deadline_in_ms(1500);
+	while (ds_mono_ns() < limit_ns) {
+		cr_assert_eq(support_fill(image, &pack, 21), -EAGAIN);
+		cr_assert_lt(ds_mono_ns() - before_ns, 700 * (uint64_t)DS_NS_PER_MS);
+		ds_sleep_ms(50);
+		before_ns = ds_mono_ns();
+	}
+	/* And when it is let go of, all is as before, a second later at most. */
+	cr_assert_eq(ds_map_lock(map_fd, F_UNLCK, DS_MAP_LOCK_CLAIM), 0);
+	limit_ns = ds_deadline_in_ms(5000);
+	while (support_fill(image, &pack, 22) != 0 && ds_mono_ns() < limit_ns)
+		ds_sleep_ms(50);
+	cr_assert_eq(support_count(image, &pack, false), 2);
+	cr_assert_eq(support_fill_all(image, &pack), 30);
+	cr_assert_eq(support_count(image, &pack, false), 30);
+	close(map_fd);
+	close(dir_fd);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
 }

@@ -6,7 +6,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cache/cache_internal.h"
 #include "cache_support.h"
+#include "util/clock.h"
 #include "util/file.h"
 #include "util/mem.h"
 
@@ -34,6 +36,65 @@ Test(image, what_was_filled_is_read_back_whole_and_in_parts)
 		cr_assert_eq(ds_image_read_now(image, &pack.slots[i], off, len - off, have), 0);
 		cr_assert_arr_eq(want + off, have, len - off);
 	}
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+/* All that is asked for by who must not wait. */
+static void check_not_now(struct ds_image *image, const struct ds_image_slot *slot)
+{
+	struct ds_image_direct direct;
+	uint8_t data[10];
+	bool has;
+
+	cr_assert_eq(ds_image_read_now(image, slot, 0, 10, data), -EAGAIN);
+	cr_assert_eq(ds_image_has_now(image, slot, &has), -EAGAIN);
+	cr_assert_eq(ds_image_direct_begin(image, slot, 0, 10, DS_KIB(64), &direct), -EAGAIN);
+	cr_assert_eq(image->disk, NULL);
+}
+
+Test(image, who_must_not_wait_opens_nothing_and_meets_no_lock)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack;
+	uint64_t before_ns;
+	struct ds_image *image;
+	uint8_t data[5000];
+	int dir_fd, map_fd;
+	bool has = false;
+
+	support_pack_init(&pack, 7, 20, 5000, true);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill(image, &pack, 3), 0);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	/* As held by an evictor that was stopped. */
+	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
+	map_fd = openat(dir_fd, "map", O_RDWR | O_CLOEXEC);
+	cr_assert_eq(ds_map_lock(map_fd, F_WRLCK, DS_MAP_LOCK_USE), 0);
+	cache = support_open(support_path("c"), DS_MIB(64), 1);
+	image = support_image(cache, &pack);
+	before_ns = ds_mono_ns();
+	check_not_now(image, &pack.slots[3]);
+	cr_assert_lt(ds_mono_ns() - before_ns, 500 * (uint64_t)DS_NS_PER_MS);
+	/* And within this process, by who waits for that one: else this would be for ever. */
+	pthread_mutex_lock(&image->mutex);
+	check_not_now(image, &pack.slots[3]);
+	pthread_mutex_unlock(&image->mutex);
+	cr_assert_eq(ds_map_lock(map_fd, F_UNLCK, DS_MAP_LOCK_USE), 0);
+	check_not_now(image, &pack.slots[3]);
+	/* When somebody has opened it, all is there. */
+	cr_assert_eq(ds_image_read(image, &pack.slots[3], 0, 5000, false, data), 0);
+	pthread_mutex_lock(&image->mutex);
+	cr_assert_eq(ds_image_read_now(image, &pack.slots[3], 0, 5000, data), 0);
+	cr_assert_eq(ds_image_has_now(image, &pack.slots[3], &has), 0);
+	cr_assert(has);
+	cr_assert_eq(ds_image_has_now(image, &pack.slots[4], &has), 0);
+	cr_assert_not(has);
+	pthread_mutex_unlock(&image->mutex);
+	close(map_fd);
+	close(dir_fd);
 	ds_image_unref(image);
 	ds_cache_unref(cache);
 	support_pack_release(&pack);
@@ -380,18 +441,20 @@ Test(image, a_mapping_shows_the_file_with_its_holes)
 static int back(struct ds_image *image, const struct support_pack *pack, int *ret_fd)
 {
 	struct ds_image_backing backing;
-	int r = ds_image_backing_begin(image, &backing);
+	int r = ds_image_backing_begin(image, true, &backing), hold_fd;
 
 	if (r < 0)
 		return r;
 	for (uint32_t i = 0; i < 20 && r == 0; i++) {
 		if (i % 2)
 			r = ds_image_backing_add_zeros(&backing, i, pack->slots[i].raw_off);
-		else if (!ds_image_backing_has(&backing, &pack->slots[i]))
-			r = -ENODATA;
+		else
+			r = ds_image_backing_has(&backing, &pack->slots[i], true);
 	}
 	if (r == 0)
-		r = ds_image_backing_take(&backing, ret_fd);
+		r = ds_image_backing_take(&backing, ret_fd, &hold_fd);
+	if (r == 0)
+		close(hold_fd);
 	ds_image_backing_end(&backing);
 	return r;
 }

@@ -302,7 +302,7 @@ Test(scan, what_the_kernel_reads_is_used)
 	struct support_pack pack;
 	struct ds_image *image;
 	uint64_t before;
-	int dir_fd, fd;
+	int dir_fd, fd, hold_fd;
 
 	packs_init(&pack, 1, SLOTS, 100);
 	image = support_image(cache, &pack);
@@ -310,10 +310,11 @@ Test(scan, what_the_kernel_reads_is_used)
 	ds_sleep_ms(200);
 	before = ds_cache_now_ms();
 	cr_assert_lt(ds_image_used_ms(image), before);
-	cr_assert_eq(ds_image_backing_begin(image, &backing), 0);
-	cr_assert_eq(ds_image_backing_take(&backing, &fd), 0);
+	cr_assert_eq(ds_image_backing_begin(image, true, &backing), 0);
+	cr_assert_eq(ds_image_backing_take(&backing, &fd, &hold_fd), 0);
 	ds_image_backing_end(&backing);
 	close(fd);
+	close(hold_fd);
 	ds_image_unref(image);
 	ds_cache_unref(cache);
 	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);

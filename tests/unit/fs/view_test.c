@@ -1,9 +1,12 @@
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "util/clock.h"
+#include "repo/view_internal.h"
 #include "view_support.h"
 
 TestSuite(view, .fini = support_clean, .timeout = 240);
@@ -71,6 +74,72 @@ static int call_get_root(struct ds_demand *demand, void *ctx)
 	struct ds_entry entry;
 
 	return ds_view_get(ctx, demand, DS_ROOT_ID, &entry);
+}
+
+/* Takes the manifest's pages from the cache, and leaves their index. */
+static void forget_pages(const char *cache_dir)
+{
+	unsigned found_n = 0, images_n = 1;
+
+	for (unsigned i = 0; i < images_n; i++) {
+		char magic[15] = "";
+		int image_fd = -1, fd;
+
+		images_n = support_images(cache_dir, i, &image_fd);
+		cr_assert_geq(image_fd, 0);
+		fd = openat(image_fd, "data", O_RDONLY | O_CLOEXEC);
+		if (fd >= 0 && pread(fd, magic, sizeof(magic), 0) == (ssize_t)sizeof(magic) &&
+		    memcmp(magic, "SQLite format 3", sizeof(magic)) == 0) {
+			cr_assert_eq(unlinkat(image_fd, "data", 0), 0);
+			cr_assert_eq(unlinkat(image_fd, "map", 0), 0);
+			found_n++;
+		}
+		close(fd);
+		close(image_fd);
+	}
+	cr_assert_eq(found_n, 1);
+}
+
+static int call_total(struct ds_demand *demand, void *ctx)
+{
+	uint64_t files_n;
+	int r = ds_view_total(ctx, demand, "files", &files_n);
+
+	if (r == 0)
+		cr_assert_eq(files_n, VIEW_FILES_N + 1 + VIEW_LINKS_N);
+	return r;
+}
+
+/* What a mount looks at before it begins (fs_kernel.c). */
+Test(view, totals_cost_no_get_once_the_list_is_fetched_and_that_costs_one)
+{
+	struct view_bench bench;
+	struct view_run run;
+	unsigned gets_n;
+
+	view_bench_init(&bench);
+	gets_n = bench.store->gets_n + 1;
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
+	cr_expect_eq(bench.store->gets_n, gets_n);
+	ds_view_fetch_listed(bench.view, bench.record);
+	cr_assert_eq(view_run(bench.view, 20000, call_total, bench.view, &run), 0);
+	cr_expect_gt(run.waits_n, 0);
+	view_bench_settle(&bench);
+	cr_expect_eq(bench.store->gets_n, gets_n, "a new one's: %u", bench.store->gets_n - gets_n);
+	view_bench_close(&bench);
+
+	forget_pages(support_path("c"));
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
+	cr_expect_eq(bench.store->gets_n, gets_n, "the root is here");
+	ds_view_fetch_listed(bench.view, bench.record);
+	ds_view_fetch_listed(bench.view, bench.record);
+	cr_expect_eq(bench.store->gets_n, gets_n + 1);
+	cr_assert_eq(view_run(bench.view, 20000, call_total, bench.view, &run), 0);
+	cr_expect_gt(run.waits_n, 0);
+	view_bench_settle(&bench);
+	cr_expect_eq(bench.store->gets_n, gets_n + 1);
+	view_bench_close(&bench);
+	view_bench_release(&bench);
 }
 
 /* What a thread of FUSE calls: it neither waits nor asks the store for anything. */
@@ -479,4 +548,29 @@ Test(view, a_hit_of_a_small_file_allocates_nothing_but_what_sqlite_does_in_two_l
 	}
 	view_bench_close(&bench);
 	view_bench_release(&bench);
+}
+
+/* So that one look at a file brings no whole pack, however much was read before. */
+Test(view, a_burst_is_no_epoch_for_who_comes_long_after_it)
+{
+	struct view_pace pace = {0};
+	uint64_t second = 1000;
+
+	for (unsigned i = 1; i < 8; i++)
+		cr_assert(!view_pace_is_epoch(&pace, second));
+	for (unsigned i = 8; i <= 64; i++)
+		cr_assert(view_pace_is_epoch(&pace, second), "the %uth", i);
+	/* A pause, as a trainer makes for a checkpoint. */
+	cr_assert(view_pace_is_epoch(&pace, second + 2));
+	cr_assert(!view_pace_is_epoch(&pace, second + 6));
+	/* A clock that another thread has read before. */
+	cr_assert(!view_pace_is_epoch(&pace, second + 5));
+	for (unsigned i = 0; i < 1000; i++)
+		cr_assert(!view_pace_is_epoch(&pace, second + 100 * i));
+	for (unsigned i = 0; i < 40; i++) /* four a second are none, eight are */
+		(void)view_pace_is_epoch(&pace, second + 200000 + i / 4);
+	cr_assert(!view_pace_is_epoch(&pace, second + 200010));
+	for (unsigned i = 0; i < 80; i++)
+		(void)view_pace_is_epoch(&pace, second + 300000 + i / 8);
+	cr_assert(view_pace_is_epoch(&pace, second + 300010));
 }

@@ -62,25 +62,57 @@ static void note(struct ds_work_item *item)
 	order[order_n++] = ds_container_of(item, struct named, item)->name;
 }
 
+/* One worker, who is in `blocker` until the gate opens; behind that the items, those in capitals as urgent ones. */
+static struct ds_work *start_blocked(struct ds_work_item *blocker, struct named *items, size_t n)
+{
+	struct ds_work *work = NULL;
+
+	init_gate();
+	cr_assert_eq(ds_work_new(1, "test", &work), 0);
+	ds_work_submit(work, blocker, false);
+	sem_wait(&at_gate);
+	for (size_t i = 0; i < n; i++) {
+		items[i].item.run = note;
+		ds_work_submit(work, &items[i].item, items[i].name < 'a');
+	}
+	return work;
+}
+
 Test(work, urgent_items_overtake_and_equals_keep_their_order)
 {
 	struct named items[] = {
 		{.name = 'a'}, {.name = 'b'}, {.name = 'C'}, {.name = 'D'}, {.name = 'e'}};
 	struct ds_work_item blocker = {.run = block};
-	struct ds_work *work = NULL;
+	struct ds_work *work = start_blocked(&blocker, items, DS_ARRAY_SIZE(items));
 
-	init_gate();
-	cr_assert_eq(ds_work_new(1, "test", &work), 0);
-	ds_work_submit(work, &blocker, false);
-	sem_wait(&at_gate);
-	for (size_t i = 0; i < DS_ARRAY_SIZE(items); i++) {
-		items[i].item.run = note;
-		ds_work_submit(work, &items[i].item, items[i].name < 'a');
-	}
 	cr_assert_eq(ds_work_waiting_n(work), 5);
 	sem_post(&gate);
 	ds_work_free(work);
 	cr_assert_str_eq(order, "CDabe");
+}
+
+Test(work, an_item_that_waits_can_be_hastened)
+{
+	struct named items[] = {
+		{.name = 'a'}, {.name = 'B'}, {.name = 'c'}, {.name = 'd'}, {.name = 'E'}};
+	struct ds_work_item blocker = {.run = block}, last = {.run = block};
+	struct ds_work *work = start_blocked(&blocker, items, DS_ARRAY_SIZE(items));
+
+	ds_work_submit(work, &last, false);
+	/* Behind those that are urgent already, which stay where they are; not one that runs. */
+	ds_work_hasten(work, &items[3].item);
+	ds_work_hasten(work, &items[1].item);
+	ds_work_hasten(work, &items[3].item);
+	ds_work_hasten(work, &blocker);
+	cr_assert_eq(ds_work_waiting_n(work), 6);
+	sem_post(&gate);
+	sem_wait(&at_gate);
+	/* Nor one that has run. */
+	ds_work_hasten(work, &items[0].item);
+	cr_assert_eq(ds_work_waiting_n(work), 0);
+	sem_post(&gate);
+	ds_work_free(work);
+	cr_assert_str_eq(order, "BEdac");
 }
 
 Test(work, items_run_side_by_side)
