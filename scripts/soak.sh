@@ -33,12 +33,14 @@ second_version	30	second_version.py
 million	30	million.py
 mount_stalls	20	mount_stalls.py --strict
 stalls_uring	20	../lib/with_uring.sh env DSFS_MOUNT_OPTIONS=io_uring=on $programs/mount_stalls.py --strict
+kernel_modes	60	kernel_modes.py
 mount_semantics	10	mount_semantics.py
 mount_cache	20	mount_cache.py
 scan	30	scan.py --mib 1024 --epochs 8
 warm	20	warm.py --files 8000
 commit_options	10	commit_options.py
-fuse_uring	12	fuse_uring.py
+fuse_uring	17	fuse_uring.py
+replies	62	replies.py
 moving_source	20	moving_source.py --seconds 900
 racers	60	racers.py --racers 16 --versions 40
 trees_dir	120	trees.py --seeds 1-200 --store dir
@@ -75,7 +77,7 @@ done
 if [ ! -f "$build/build.ninja" ]; then
 	meson setup "$build" --buildtype=release || exit 1
 fi
-ninja --quiet -C "$build" src/cli/dsfs tests/stress/fuse_uring_stress || exit 1
+ninja --quiet -C "$build" src/cli/dsfs tests/stress/fuse_uring_stress tests/stress/fs_stress || exit 1
 DSFS=$(realpath "$build/src/cli/dsfs")
 export DSFS PYTHONDONTWRITEBYTECODE=1
 out=$build/soak

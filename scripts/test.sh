@@ -5,7 +5,7 @@
 #
 # Stages, all of them by default:
 #	check	 the tree itself: format, file lengths, words
-#	asan	 gcc, ASan + UBSan, -O1: every suite but `release`; the include rules
+#	asan	 gcc, ASan + UBSan, -O1: every suite but `release` and `minute`; the include rules
 #	clang	 clang, release: suites `unit` and `smoke`
 #	release	 gcc, release: suites `unit`, `smoke` and `release`
 #	tsan	 gcc, TSan: suite `stress`
@@ -166,7 +166,7 @@ stage_check() {
 
 stage_asan() {
 	build asan -Db_sanitize=address,undefined -Doptimization=1 -Ddebug=true &&
-		run asan --no-suite release
+		run asan --no-suite release --no-suite minute
 }
 
 stage_clang() {

@@ -151,7 +151,8 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="(3)")
     parser.add_argument("--scale", type=float, default=1, metavar="X",
                         help="so much of the data: 0.05 for a quick look (1)")
-    parser.add_argument("--json", metavar="FILE", help="all samples go there, too")
+    parser.add_argument("--json", default="build-bench/bench.json", metavar="FILE",
+                        help="all samples go there, too (build-bench/bench.json)")
     parser.add_argument("--minutes", type=float, metavar="N",
                         help="begin no further round, and no further row, after this time")
     parser.add_argument("--variant", action="append", default=[], metavar="NAME=OPTIONS",
@@ -217,6 +218,7 @@ def main():
     print()
     bench.report.print()
     if args.json:
+        os.makedirs(os.path.dirname(args.json) or ".", exist_ok=True)
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"machine": machine, **bench.report.as_json()}, file, indent=1)
             file.write("\n")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """usage: bench_driver_test.py DSFS
-The driver of the benchmark runs a row that needs neither root nor a server, with very little data, and
-reports figures of all that it was to measure. How large they are counts for nothing."""
+The driver of the benchmark runs two rows that need neither root nor a server, with very little data, and
+reports figures of all that they were to measure. How large they are counts for nothing."""
 import json
 import os
 import subprocess
@@ -15,7 +15,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="dsfs-bench.") as base:
         out = f"{base}/figures.json"
         done = subprocess.run(
-            [f"{HERE}/bench.py", "--only", "epoch-warm", "--scale", "0.001", "--rounds", "2",
+            [f"{HERE}/bench.py", "--only", "epoch-warm", "--only", "large-warm", "--scale", "0.001", "--rounds", "2",
              "--peers", "none", "--variant", "other=umask=077", "--dir", f"{base}/data",
              "--json", out], env={**os.environ, "DSFS": sys.argv[1]}, timeout=300,
             capture_output=True, text=True)
@@ -26,12 +26,17 @@ def main():
             sys.exit(f"bench_driver_test: status {done.returncode}:\n{done.stdout}{done.stderr}")
         with open(out, encoding="utf-8") as file:
             report = json.load(file)
-        measured = {row["contender"] for row in report["figures"]
-                    if row["what"] == "4 readers" and len(row["samples"]) == 2}
-        missing = {"local", "bare-classic", "bare-stateless", "dsfs", "dsfs:other"} - measured
-        if missing:
-            sys.exit(f"bench_driver_test: not measured: {missing}\n{done.stdout}{done.stderr}")
-        if len(report["wanted"]) != 4:
+        for what, more in ("4 readers", set()), ("sequential", {"dsfs:kernel=classic", "dsfs:kernel=stateless"}):
+            measured = {row["contender"] for row in report["figures"]
+                        if row["what"] == what and len(row["samples"]) == 2}
+            missing = {"local", "bare-classic", "bare-stateless", "dsfs", "dsfs:other"} | more
+            missing -= measured
+            if missing:
+                sys.exit(f"bench_driver_test: {what}: not measured: {missing}\n{done.stdout}{done.stderr}")
+        # Of each variant for 2 and for 4 readers, and for the large file; of the modes against the bare servers.
+        wanted = [(row["contender"], row["reference"].partition("-")[0]) for row in report["wanted"]]
+        if sorted(wanted) != sorted([("dsfs", "local"), ("dsfs:other", "local")] * 3 +
+                                    [("dsfs:kernel=classic", "bare"), ("dsfs:kernel=stateless", "bare")]):
             sys.exit(f"bench_driver_test: {report['wanted']}")
         left = [name for name in os.listdir(f"{base}/data") if not name.startswith("scale-")]
         if left:
