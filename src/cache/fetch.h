@@ -49,6 +49,8 @@ struct ds_fetch_waiter {
 	void (*done)(struct ds_fetch_waiter *waiter, int result, struct ds_chunk_bytes *bytes,
 		     const struct ds_diag *diag);
 	uint64_t deadline_ns;
+	/* set before done: the bytes came from the store, for this waiter or who was first; false: they were here, if only to be checked */
+	bool has_come;
 	/* the fetcher's own */
 	struct ds_list node;
 	struct ds_list deadline_node;

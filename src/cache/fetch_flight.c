@@ -109,6 +109,7 @@ void ds_flight_finish(struct ds_flight *flight, int result, struct ds_chunk_byte
 			ds_list_entry(waiters.next, struct ds_fetch_waiter, node);
 
 		ds_list_remove(&waiter->node);
+		waiter->has_come = flight->has_come;
 		/* It may be gone when this returns. */
 		waiter->done(waiter, result, bytes, result < 0 ? flight->diag : NULL);
 	}
@@ -295,6 +296,7 @@ static void fill_and_finish(struct ds_flight **flights, struct ds_chunk_bytes **
 		/* Whether the disk took it or not, the bytes are here. */
 		if (fills[i].result < 0)
 			ds_fetch_keep(fetcher, &flights[i]->slot.digest, bytes[i]);
+		flights[i]->has_come = true;
 		ds_flight_finish(flights[i], 0, bytes[i]);
 		ds_chunk_bytes_unref(bytes[i]);
 	}

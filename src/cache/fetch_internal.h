@@ -93,6 +93,7 @@ struct ds_flight {
 	bool is_prefetch;     /* goes on without waiters */
 	uint64_t ahead_bytes; /* counted as prefetch that has not set out; 0: not */
 	bool is_looked_for;   /* a worker has looked for it */
+	bool has_come;	      /* from the store */
 	struct ds_list waiters;
 
 	struct ds_image *image;

@@ -51,7 +51,8 @@ static void on_failed(void *ctx, const char *path, const struct ds_diag *diag)
 static bool on_tick(void *ctx, const struct ds_warm_progress *progress)
 {
 	struct warm_call *warm = ctx;
-	bool is_looking = progress->files_n == 0 && progress->fetched_bytes == 0;
+	bool is_looking =
+		progress->files_n == 0 && progress->fetched_bytes == 0 && progress->here_bytes == 0;
 
 	if (is_looking)
 		cli_progress_show(&warm->progress, "looking", progress->files_total_n, 0,

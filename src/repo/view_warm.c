@@ -260,8 +260,11 @@ static void on_fetched(struct ds_fetch_waiter *fetch, int result, struct ds_chun
 		chunk_failed_locked(warm, &want->chunk, result, diag);
 	else if (!has_stayed)
 		warm->locked.lost_bytes += len;
-	else if (want->chunk.ino)
+	else if (want->chunk.ino && fetch->has_come)
 		warm->locked.progress.fetched_bytes += len;
+	else if (want->chunk.ino)
+		/* Checked only, or another process was quicker. */
+		warm->locked.progress.here_bytes += len;
 	want_over_locked(warm, want);
 	pthread_mutex_unlock(&warm->mutex);
 }

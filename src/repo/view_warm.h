@@ -17,8 +17,9 @@ struct ds_warm_progress {
 	bool is_over, is_incomplete;
 	uint64_t files_n, files_total_n; /* a file counts once all of it is here, or has failed */
 	uint64_t bytes_total;		 /* of all chunks that are wanted, each once; no zeros */
-	uint64_t here_bytes, fetched_bytes; /* were there, as far as was looked; were brought */
-	uint64_t failed_n;		    /* files of which something could not be had */
+	uint64_t here_bytes,
+		fetched_bytes; /* were there, as far as was looked; came from the store */
+	uint64_t failed_n;     /* files of which something could not be had */
 };
 
 struct ds_warm_options {
