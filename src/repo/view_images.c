@@ -21,6 +21,8 @@
 struct view_image {
 	struct ds_list node;
 	struct ds_digest name;
+	uint64_t size_bytes;
+	uint32_t slots_n;
 	struct ds_image *image;
 };
 
@@ -165,7 +167,8 @@ static int file_image(struct ds_view *view, const struct ds_entry *entry,
 	ds_image_name(DS_IMAGE_FILE, &entry->digest, &layout.name);
 	pthread_mutex_lock(&view->mutex);
 	found = ds_map_get(view->locked.images, &layout.name, sizeof(layout.name));
-	if (found) {
+	/* One of another layout, as slot_get has it, is passed by: the cache knows this file's. */
+	if (found && found->size_bytes == layout.size_bytes && found->slots_n == layout.slots_n) {
 		ds_list_remove(&found->node);
 		ds_list_push_back(&view->locked.lru, &found->node);
 		image = ds_image_ref(found->image);
@@ -181,9 +184,11 @@ static int file_image(struct ds_view *view, const struct ds_entry *entry,
 	found = ds_calloc(1, sizeof(*found));
 	if (found) {
 		found->name = layout.name;
+		found->size_bytes = layout.size_bytes;
+		found->slots_n = layout.slots_n;
 		found->image = ds_image_ref(image);
 		pthread_mutex_lock(&view->mutex);
-		/* Another thread may have been quicker; the cache gave both the same object. */
+		/* Another thread may have been quicker; the cache gave both the same object (or a lying manifest has said two sizes). */
 		if (ds_map_get(view->locked.images, &layout.name, sizeof(layout.name)) ||
 		    ds_map_put(view->locked.images, &layout.name, sizeof(layout.name), found,
 			       NULL) < 0) {

@@ -433,6 +433,32 @@ Test(view, wrong_kinds_and_missing_names_have_their_own_errors)
 }
 
 /* Whatever allocation fails, here or in the fetcher: an error or right bytes, no hang, no leak. */
+/* A manifest that lies: what is handed out to the kernel for one would be read as the other. */
+Test(view, files_of_one_digest_and_different_sizes_have_images_of_their_own)
+{
+	struct ds_entry entries[3];
+	struct ds_image *images[3], *again;
+	struct view_bench bench;
+
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
+	entries[0] = (struct ds_entry){.digest = {{7}}, .size_bytes = DS_MIB(9), .extents_n = 4};
+	entries[1] = entries[2] = entries[0];
+	entries[1].size_bytes--;
+	entries[2].extents_n--;
+	for (unsigned i = 0; i < 3; i++)
+		cr_assert_eq(view_file_image(bench.view, &entries[i], &images[i]), 0);
+	cr_expect(images[0] != images[1] && images[1] != images[2] && images[2] != images[0]);
+	for (unsigned i = 0; i < 3; i++) {
+		cr_assert_eq(view_file_image(bench.view, &entries[i], &again), 0);
+		cr_expect_eq(again, images[i], "image %u", i);
+		ds_image_unref(again);
+		ds_image_unref(images[i]);
+	}
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+}
+
 Test(view, any_allocation_may_fail)
 {
 	struct view_bench bench;
