@@ -1,5 +1,6 @@
 /*
- * `-o warm` of a mount: a warming on a thread of its own, behind what is read, told in the log and in /.dsfs/stats.
+ * `-o warm` of a mount: a warming on a thread of its own, behind what is read. The log tells its begin and its end,
+ * /.dsfs/stats its progress.
  */
 #ifndef DS_CLI_MOUNT_WARM_H
 #define DS_CLI_MOUNT_WARM_H
