@@ -146,10 +146,6 @@ int ds_image_has_now(struct ds_image *image, const struct ds_image_slot *slot, b
 /* Stores a chunk whose bytes were verified, evicting if need be. 0, or why it could not (-ENOSPC, -DS_E_MISMATCH: the slot or its neighbours are taken by other
  * claims...); callers then serve from memory. */
 int ds_image_fill(struct ds_image *image, const struct ds_image_slot *slot, const void *raw);
-/* If these slots (all chunks of the image; the rest of `data` is holes) are trusted under these claims: maps `data` read-only,
- * for as long as the image is referenced; else NULL. A mapped image is flagged handed out. */
-const void *ds_image_map_slots(struct ds_image *image, const struct ds_image_slot *slots,
-			       size_t slots_n);
 
 /*
  * The kernel reads `data` itself: begin, then in the order of the slots each of them, then take, then end. In between the image may be

@@ -3,7 +3,7 @@
  *
  *   cache.c        the directory, its checks, the counter of used bytes, the thread that looks after it
  *   image.c        the table of images; who uses the files of one, and who may close them
- *   image_slot.c   looking, reading, mapping
+ *   image_slot.c   looking, reading
  *   image_fill.c   locks of slots, filling
  *   image_direct.c reading past the page cache
  *   image_backing.c  handing out to the kernel
@@ -41,7 +41,7 @@
 /* ---- the map's layout. It never leaves the host: native byte order. */
 
 #define DS_IMAGE_MAP_MAGIC  "dsfsmap1"
-#define DS_IMAGE_HANDED_OUT 1u /* flag: a mapping or the kernel may use `data` for ever */
+#define DS_IMAGE_HANDED_OUT 1u /* flag: the kernel may use `data` for ever */
 
 struct ds_map_header { /* the first 4096 bytes, zeros to their end */
 	char magic[8];
@@ -225,8 +225,6 @@ struct ds_image {
 
 	pthread_mutex_t mutex; /* opening and closing of the disk side */
 	uint64_t retry_ns;     /* trouble with the disk: not before then */
-	const void *mapping;   /* of all of data, for as long as the image lives */
-	size_t mapping_len;
 };
 
 /* ---- cache.c */

@@ -16,9 +16,9 @@ struct ds_survey_image {
 	enum ds_image_kind kind;
 	uint64_t size_bytes, allocated_bytes;
 	uint64_t chunks_n, present_bytes, trusted_bytes; /* trusted: checked in this boot */
-	bool is_handed_out; /* to the kernel or a mapping: never punched */
-	bool is_in_use;	    /* by a process, just now */
-	bool is_damaged;    /* no map that makes sense; the counts are 0 */
+	bool is_handed_out;				 /* to the kernel: never punched */
+	bool is_in_use;					 /* by a process, just now */
+	bool is_damaged; /* no map that makes sense; the counts are 0 */
 };
 /* fn ends the walk with anything but 0, which is then returned. */
 int ds_cache_survey(struct ds_cache *cache, const volatile int *interrupted,

@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
-#include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -59,9 +58,6 @@ struct ds_image *ds_image_free(struct ds_image *image)
 {
 	if (!image)
 		return NULL;
-	if (image->mapping)
-		munmap((void *)(uintptr_t)image->mapping, image->mapping_len);
-	image->mapping = NULL;
 	pthread_mutex_lock(&image->mutex);
 	ds_image_detach_locked(image, 0);
 	pthread_mutex_unlock(&image->mutex);
@@ -188,8 +184,6 @@ bool ds_image_detach_locked(struct ds_image *image, uint64_t only_idle_ms)
 
 	if (!disk)
 		return true;
-	if (image->mapping)
-		return false;
 	if (only_idle_ms &&
 	    (ds_cache_now_ms() < disk->used_ms + only_idle_ms || atomic_load(&image->users_n) > 0))
 		return false;
@@ -395,7 +389,7 @@ static void forget_idle(struct ds_cache *cache)
 
 			/* Only the table's lock turns 0 into 1. */
 			if (atomic_load(&image->refs_n) == 0 && image->pins_n == 0 &&
-			    (!atomic_load(&image->disk) || image->mapping))
+			    !atomic_load(&image->disk))
 				idle[idle_n++] = image;
 		}
 		for (size_t i = 0; i < idle_n; i++) {

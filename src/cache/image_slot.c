@@ -1,5 +1,5 @@
 /*
- * Slots of an image: looking, reading, handing out. Filling: image_fill.c.
+ * Slots of an image: looking, reading. Filling: image_fill.c; handing out: image_backing.c.
  *
  * INV-1 A byte is given out only from a slot that is trusted under exactly the reader's claim.
  * INV-2 The path of a hit takes no mutex and allocates nothing.
@@ -9,9 +9,7 @@
  */
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "cache/cache_internal.h"
 #include "util/file.h"
@@ -264,57 +262,4 @@ int ds_image_has_now(struct ds_image *image, const struct ds_image_slot *slot, b
 		return -EAGAIN;
 	*ret_has = state == DS_IMAGE_READY;
 	return 0;
-}
-
-/* ---- handing out */
-
-static bool all_ready(struct ds_image *image, struct ds_image_disk *disk,
-		      const struct ds_image_slot *slots, size_t slots_n)
-{
-	for (size_t i = 0; i < slots_n; i++)
-		if (!ds_image_slot_is_sane(image, &slots[i]) ||
-		    ds_image_disk_look(disk, &slots[i]) != DS_IMAGE_READY)
-			return false;
-	return true;
-}
-
-static int hand_out(struct ds_image *image, struct ds_image_disk *disk)
-{
-	uint32_t flags = DS_IMAGE_HANDED_OUT;
-	void *mapping;
-	int r;
-
-	/* The flag first: from then on nobody punches. */
-	r = ds_pwrite_full(disk->map_fd, &flags, sizeof(flags),
-			   offsetof(struct ds_map_header, flags));
-	if (r < 0)
-		return r;
-	mapping = mmap(NULL, image->layout.size_bytes, PROT_READ, MAP_SHARED, disk->data_fd, 0);
-	if (mapping == MAP_FAILED)
-		return -errno;
-	image->mapping = mapping;
-	image->mapping_len = image->layout.size_bytes;
-	return 0;
-}
-
-const void *ds_image_map_slots(struct ds_image *image, const struct ds_image_slot *slots,
-			       size_t slots_n)
-{
-	const void *mapping = NULL;
-	struct ds_image_disk *disk;
-
-	if (image->layout.size_bytes == 0 || !image->cache->dir)
-		return NULL;
-	disk = ds_image_enter(image, false);
-	if (!disk)
-		return NULL;
-	ds_image_leave(image);
-	/* The mutex keeps the disk side: see ds_image_detach_locked. */
-	pthread_mutex_lock(&image->mutex);
-	disk = atomic_load(&image->disk);
-	if (disk && ds_image_disk_is_sound(disk) && all_ready(image, disk, slots, slots_n) &&
-	    (image->mapping || hand_out(image, disk) == 0))
-		mapping = image->mapping;
-	pthread_mutex_unlock(&image->mutex);
-	return mapping;
 }

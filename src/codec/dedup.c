@@ -151,11 +151,6 @@ int ds_dedup_builder_cover(struct ds_dedup_builder *builder, const struct ds_dig
 	return id_number(&builder->covers, id, &number);
 }
 
-size_t ds_dedup_builder_entries_n(const struct ds_dedup_builder *builder)
-{
-	return builder->rows_n;
-}
-
 /* By prefix, pack, ordinal; of equal ones those with a version first. */
 static int compare_rows(const void *a_row, const void *b_row)
 {

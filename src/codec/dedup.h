@@ -35,7 +35,6 @@ int ds_dedup_builder_merge(struct ds_dedup_builder *builder, const struct ds_ded
 			   const struct ds_digest *id);
 /* Notes that the result covers this object. */
 int ds_dedup_builder_cover(struct ds_dedup_builder *builder, const struct ds_digest *id);
-size_t ds_dedup_builder_entries_n(const struct ds_dedup_builder *builder);
 int ds_dedup_builder_finish(struct ds_dedup_builder *builder, struct ds_buf *buf,
 			    struct ds_digest *ret_id);
 

@@ -74,14 +74,6 @@ int ds_buf_append_byte(struct ds_buf *buf, uint8_t byte)
 	return ds_buf_append(buf, &byte, 1);
 }
 
-int ds_buf_append_le16(struct ds_buf *buf, uint16_t value)
-{
-	uint8_t raw[2];
-
-	ds_put_le16(raw, value);
-	return ds_buf_append(buf, raw, sizeof(raw));
-}
-
 int ds_buf_append_le32(struct ds_buf *buf, uint32_t value)
 {
 	uint8_t raw[4];

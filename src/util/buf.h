@@ -35,7 +35,6 @@ int ds_buf_reserve(struct ds_buf *buf, size_t extra_bytes);
 int ds_buf_append(struct ds_buf *buf, const void *data, size_t len_bytes);
 int ds_buf_append_str(struct ds_buf *buf, const char *text);
 int ds_buf_append_byte(struct ds_buf *buf, uint8_t byte);
-int ds_buf_append_le16(struct ds_buf *buf, uint16_t value);
 int ds_buf_append_le32(struct ds_buf *buf, uint32_t value);
 int ds_buf_append_le64(struct ds_buf *buf, uint64_t value);
 int ds_buf_appendf(struct ds_buf *buf, const char *format, ...)

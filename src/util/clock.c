@@ -236,7 +236,6 @@ int ds_time_parse(const char *text, struct ds_time *ret_time, bool *ret_is_date)
 
 static const char *const month_names[] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
 					  "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
-static const char *const day_names[] = {"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"};
 
 int ds_time_parse_http(const char *text, struct ds_time *ret_time)
 {
@@ -274,18 +273,4 @@ int ds_time_parse_http(const char *text, struct ds_time *ret_time)
 		      second;
 	ret_time->ns = 0;
 	return 0;
-}
-
-const char *ds_time_format_http(struct ds_time t, char *buf)
-{
-	time_t s = (time_t)t.s;
-	struct tm tm;
-
-	gmtime_r(&s, &tm);
-	snprintf(buf, DS_TIME_TEXT_MAX, "%s, %02u %s %04u %02u:%02u:%02u GMT",
-		 day_names[tm.tm_wday % 7], (unsigned)tm.tm_mday % 100u,
-		 month_names[tm.tm_mon % 12], (unsigned)(tm.tm_year + 1900) % 10000u,
-		 (unsigned)tm.tm_hour % 100u, (unsigned)tm.tm_min % 100u,
-		 (unsigned)tm.tm_sec % 100u);
-	return buf;
 }

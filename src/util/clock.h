@@ -58,7 +58,5 @@ int ds_time_parse(const char *text, struct ds_time *ret_time, bool *ret_is_date)
 
 /* IMF-fixdate of RFC 9110, "Sat, 21 Nov 2026 03:47:27 GMT". -EINVAL. */
 int ds_time_parse_http(const char *text, struct ds_time *ret_time);
-/* Room for 32 bytes. Returns buf. */
-const char *ds_time_format_http(struct ds_time t, char *buf);
 
 #endif

@@ -144,7 +144,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		build();
 	memcpy(pages, sound, pages_n * PAGE_SIZE);
 	for (size_t i = 0; i + 4 <= size; i += 4) {
-		uint32_t page = ds_get_le16(data + i);
+		uint32_t page = data[i] | (uint32_t)data[i + 1] << 8;
 		uint32_t at = page & 0x8000 ? data[i + 2] % 64u : data[i + 2] * 16u;
 
 		/* The header of the file proper stays, or nearly nothing would be opened at all. */

@@ -166,6 +166,20 @@ unsigned support_count(struct ds_image *image, const struct support_pack *pack, 
 	return n;
 }
 
+void support_hand_out(struct ds_image *image, const struct support_pack *pack)
+{
+	struct ds_image_backing backing;
+	int fd, hold_fd, r = ds_image_backing_begin(image, true, &backing);
+
+	for (uint32_t i = 0; r == 0 && i < pack->layout.slots_n; i++)
+		r = ds_image_backing_has(&backing, &pack->slots[i], true);
+	if (r < 0 || ds_image_backing_take(&backing, &fd, &hold_fd) < 0)
+		abort();
+	ds_image_backing_end(&backing);
+	close(fd);
+	close(hold_fd);
+}
+
 struct ds_cache *support_open(const char *dir, uint64_t capacity_bytes, uint8_t boot)
 {
 	uint8_t boot_id[16] = {boot, 1, 2, 3};

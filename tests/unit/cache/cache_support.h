@@ -32,6 +32,9 @@ int support_read(struct ds_image *image, const struct support_pack *pack, uint32
 unsigned support_fill_all(struct ds_image *image, const struct support_pack *pack);
 unsigned support_count(struct ds_image *image, const struct support_pack *pack, bool may_check);
 
+/* Gives all of the image to the kernel. */
+void support_hand_out(struct ds_image *image, const struct support_pack *pack);
+
 struct ds_cache *support_open(const char *dir, uint64_t capacity_bytes, uint8_t boot);
 struct ds_image *support_image(struct ds_cache *cache, const struct support_pack *pack);
 

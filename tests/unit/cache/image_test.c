@@ -406,37 +406,6 @@ Test(image, two_boots_at_once_never_share_an_image)
 
 /* ---- handing out */
 
-Test(image, a_mapping_shows_the_file_with_its_holes)
-{
-	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
-	struct support_pack pack;
-	struct ds_image_slot slots[10];
-	struct ds_image *image;
-	const uint8_t *mapping;
-	uint8_t want[5000];
-
-	support_pack_init(&pack, 7, 20, 5000, true);
-	image = support_image(cache, &pack);
-	for (uint32_t i = 0; i < 10; i++)
-		slots[i] = pack.slots[2 * i];
-	for (uint32_t i = 0; i < 9; i++)
-		cr_assert_eq(support_fill(image, &pack, 2 * i), 0);
-	cr_assert_null(ds_image_map_slots(image, slots, 10));
-	cr_assert_eq(support_fill(image, &pack, 18), 0);
-	mapping = ds_image_map_slots(image, slots, 10);
-	cr_assert_not_null(mapping);
-	cr_assert_eq(ds_image_map_slots(image, slots, 10), mapping);
-	for (uint32_t i = 0; i < 20; i++) {
-		support_bytes(&pack, i, want);
-		if (i % 2)
-			memset(want, 0, sizeof(want));
-		cr_assert_arr_eq(want, mapping + pack.slots[i].raw_off, 5000);
-	}
-	ds_image_unref(image);
-	ds_cache_unref(cache);
-	support_pack_release(&pack);
-}
-
 /* The kernel's file: each slot in turn, every other one zeros. */
 static int back(struct ds_image *image, const struct support_pack *pack, int *ret_fd)
 {

@@ -196,7 +196,7 @@ Test(survey, what_was_handed_out_is_unlinked)
 		cache = open_cache();
 		fill(cache, &pack, 7);
 		image = support_image(cache, &pack);
-		cr_assert_not_null(ds_image_map_slots(image, pack.slots, SLOTS));
+		support_hand_out(image, &pack);
 		ds_image_unref(image);
 		ds_cache_unref(cache);
 		support_images(support_path("c"), 0, &dir_fd);

@@ -129,7 +129,6 @@ Test(dedup, an_object_is_written_as_the_format_says)
 	add(builder, "c", "pack 1", 3, "version 2");
 	add(builder, "a", "pack 2", 4, NULL);
 	cr_assert_eq(ds_dedup_builder_merge(builder, dedup, &covered), 0);
-	cr_assert_eq(ds_dedup_builder_entries_n(builder), 4);
 	cr_assert_eq(ds_buf_append_str(&buf, "before"), 0);
 	cr_assert_eq(ds_dedup_builder_finish(builder, &buf, &id), 0);
 	support_bytes_are(buf.data + 6, buf.len_bytes - 6, object_hex);
@@ -167,7 +166,6 @@ Test(dedup, a_merge_keeps_what_differs_and_prefers_a_version)
 	/* The same object twice makes no difference. */
 	cr_assert_eq(ds_dedup_builder_merge(builder, dedups[0], &ids[0]), 0);
 	cr_assert_eq(ds_dedup_builder_finish(builder, &bufs[2], &merged_id), 0);
-	cr_assert_eq(ds_dedup_builder_entries_n(builder), 5);
 	builder = ds_dedup_builder_free(builder);
 	cr_assert_eq(ds_dedup_parse(bufs[2].data, bufs[2].len_bytes, &merged_id, &merged), 0);
 	expect_hit(merged, "a", 0, "pack 1", 1, "version 1");

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "test_leaks.h"
 #include "util/clock.h"
@@ -122,6 +123,20 @@ Test(clock, L04_times_are_written_in_UTC_with_milliseconds_cut)
 		cr_assert_str_eq(ds_time_format(times[i].t, buf), times[i].text);
 }
 
+/* IMF-fixdate of RFC 9110. */
+static void format_http(struct ds_time t, char *buf)
+{
+	time_t s = (time_t)t.s;
+	struct tm tm;
+	size_t n;
+
+	gmtime_r(&s, &tm);
+	n = strftime(buf, DS_TIME_TEXT_MAX, "%a, %d %b ", &tm);
+	n += (size_t)snprintf(buf + n, DS_TIME_TEXT_MAX - n, "%04u",
+			      (unsigned)(tm.tm_year + 1900) % 10000u);
+	strftime(buf + n, DS_TIME_TEXT_MAX - n, " %H:%M:%S GMT", &tm);
+}
+
 Test(clock, what_was_written_is_read)
 {
 	struct ds_prng prng = {.state = ds_random_u64()};
@@ -139,7 +154,8 @@ Test(clock, what_was_written_is_read)
 		if (t.s < -62135596800)
 			continue; /* HTTP has no year 0 */
 		t.ns = 0;
-		cr_assert_eq(ds_time_parse_http(ds_time_format_http(t, buf), &back), 0, "%s", buf);
+		format_http(t, buf);
+		cr_assert_eq(ds_time_parse_http(buf, &back), 0, "%s", buf);
 		cr_assert_eq(ds_time_compare(t, back), 0, "%s", buf);
 	}
 }
@@ -164,12 +180,10 @@ Test(clock, the_times_of_HTTP_are_read)
 		"Sat, 21 Nov 2026 03:47:2x GMT",
 	};
 	struct ds_time t;
-	char buf[DS_TIME_TEXT_MAX];
 
 	cr_assert_eq(ds_time_parse_http("Sat, 21 Nov 2026 03:47:27 GMT", &t), 0);
 	cr_assert_eq(t.s, 1795232847);
 	cr_assert_eq(t.ns, 0);
-	cr_assert_str_eq(ds_time_format_http(t, buf), "Sat, 21 Nov 2026 03:47:27 GMT");
 	for (size_t i = 0; i < DS_ARRAY_SIZE(bad); i++)
 		cr_assert_eq(ds_time_parse_http(bad[i], &t), -EINVAL, "\"%s\"", bad[i]);
 }
