@@ -44,6 +44,7 @@ struct ds_fs {
 	struct {
 		unsigned depth;	     /* requests of each core; 0: not tried */
 		const char *missing; /* why not; NULL: in use, as far as is known */
+		char why[192];	     /* what `missing` points to, if it had to be made up */
 		_Atomic bool is_used;
 	} uring;
 	struct {

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "fs/fs_internal.h"
+#include "util/error.h"
 #include "util/file.h"
 #include "util/log.h"
 
@@ -165,12 +166,36 @@ void fs_uring_note(struct ds_fs *fs, fuse_req_t req)
 #endif
 }
 
+/* They were to be had, and are not used. */
+static const char *why_not(struct ds_fs *fs)
+{
+#ifdef DS_FUSE_URING
+	int error = fuse_session_uring_error(fs->session);
+
+	/* An entry has a MiB for its reply, set aside at once and used when needed. */
+	if (error == ENOMEM) {
+		snprintf(
+			fs->uring.why, sizeof(fs->uring.why),
+			"no memory for the rings: they take some %u MiB of addresses, of which few "
+			"are used ('ulimit -v', vm.overcommit_memory)",
+			fs->uring.depth * (unsigned)get_nprocs_conf());
+		return fs->uring.why;
+	}
+	if (error) {
+		snprintf(fs->uring.why, sizeof(fs->uring.why), "the rings could not be made: %s",
+			 ds_strerror(-error));
+		return fs->uring.why;
+	}
+#endif
+	return "the kernel has not taken the rings: see its log (dmesg)";
+}
+
 const char *fs_uring_settle(struct ds_fs *fs)
 {
 	size_t len = strlen(fs->how);
 
 	if (fs->uring.depth && !fs->uring.is_used)
-		fs->uring.missing = "the kernel has not taken the rings: see its log (dmesg)";
+		fs->uring.missing = why_not(fs);
 	if (fs->uring.missing)
 		snprintf(fs->how + len, sizeof(fs->how) - len, "; io_uring=off, %s",
 			 fs->uring.missing);

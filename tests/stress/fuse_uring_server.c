@@ -5,18 +5,19 @@
 #define FUSE_USE_VERSION 314
 #include <errno.h>
 #include <fuse_lowlevel.h>
+#include <liburing.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include "fuse_uring_stress.h"
 #include "util/list.h"
 #include "util/mem.h"
-
-struct io_uring;
 
 #define REPLIERS_N 4u
 /* A replying thread exits after that many, and another takes its place. */
@@ -36,6 +37,7 @@ struct job {
 static struct {
 	struct fuse_session *session;
 	unsigned depth;
+	struct stat input; /* descriptor 0 */
 	pthread_mutex_t mutex;
 	pthread_cond_t cond;
 	struct ds_list jobs;   /* to be answered by other threads */
@@ -53,6 +55,75 @@ int __wrap_io_uring_submit_and_wait(struct io_uring *ring, unsigned wait_n);
 int __wrap_io_uring_submit_and_wait(struct io_uring *ring, unsigned wait_n)
 {
 	return shared->is_ring_broken ? -EBADF : __real_io_uring_submit_and_wait(ring, wait_n);
+}
+
+/* ---- what is refused */
+
+/* Whether this call is the last of `n`, and to fail. */
+static bool is_refused(enum refused what, unsigned n)
+{
+	static _Atomic unsigned calls_n;
+
+	if (shared->refused != what || ++calls_n != n)
+		return false;
+	shared->refusals_n++;
+	return true;
+}
+
+int __real_io_uring_queue_init_params(unsigned entries, void *ring, void *params);
+int __wrap_io_uring_queue_init_params(unsigned entries, void *ring, void *params);
+int __wrap_io_uring_queue_init_params(unsigned entries, void *ring, void *params)
+{
+	if (!is_refused(REFUSED_RING, (unsigned)get_nprocs_conf()))
+		return __real_io_uring_queue_init_params(entries, ring, params);
+	/* As it does where the kernel has made the ring, and there is no room to map it. */
+	memset(ring, 0, sizeof(struct io_uring));
+	return -ENOMEM;
+}
+
+void *__real_numa_alloc_local(size_t size);
+void *__wrap_numa_alloc_local(size_t size);
+void *__wrap_numa_alloc_local(size_t size)
+{
+	/* A header and a payload each. */
+	unsigned n = (unsigned)get_nprocs_conf() * server.depth * 2;
+
+	return is_refused(REFUSED_MEMORY, n) ? NULL : __real_numa_alloc_local(size);
+}
+
+static _Thread_local bool is_starting; /* the rings, after INIT */
+
+typedef void *thread_fn(void *ctx);
+int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, thread_fn *run, void *ctx);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, thread_fn *run, void *ctx);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, thread_fn *run, void *ctx)
+{
+	if (!is_starting || !is_refused(REFUSED_THREAD, (unsigned)get_nprocs_conf()))
+		return __real_pthread_create(thread, attr, run, ctx);
+	/* As glibc leaves it: of a thread that is gone. */
+	memset(thread, 0x5a, sizeof(*thread));
+	return EAGAIN;
+}
+
+int __real_sched_setaffinity(pid_t pid, size_t size, const cpu_set_t *set);
+int __wrap_sched_setaffinity(pid_t pid, size_t size, const cpu_set_t *set);
+int __wrap_sched_setaffinity(pid_t pid, size_t size, const cpu_set_t *set)
+{
+	if (!is_refused(REFUSED_CORE, (unsigned)get_nprocs_conf()))
+		return __real_sched_setaffinity(pid, size, set);
+	errno = EINVAL;
+	return -1;
+}
+
+static void on_log(enum fuse_log_level level, const char *format, va_list ap)
+	__attribute__((format(printf, 2, 0)));
+
+static void on_log(enum fuse_log_level level, const char *format, va_list ap)
+{
+	if (level <= FUSE_LOG_ERR)
+		shared->error_lines_n++;
+	if (level <= FUSE_LOG_WARNING)
+		vfprintf(stderr, format, ap);
 }
 
 void fill(uint64_t off, size_t len, char *buf)
@@ -261,6 +332,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 	conn->max_background = 4096;
 	conn->congestion_threshold = 4096;
 	fuse_set_feature_flag(conn, FUSE_CAP_OVER_IO_URING);
+	is_starting = true;
 	/* A look-up that waits must not keep others from the directory. */
 	fuse_set_feature_flag(conn, FUSE_CAP_PARALLEL_DIROPS);
 }
@@ -324,6 +396,9 @@ static void *mounted_thread(void *ctx)
 
 	(void)ctx;
 	STRESS_CHECK(stat(mountpoint, &st) == 0);
+	shared->start_error = fuse_session_uring_error(server.session);
+	shared->is_stdin_kept = fstat(STDIN_FILENO, &st) == 0 && st.st_dev == server.input.st_dev &&
+				st.st_ino == server.input.st_ino;
 	shared->is_mounted = true;
 	return NULL;
 }
@@ -374,10 +449,15 @@ int run_server(unsigned depth, uint64_t seed)
 
 	server.depth = depth;
 	server.seed = seed;
+	/* Whatever it is: something that nobody else opens. */
+	close(STDIN_FILENO);
+	STRESS_CHECK(memfd_create("stdin", 0) == STDIN_FILENO);
+	STRESS_CHECK(fstat(STDIN_FILENO, &server.input) == 0);
 	snprintf(options, sizeof(options), "io_uring,io_uring_q_depth=%u,io_uring_keep=%u",
 		 server.depth, shared->keep_kib);
 	ds_list_init(&server.jobs);
 	ds_list_init(&server.parked);
+	fuse_set_log_func(on_log);
 	server.session = fuse_session_new(&args, &ops, sizeof(ops), NULL);
 	fuse_opt_free_args(&args);
 	STRESS_CHECK(server.session && config);

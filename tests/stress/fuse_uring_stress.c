@@ -18,6 +18,8 @@
  *			no more than the first 32 KiB of each.
  *	lost		the ring fails for good while the loop ends and reads are on their way: it ends all the
  *			same, nothing is replied, and the memory that the kernel may write to stays.
+ *	refused		what the last ring needs is refused, one after the other: without rings all is read by way of
+ *			/dev/fuse, and the reason is told; a core that is not ours is no reason, and no error.
  *
  * The server and the readers are children of the program, so that it outlives whatever they do.
  */
@@ -56,15 +58,17 @@ int main(void)
 #else
 #define GONE_S 2u
 #endif
-#define GONE_NS	  (GONE_S * UINT64_C(1000000000))
-#define LARGE_N	  400u
-#define KEEP_KIB  256u
+#define GONE_NS	   (GONE_S * UINT64_C(1000000000))
+#define LARGE_N	   400u
+#define KEEP_KIB   256u
 
 struct shared *shared;
-char mountpoint[] = "/tmp/dsfs-fuse-uring.XXXXXX";
+#define MOUNTPOINT "/tmp/dsfs-fuse-uring.XXXXXX"
+char mountpoint[] = MOUNTPOINT;
 int file_fd = -1, direct_fd = -1, pipe_fds[2] = {-1, -1};
 
 static pid_t server_pid;
+static int server_status; /* of one that ended before it was mounted */
 
 static const char *path_of(const char *name)
 {
@@ -128,7 +132,7 @@ static void wait_for(bool is_true(void), const char *what)
 
 static bool is_mounted(void)
 {
-	return shared->is_mounted || waitpid(server_pid, NULL, WNOHANG) == server_pid;
+	return shared->is_mounted || waitpid(server_pid, &server_status, WNOHANG) == server_pid;
 }
 
 static uint64_t parked_wanted;
@@ -165,6 +169,9 @@ static void start_server(unsigned depth, uint64_t seed)
 	wait_for(is_mounted, "the mount does not answer");
 	if (shared->is_mounted)
 		return;
+	server_pid = 0;
+	if (!WIFEXITED(server_status) || WEXITSTATUS(server_status) != SKIP)
+		fail("the server has ended");
 	rmdir(mountpoint);
 	fprintf(stderr, "skipped: FUSE cannot be mounted here\n");
 	exit(SKIP);
@@ -184,6 +191,8 @@ static void end_server(void)
 	remove_everything();
 	printf("  %llu requests through the ring, %llu through /dev/fuse\n",
 	       (unsigned long long)shared->ring_n, (unsigned long long)shared->other_n);
+	if (shared->refused != REFUSED_NOTHING && shared->refused != REFUSED_CORE)
+		return;
 	/* The first may come before the ring is there. */
 	if (shared->ring_n < 100 * (shared->other_n + 1) && shared->ring_n < PARKED_N)
 		fail("the ring was not used");
@@ -278,7 +287,7 @@ static void disturb(uint64_t *seed)
 	}
 }
 
-#define READS_MIN 100u
+#define READS_MIN  100u
 
 /* Reads for that long, and as long as it takes for some; nobody stands still, nothing is wrong. */
 static void read_for(double seconds, uint64_t seed)
@@ -606,6 +615,36 @@ static void lost_mode(const struct stress *stress)
 		fail("the end of a read by the ring was not told");
 }
 
+static void refuse(const struct stress *stress, enum refused what, int error)
+{
+	strcpy(mountpoint, MOUNTPOINT);
+	shared->refused = what;
+	shared->refusals_n = shared->error_lines_n = 0;
+	shared->ring_n = shared->other_n = 0;
+	shared->is_mounted = false;
+	start_server(16, stress->seed);
+	read_for(0.2, stress->seed);
+	end_server();
+	if (shared->refusals_n != 1)
+		fail("nothing was refused");
+	if (shared->start_error != error)
+		fail("the reason is not what it was");
+	if (error && shared->ring_n)
+		fail("half of the rings are used");
+	if (!shared->is_stdin_kept)
+		fail("a descriptor of others was closed");
+	if (what == REFUSED_CORE && shared->error_lines_n)
+		fail("a core that is not ours is an error");
+}
+
+static void refused_mode(const struct stress *stress)
+{
+	refuse(stress, REFUSED_RING, ENOMEM);
+	refuse(stress, REFUSED_MEMORY, ENOMEM);
+	refuse(stress, REFUSED_THREAD, EAGAIN);
+	refuse(stress, REFUSED_CORE, 0);
+}
+
 int main(int argc, char *argv[])
 {
 	const char *mode = argc > 1 ? argv[1] : "";
@@ -634,10 +673,12 @@ int main(int argc, char *argv[])
 		kept_mode(&stress);
 	} else if (strcmp(mode, "lost") == 0) {
 		lost_mode(&stress);
+	} else if (strcmp(mode, "refused") == 0) {
+		refused_mode(&stress);
 	} else {
-		fprintf(stderr,
-			"usage: fuse_uring_stress replies|interrupts|depth|late|reads|kept|lost "
-			"[SECONDS [SEED]]\n");
+		fprintf(stderr, "usage: fuse_uring_stress "
+				"replies|interrupts|depth|late|reads|kept|lost|refused "
+				"[SECONDS [SEED]]\n");
 		return 2;
 	}
 	return 0;

@@ -34,6 +34,15 @@ enum {
 	INO_PIPE,   /* "pipe": read by the ring, for ever */
 };
 
+/* What the server does not get, of what it needs for its rings. */
+enum refused {
+	REFUSED_NOTHING,
+	REFUSED_RING,	/* the last ring */
+	REFUSED_MEMORY, /* the last entry's */
+	REFUSED_THREAD, /* the last ring's */
+	REFUSED_CORE,	/* the last ring's: rings can be had without */
+};
+
 /* Shared by all processes. */
 struct shared {
 	_Atomic uint64_t reads_n[READERS_N], wrong_n, failed_n;
@@ -48,6 +57,11 @@ struct shared {
 	_Atomic bool is_let_go;	  /* what is parked is answered by the next reads of others */
 	_Atomic bool is_to_count; /* resident_bytes, by them too */
 	_Atomic uint64_t resident_bytes; /* of the payloads of reads beyond READ_BYTES */
+	enum refused refused;
+	_Atomic unsigned refusals_n;
+	_Atomic int start_error; /* as libfuse has it when the mount answers */
+	_Atomic bool is_stdin_kept;
+	_Atomic unsigned error_lines_n; /* of libfuse's log */
 };
 
 extern struct shared *shared;
