@@ -143,6 +143,12 @@ void ds_image_read_ahead(struct ds_image *image, const _Atomic bool *stop);
 bool ds_image_has(struct ds_image *image, const struct ds_image_slot *slot);
 /* The same for who must not wait: -EAGAIN where ds_image_read_now gives it. */
 int ds_image_has_now(struct ds_image *image, const struct ds_image_slot *slot, bool *ret_has);
+/*
+ * For who fetches ahead: whether each slot was found here by one of the above, or filled, since the image was opened, or was said to stand
+ * for zeros. Waits for nothing, and is a hint: some may have been found under another manifest's claims.
+ */
+bool ds_image_is_whole(struct ds_image *image);
+void ds_image_note_zeros(struct ds_image *image, uint32_t slot);
 /* Stores a chunk whose bytes were verified, evicting if need be. 0, or why it could not (-ENOSPC, -DS_E_MISMATCH: the slot or its neighbours are taken by other
  * claims...); callers then serve from memory. */
 int ds_image_fill(struct ds_image *image, const struct ds_image_slot *slot, const void *raw);

@@ -96,13 +96,14 @@ static inline uint64_t ds_image_segment_bytes(uint64_t size_bytes)
 
 /* ---- the private copy */
 
-enum { DS_COPY_UNKNOWN, DS_COPY_LOADING, DS_COPY_TRUSTED, DS_COPY_DEAD };
+enum { DS_COPY_UNKNOWN, DS_COPY_LOADING, DS_COPY_TRUSTED, DS_COPY_DEAD, DS_COPY_ZEROS };
 
 struct ds_copy_slot {
 	struct ds_digest digest;
 	uint64_t raw_off;
 	uint32_t raw_len_bytes;
-	_Atomic uint8_t state;	    /* UNKNOWN -> LOADING -> TRUSTED -> DEAD; never back */
+	/* UNKNOWN -> LOADING -> TRUSTED -> DEAD, or UNKNOWN -> ZEROS -> DEAD; never back. One of ZEROS is looked up in the map. */
+	_Atomic uint8_t state;
 	_Atomic uint8_t is_filling; /* this process holds the slot's lock */
 };
 
@@ -122,6 +123,7 @@ struct ds_image_disk {
 	uint64_t flushed_ms; /* used_ms as the map has it; by image->mutex */
 	pthread_mutex_t claim_mutex;
 	struct ds_copy_slot *slots;
+	_Atomic uint32_t here_n; /* of them TRUSTED or ZEROS */
 	_Atomic uint64_t
 		claim_again_ns; /* the claims' lock is held: not before then; 0: it is not */
 };

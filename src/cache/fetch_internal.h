@@ -154,7 +154,7 @@ struct ds_fetcher {
 		unsigned pulls_busy_n;
 		struct ds_map *kept; /* by digest (fetch_kept.c) */
 		struct ds_list kept_list;
-		uint64_t kept_bytes;
+		_Atomic uint64_t kept_bytes; /* read without the mutex too */
 		struct ds_fetcher_stats stats;
 	} locked;
 	struct ds_fetch_pool *pool;

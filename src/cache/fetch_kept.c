@@ -86,6 +86,9 @@ bool ds_fetcher_keeps(struct ds_fetcher *fetcher, const struct ds_digest *digest
 {
 	bool is_kept;
 
+	/* As it is unless the cache refuses. */
+	if (atomic_load_explicit(&fetcher->locked.kept_bytes, memory_order_relaxed) == 0)
+		return false;
 	pthread_mutex_lock(&fetcher->mutex);
 	is_kept = ds_map_get(fetcher->locked.kept, digest->bytes, DS_DIGEST_LEN);
 	pthread_mutex_unlock(&fetcher->mutex);

@@ -54,6 +54,7 @@ void ds_image_disk_publish(struct ds_image_disk *disk, const struct ds_image_slo
 	copy->raw_off = slot->raw_off;
 	copy->raw_len_bytes = slot->raw_len_bytes;
 	atomic_store_explicit(&copy->state, DS_COPY_TRUSTED, memory_order_release);
+	atomic_fetch_add_explicit(&disk->here_n, 1, memory_order_relaxed);
 }
 
 static enum ds_image_state look(struct ds_image_disk *disk, const struct ds_image_slot *slot,
@@ -92,8 +93,11 @@ enum ds_image_state ds_image_disk_look_now(struct ds_image_disk *disk,
 static void forget_slot(struct ds_image *image, struct ds_image_disk *disk,
 			const struct ds_image_slot *slot)
 {
+	uint8_t before = atomic_exchange(&disk->slots[slot->slot].state, DS_COPY_DEAD);
+
 	image->cache->damaged_n++;
-	atomic_store(&disk->slots[slot->slot].state, DS_COPY_DEAD);
+	if (before == DS_COPY_TRUSTED || before == DS_COPY_ZEROS)
+		atomic_fetch_sub_explicit(&disk->here_n, 1, memory_order_relaxed);
 	ds_map_set_state(disk, slot->slot, 0);
 }
 
@@ -262,4 +266,30 @@ int ds_image_has_now(struct ds_image *image, const struct ds_image_slot *slot, b
 		return -EAGAIN;
 	*ret_has = state == DS_IMAGE_READY;
 	return 0;
+}
+
+void ds_image_note_zeros(struct ds_image *image, uint32_t slot)
+{
+	struct ds_image_disk *disk = ds_image_enter_now(image);
+	uint8_t expected = DS_COPY_UNKNOWN;
+
+	if (!disk)
+		return;
+	if (slot < disk->layout.slots_n &&
+	    atomic_compare_exchange_strong(&disk->slots[slot].state, &expected, DS_COPY_ZEROS))
+		atomic_fetch_add_explicit(&disk->here_n, 1, memory_order_relaxed);
+	ds_image_leave(image);
+}
+
+bool ds_image_is_whole(struct ds_image *image)
+{
+	struct ds_image_disk *disk = ds_image_enter_now(image);
+	bool is_whole;
+
+	if (!disk)
+		return false;
+	is_whole =
+		atomic_load_explicit(&disk->here_n, memory_order_relaxed) == disk->layout.slots_n;
+	ds_image_leave(image);
+	return is_whole;
 }

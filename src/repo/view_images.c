@@ -5,7 +5,7 @@
  * INV-1  A struct view_pack is complete before it is published and never changes but for its image, which is
  *        set once, and what is about reading it ahead; it stays until the view is closed. So a pointer to it needs no lock and no reference.
  * INV-2  A slot of the table of packs is a shortcut: whoever finds another pack there asks the map.
- * INV-3  A slot of the table of files holds a reference of its image, under the slot's own lock.
+ * INV-3  What a thread has of large files (struct nearby) is its alone while it is taken from its lane, and holds references.
  */
 #include <errno.h>
 #include <string.h>
@@ -16,6 +16,7 @@
 #include "util/mem.h"
 
 #define IMAGES_MAX    2048 /* images of large files that a view keeps open */
+#define NEARBY_N      32u  /* of them, what a thread finds without asking the others */
 #define AHEAD_AGAIN_S 60u  /* from one time that an image is read ahead to the next */
 
 struct view_image {
@@ -24,6 +25,17 @@ struct view_image {
 	uint64_t size_bytes;
 	uint32_t slots_n;
 	struct ds_image *image;
+};
+
+/* The images of large files that a thread has read last, by their digests. All threads together have at most DS_PER_THREAD_N times as
+ * many besides the IMAGES_MAX. */
+struct nearby {
+	struct nearby_image {
+		struct ds_digest id; /* of the file's contents */
+		uint64_t size_bytes;
+		uint32_t slots_n;
+		struct ds_image *image; /* NULL: none */
+	} images[NEARBY_N];
 };
 
 /* ---- packs */
@@ -213,54 +225,55 @@ static int file_image(struct ds_view *view, const struct ds_entry *entry,
 	return 0;
 }
 
-static struct view_file_slot *slot_of(struct ds_view *view, const struct ds_entry *entry)
-{
-	return &view->file_slots[entry->digest.bytes[0] % VIEW_FILE_SLOTS];
-}
-
 /* A reference of the slot's image, if it is this file's: a lying manifest may say two sizes of one digest. */
-static struct ds_image *slot_get(struct view_file_slot *slot, const struct ds_entry *entry)
+static struct ds_image *nearby_get(const struct nearby_image *slot, const struct ds_entry *entry)
 {
-	struct ds_image *image = NULL;
-
-	pthread_mutex_lock(&slot->mutex);
 	if (slot->image && ds_digest_equal(&slot->id, &entry->digest) &&
 	    slot->size_bytes == entry->size_bytes && slot->slots_n == entry->extents_n)
-		image = ds_image_ref(slot->image);
-	pthread_mutex_unlock(&slot->mutex);
-	return image;
+		return ds_image_ref(slot->image);
+	return NULL;
 }
 
-static void slot_set(struct view_file_slot *slot, const struct ds_entry *entry,
-		     struct ds_image *image)
+static void nearby_set(struct nearby_image *slot, const struct ds_entry *entry,
+		       struct ds_image *image)
 {
-	struct ds_image *before;
+	ds_image_unref(slot->image);
+	*slot = (struct nearby_image){.id = entry->digest,
+				      .size_bytes = entry->size_bytes,
+				      .slots_n = entry->extents_n,
+				      .image = ds_image_ref(image)};
+}
 
-	ds_image_ref(image);
-	pthread_mutex_lock(&slot->mutex);
-	before = slot->image;
-	slot->image = image;
-	slot->id = entry->digest;
-	slot->size_bytes = entry->size_bytes;
-	slot->slots_n = entry->extents_n;
-	pthread_mutex_unlock(&slot->mutex);
-	ds_image_unref(before);
+static void nearby_free(struct nearby *nearby)
+{
+	for (unsigned i = 0; nearby && i < NEARBY_N; i++)
+		ds_image_unref(nearby->images[i].image);
+	ds_free(nearby);
 }
 
 int view_file_image(struct ds_view *view, const struct ds_entry *entry, struct ds_image **ret_image)
 {
-	struct view_file_slot *slot = slot_of(view, entry);
-	struct ds_image *image = slot_get(slot, entry);
-	int r;
+	struct nearby *nearby = ds_lanes_take(&view->nearby);
+	struct nearby_image none = {0}, *slot = &none;
+	struct ds_image *image;
+	int r = 0;
 
+	/* Without memory, only slower. */
+	if (!nearby)
+		nearby = ds_calloc(1, sizeof(*nearby));
+	if (nearby)
+		slot = &nearby->images[entry->digest.bytes[0] % NEARBY_N];
+	image = nearby_get(slot, entry);
 	if (!image) {
 		r = file_image(view, entry, &image);
-		if (r < 0)
-			return r;
-		slot_set(slot, entry, image);
+		if (r == 0 && nearby)
+			nearby_set(slot, entry, image);
 	}
-	*ret_image = image;
-	return 0;
+	if (nearby && !ds_lanes_put(&view->nearby, nearby))
+		nearby_free(nearby);
+	if (r == 0)
+		*ret_image = image;
+	return r;
 }
 
 /* ---- both */
@@ -269,8 +282,6 @@ int view_images_init(struct ds_view *view)
 {
 	int r;
 
-	for (unsigned i = 0; i < VIEW_FILE_SLOTS; i++)
-		pthread_mutex_init(&view->file_slots[i].mutex, NULL);
 	ds_list_init(&view->locked.lru);
 	r = ds_map_new(&view->locked.packs);
 	return r < 0 ? r : ds_map_new(&view->locked.images);
@@ -286,12 +297,12 @@ static void free_view_image(void *value)
 
 void view_images_release(struct ds_view *view)
 {
+	struct nearby *nearby;
+
 	view->is_closing = true;
 	view->locked.ahead = ds_work_free(view->locked.ahead);
-	for (unsigned i = 0; i < VIEW_FILE_SLOTS; i++) {
-		ds_image_unref(view->file_slots[i].image);
-		pthread_mutex_destroy(&view->file_slots[i].mutex);
-	}
+	while ((nearby = ds_lanes_take_any(&view->nearby)))
+		nearby_free(nearby);
 	ds_map_free(view->locked.images, free_view_image);
 	ds_map_free(view->locked.packs, free_pack);
 }

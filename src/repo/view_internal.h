@@ -10,12 +10,12 @@
 #include "codec/page_index.h"
 #include "repo/view.h"
 #include "util/map.h"
+#include "util/per_thread.h"
 #include "util/work.h"
 
 #define VIEW_RECENT_N	  64 /* chunks that a blocking view keeps in memory */
 #define VIEW_RECENT_BYTES DS_MIB(32)
 #define VIEW_PACK_SLOTS	  4096u /* packs that are found without a lock: 128 GiB of 32 MiB each */
-#define VIEW_FILE_SLOTS	  64u
 #define VIEW_STREAMS_N	  32u
 #define VIEW_EXTENTS_MAX  32u /* at once */
 /* Of what the fetcher has in flight at most: a cache of this size does not evict them unread. */
@@ -42,9 +42,9 @@ bool view_pace_is_epoch(struct view_pace *pace, uint64_t second);
 
 /* A sequential reader of a large file (view_stream.c). */
 struct view_stream {
-	uint64_t ino;	/* 0: none */
-	uint64_t at;	/* the end of the furthest extent that was read */
-	uint64_t ahead; /* the end of what was fetched ahead */
+	_Atomic uint64_t ino; /* 0: none; read without the mutex too */
+	uint64_t at;	      /* the end of the furthest extent that was read */
+	uint64_t ahead;	      /* the end of what was fetched ahead */
 	uint64_t window_bytes;
 	uint64_t used_ns;
 };
@@ -75,13 +75,7 @@ struct ds_view {
 	} index;
 	/* Shortcuts to what `locked` has (view_images.c). */
 	struct view_pack *_Atomic packs[VIEW_PACK_SLOTS]; /* by number */
-	struct view_file_slot {
-		pthread_mutex_t mutex;
-		struct ds_digest id; /* of the file's contents */
-		uint64_t size_bytes;
-		uint32_t slots_n;
-		struct ds_image *image; /* NULL: the slot is empty */
-	} file_slots[VIEW_FILE_SLOTS];	/* by the digest */
+	struct ds_lanes nearby;				  /* images of large files */
 	struct {
 		pthread_mutex_t mutex; /* of `all`; no other is taken under it */
 		struct view_stream all[VIEW_STREAMS_N];
@@ -160,10 +154,11 @@ size_t view_extents_prefetch(struct ds_view *view, struct ds_demand *demand,
 /* Streams (view_stream.c). */
 void view_streams_init(struct ds_view *view);
 void view_streams_release(struct ds_view *view);
-/* Called for each read that has the start of an extent in it: if it is of a stream, what follows is fetched ahead. Never waits. */
+/* Called for each read that has the start of an extent in it: if it is of a stream, what follows is fetched ahead. Never waits. `is_hit`: all
+ * of the read was here; of a whole file, that takes no lock. */
 void view_stream_follow(struct ds_view *view, struct ds_demand *demand,
 			const struct ds_entry *entry, struct ds_image *image,
-			const struct ds_extent *extent);
+			const struct ds_extent *extent, bool is_hit);
 
 /* The manifest's pages (view_pages.c). */
 int view_pages_init(struct ds_view *view);

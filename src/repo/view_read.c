@@ -222,6 +222,8 @@ size_t view_extents_prefetch(struct ds_view *view, struct ds_demand *demand,
 
 	assert(n <= VIEW_EXTENTS_MAX);
 	for (size_t i = 0; i < n; i++) {
+		if (extents[i].is_zeros)
+			ds_image_note_zeros(image, extents[i].slot);
 		if (extents[i].is_zeros || extents[i].slot >= entry->extents_n)
 			continue;
 		r = view_extent_target(view, demand, image, &extents[i], &targets[targets_n]);
@@ -262,7 +264,8 @@ static int read_large(struct ds_view *view, struct ds_demand *demand, const stru
 			off = extents[i].off + extents[i].len_bytes;
 			if (extents[i].off >= range->off && off >= range->off + range->len_bytes &&
 			    r == 0)
-				view_stream_follow(view, demand, entry, image, &extents[i]);
+				view_stream_follow(view, demand, entry, image, &extents[i],
+						   !range->is_missing);
 		}
 	}
 	if (image)

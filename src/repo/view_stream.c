@@ -8,6 +8,8 @@
  * stream's share of what the fetcher may have in flight. A random read begins no stream, and neither
  * does one where all that follows is here.
  *
+ * The first hit in a file that is whole in its image ends its streams, and those that follow take no lock.
+ *
  * INV-1 What lies below `ahead` was given to the fetcher, or was here.
  */
 #include "repo/view_internal.h"
@@ -53,15 +55,27 @@ static uint64_t window_max_locked(const struct ds_view *view, uint64_t now_ns)
 	return DS_MAX(view->streams.budget_bytes / 4 / DS_MAX(busy_n, (uint64_t)1), WINDOW_MIN);
 }
 
+/* Without the mutex: of a file that nobody streams through, a hit takes none. */
+static bool has_stream(const struct ds_view *view, uint64_t ino)
+{
+	for (size_t i = 0; i < VIEW_STREAMS_N; i++)
+		if (atomic_load_explicit(&view->streams.all[i].ino, memory_order_relaxed) == ino)
+			return true;
+	return false;
+}
+
 /* Somebody reads the extent [off, end). False: it is of no stream. */
 static bool advance(struct ds_view *view, uint64_t ino, uint64_t off, uint64_t end,
 		    struct part *ret_part)
 {
-	uint64_t now_ns = ds_mono_ns();
 	struct view_stream *stream;
+	uint64_t now_ns;
 
 	*ret_part = (struct part){0};
+	if (!has_stream(view, ino))
+		return false;
 	pthread_mutex_lock(&view->streams.mutex);
+	now_ns = ds_mono_ns();
 	stream = find_locked(view, ino, off);
 	if (stream) {
 		stream->used_ns = now_ns;
@@ -88,11 +102,26 @@ static void begin(struct ds_view *view, uint64_t ino, uint64_t at, uint64_t ahea
 	for (size_t i = 1; i < VIEW_STREAMS_N; i++)
 		if (view->streams.all[i].used_ns < stream->used_ns)
 			stream = &view->streams.all[i];
-	*stream = (struct view_stream){.ino = ino,
-				       .at = at,
-				       .ahead = ahead,
-				       .window_bytes = WINDOW_MIN,
-				       .used_ns = ds_mono_ns()};
+	atomic_store_explicit(&stream->ino, ino, memory_order_relaxed);
+	stream->at = at;
+	stream->ahead = ahead;
+	stream->window_bytes = WINDOW_MIN;
+	stream->used_ns = ds_mono_ns();
+	pthread_mutex_unlock(&view->streams.mutex);
+}
+
+/* Of a file that is whole. If it leaves the cache, nothing of it was fetched ahead. */
+static void end_all(struct ds_view *view, uint64_t ino)
+{
+	pthread_mutex_lock(&view->streams.mutex);
+	for (size_t i = 0; i < VIEW_STREAMS_N; i++) {
+		struct view_stream *stream = &view->streams.all[i];
+
+		if (stream->ino == ino) {
+			atomic_store_explicit(&stream->ino, 0, memory_order_relaxed);
+			stream->used_ns = 0;
+		}
+	}
 	pthread_mutex_unlock(&view->streams.mutex);
 }
 
@@ -159,12 +188,19 @@ static bool is_beginning(struct ds_view *view, struct ds_demand *quiet,
 
 void view_stream_follow(struct ds_view *view, struct ds_demand *demand,
 			const struct ds_entry *entry, struct ds_image *image,
-			const struct ds_extent *extent)
+			const struct ds_extent *extent, bool is_hit)
 {
 	uint64_t end = extent->off + extent->len_bytes, reached;
 	struct ds_demand quiet; /* what is not local here is no reason to wait */
 	struct part part;
 
+	if (extent->is_zeros)
+		ds_image_note_zeros(image, extent->slot);
+	if (is_hit && ds_image_is_whole(image)) {
+		if (has_stream(view, entry->ino))
+			end_all(view, entry->ino);
+		return;
+	}
 	if (end >= entry->size_bytes)
 		return;
 	ds_demand_init(&quiet, view);

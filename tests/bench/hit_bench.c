@@ -7,7 +7,7 @@
  * Reads the whole version once, so that all of it is local; then each thread does one kind of call
  * after the other in an order of its own, for so many seconds. One line for each: calls a second,
  * microseconds of CPU for each call, and how many calls had to be made again by who may wait for the
- * disk.
+ * disk. Files of more than one chunk are read in pieces besides: here and there, and one after the other.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -25,6 +25,7 @@
 
 #define THREADS_MAX 64u
 #define READ_MAX    DS_MIB(1)
+#define PIECE	    DS_KIB(128)
 
 struct file {
 	uint64_t ino, parent, size_bytes;
@@ -36,7 +37,7 @@ struct list {
 	size_t n, room;
 };
 
-static struct list files, dirs;
+static struct list files, dirs, large;
 static struct ds_view *view;
 static uint64_t seconds = 2;
 
@@ -46,6 +47,7 @@ struct thread {
 	int (*call)(struct thread *thread, struct ds_demand *demand);
 	const struct file *file;
 	uint8_t *data;
+	uint64_t at; /* in a large file */
 	uint64_t calls_n, again_n, entries_n;
 } __attribute__((aligned(128)));
 
@@ -57,12 +59,10 @@ static void check(int r, const char *what)
 	}
 }
 
-static int add_file(void *ctx, const struct ds_entry *entry)
+static int add_to(struct list *list, const struct ds_entry *entry)
 {
-	struct list *list = entry->type == DS_ENTRY_DIRECTORY ? &dirs : &files;
 	struct file *file;
 
-	(void)ctx;
 	if (list->n == list->room) {
 		list->room = list->room * 2 + 64;
 		list->files = ds_reallocarray(list->files, list->room, sizeof(list->files[0]));
@@ -75,6 +75,14 @@ static int add_file(void *ctx, const struct ds_entry *entry)
 			      .size_bytes = entry->size_bytes,
 			      .name = ds_strdup(entry->name)};
 	return file->name ? 0 : -ENOMEM;
+}
+
+static int add_file(void *ctx, const struct ds_entry *entry)
+{
+	int r = add_to(entry->type == DS_ENTRY_DIRECTORY ? &dirs : &files, entry);
+
+	(void)ctx;
+	return r == 0 && entry->size_bytes > DS_CHUNK_MAX ? add_to(&large, entry) : r;
 }
 
 static int call_lookup(struct thread *thread, struct ds_demand *demand)
@@ -109,6 +117,43 @@ static int call_both(struct thread *thread, struct ds_demand *demand)
 	int r = call_lookup(thread, demand);
 
 	return r < 0 ? r : read_file(thread, demand);
+}
+
+static int read_piece(struct thread *thread, struct ds_demand *demand, const struct file *file,
+		      uint64_t off, size_t len_bytes)
+{
+	size_t n;
+
+	return ds_view_read(view, demand, file->ino, off, len_bytes, thread->data, &n);
+}
+
+static int read_anywhere(struct thread *thread, struct ds_demand *demand, size_t len_bytes)
+{
+	const struct file *file = &large.files[ds_prng_below(&thread->prng, large.n)];
+	uint64_t pieces_n = file->size_bytes / len_bytes;
+
+	return read_piece(thread, demand, file, ds_prng_below(&thread->prng, pieces_n) * len_bytes,
+			  len_bytes);
+}
+
+static int call_page(struct thread *thread, struct ds_demand *demand)
+{
+	return read_anywhere(thread, demand, 4096);
+}
+
+static int call_piece(struct thread *thread, struct ds_demand *demand)
+{
+	return read_anywhere(thread, demand, PIECE);
+}
+
+static int call_next(struct thread *thread, struct ds_demand *demand)
+{
+	const struct file *file = &large.files[0];
+
+	thread->at += PIECE;
+	if (thread->at >= file->size_bytes)
+		thread->at = 0;
+	return read_piece(thread, demand, file, thread->at, PIECE);
 }
 
 static int count_entry(void *ctx, const struct ds_entry *entry)
@@ -252,6 +297,11 @@ int main(int argc, char *argv[])
 	measure("read", threads_n, read_file);
 	measure("both", threads_n, call_both);
 	measure("list", threads_n, call_list);
+	if (large.n) {
+		measure("page", threads_n, call_page);
+		measure("piece", threads_n, call_piece);
+		measure("next", threads_n, call_next);
+	}
 	ds_view_close(view);
 	ds_fetcher_free(fetcher);
 	ds_record_free(record);

@@ -15,6 +15,7 @@
 struct reader {
 	pthread_t thread;
 	struct ds_view *view;
+	struct ds_cache *cache;
 	struct ds_prng prng;
 };
 
@@ -31,6 +32,9 @@ static void *run_reader(void *ctx)
 		uint64_t off = ds_prng_below(&reader->prng, view_file_size(file) + 1u);
 
 		STRESS_CHECK(view_check_file(reader->view, file, off, 70000, 20000) == 0);
+		/* What was found whole goes from under who reads it. */
+		if (ds_prng_below(&reader->prng, 200) == 0)
+			(void)ds_cache_make_room(reader->cache, DS_MIB(256));
 	}
 	return NULL;
 }
@@ -65,6 +69,7 @@ int main(int argc, char *argv[])
 					     (uint8_t)(1 + ds_prng_below(&prng, 2)), false) == 0);
 		for (unsigned i = 0; i < THREADS_N; i++) {
 			readers[i].view = bench.view;
+			readers[i].cache = bench.cache;
 			readers[i].prng.state = ds_prng_next(&prng);
 			STRESS_CHECK(pthread_create(&readers[i].thread, NULL, run_reader,
 						    &readers[i]) == 0);
