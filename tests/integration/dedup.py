@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """What is in the store already is not uploaded again: the same tree from another place without local
 state, a renamed directory of 10,000 files, a directory that comes back, a commit that was killed
-half-way and is repeated elsewhere."""
+half-way and is repeated elsewhere. And files that have not changed are not opened: they cost one stat."""
+import collections
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -13,6 +15,10 @@ import tree
 from lib import MIB, check, equal, say
 
 NO_STATE = ["--state-dir", ""]
+STATS = "%%stat"
+OPENS = "open,openat,openat2"
+# CALL(DIRECTORY OR FILE AS A DESCRIPTOR, "NAME", or one of them.
+CALL = re.compile(r'(?P<call>\w+)\((?:(?:AT_FDCWD|\d+)<(?P<at>[^>]*)>(?:, )?)?(?:"(?P<name>[^"]*)")?')
 
 
 def fill(root, files, rng, size):
@@ -127,11 +133,45 @@ def killed(box, rng, total):
     box.dsfs("verify", repo, "--read-data")
 
 
+def traced(box, source, repo):
+    """Commits; returns what it printed, and how often it asked for the stat of each path, and opened it."""
+    result, threads = lib.strace(box, ["-s", "4096", "-e", f"trace={STATS},{OPENS}"], "commit", "--json", source, repo)
+    stats, opens = collections.Counter(), collections.Counter()
+    for found in filter(None, (CALL.match(line) for lines in threads for line in lines)):
+        path = os.path.normpath(os.path.join(found["at"] or "", found["name"] or ""))
+        (opens if found["call"] in OPENS.split(",") else stats)[path] += 1
+    return result.json, stats, opens
+
+
+def one_stat(box, rng, files):
+    """A commit takes one stat of each file that has not changed, and opens none of them."""
+    source, repo = box.path("stats"), box.path("stats-repo")
+    fill(source, files, rng, 500)
+    paths = [f"{source}/{i // 100:04}/{i:06}" for i in range(files)]
+    newest = max(os.stat(path).st_ctime for path in paths)
+    # The stat cache vouches for what was two seconds old when it was read.
+    box.wait(lambda: time.time() > newest + 2.1, "the files to be two seconds old")
+    box.commit(source, repo, "--init")
+    for what, changed in ("nothing changed", []), ("1 % changed", rng.sample(paths, files // 100)):
+        for path in changed:
+            with open(path, "ab") as file:
+                file.write(b"more")
+        done, stats, opens = traced(box, source, repo)
+        equal(done.get("changed", 0), len(changed), f"{what}: files changed")
+        wrong = {path: (stats[path], opens[path]) for path in set(paths) - set(changed)
+                 if (stats[path], opens[path]) != (1, 0)}
+        check(not wrong, f"{what}: {len(wrong)} unchanged files cost other than one stat and no open: "
+              f"{sorted(wrong.items())[:5]}")
+        check(all(opens[path] for path in changed), f"{what}: strace has not seen how the changed ones were opened")
+        say(f"{what}: one stat and no open of each of the {files - len(changed)} others")
+
+
 def run(box, args):
     rng = random.Random(args.seed)
     elsewhere(box, rng)
     renamed(box, rng, args.files)
     killed(box, rng, args.bytes)
+    one_stat(box, rng, args.files // 5)
 
 
 def arguments(parser):

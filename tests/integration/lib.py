@@ -475,6 +475,23 @@ def need_fuse():
         raise Skip("/dev/fuse cannot be opened")
 
 
+def strace(box, options, *args):
+    """Runs dsfs under strace: the result, and for each thread the lines of what it did."""
+    if not shutil.which("strace"):
+        raise Skip("strace is not installed")
+    if subprocess.run(["strace", "-o", "/dev/null", "true"], check=False, capture_output=True).returncode:
+        raise Skip("strace may not trace here")
+    prefix = box.path(f"trace-{box.number()}")
+    # Where one process traces, LeakSanitizer cannot.
+    result = box.dsfs("-ff", "-y", *options, "-o", prefix, DSFS, *args, program=shutil.which("strace"),
+                      env=box.no_leak_check())
+    threads = []
+    for path in glob.glob(glob.escape(prefix) + ".*"):
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            threads.append(file.readlines())
+    return result, threads
+
+
 def no_passthrough(box):
     """None, or why there is no passthrough here, as doctor says it."""
     row = next(row for row in box.json("doctor", status=None) if row["what"] == "passthrough")

@@ -1,13 +1,10 @@
 #!/usr/bin/env python3
 """What a commit and a tag sync in a directory store, and in which order: strace tells."""
-import glob
 import os
 import re
-import shutil
-import subprocess
 
 import lib
-from lib import Skip, check, equal, say
+from lib import check, equal, say
 
 CALLS = "fsync,fdatasync,linkat,renameat,renameat2,mkdir,mkdirat"
 LINE = re.compile(r"(?P<start>\d+\.\d+) (?P<call>\w+)\((?P<args>.*)\) += (?P<result>-?\d+).* <(?P<took>\d+\.\d+)>$")
@@ -40,16 +37,13 @@ class Event:
 
 def traced(box, below, *args):
     """The events below a directory, by start."""
-    prefix = box.path(f"trace-{box.number()}")
-    box.dsfs("-ff", "-ttt", "-T", "-y", "-s", "4096", "-e", f"trace={CALLS}", "-o", prefix, lib.DSFS, *args,
-             program=shutil.which("strace"), env=box.no_leak_check())
+    _, threads = lib.strace(box, ["-ttt", "-T", "-s", "4096", "-e", f"trace={CALLS}"], *args)
     events = []
-    for path in glob.glob(glob.escape(prefix) + ".*"):
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                found = LINE.match(line)
-                if found and int(found["result"]) == 0:
-                    events.append(Event(found, path))
+    for thread, lines in enumerate(threads):
+        for line in lines:
+            found = LINE.match(line)
+            if found and int(found["result"]) == 0:
+                events.append(Event(found, thread))
     return sorted((e for e in events if e.path.startswith(below + "/") or e.path == below),
                   key=lambda event: event.start)
 
@@ -77,10 +71,6 @@ def examine(events, repo):
 
 
 def run(box, args):
-    if not shutil.which("strace"):
-        raise Skip("strace is not installed")
-    if subprocess.run(["strace", "-o", "/dev/null", "true"], check=False, capture_output=True).returncode:
-        raise Skip("strace may not trace here")
     source, below = box.new_dir("source"), box.new_dir("below")
     repo = os.path.join(below, "made", "repo")
     for i in range(20):
