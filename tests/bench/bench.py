@@ -90,6 +90,8 @@ class Bench:
                     one(contender, i + 1)
                 except Unavailable as reason:
                     self.report.note(self.row, str(reason))
+                if how := getattr(contender, "how", ""):
+                    self.report.note(self.row, f"{contender.name}: {how}")
 
     def run_row(self, name):
         self.row = name

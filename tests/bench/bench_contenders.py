@@ -21,6 +21,7 @@ class Contender:
     is_peer = False
     has_cache = True  # whether "filled" is another state than "cold"
     pid = None
+    how = ""  # what it says of how it reads, when it was opened last
 
     def cpu(self):
         return cpu_seconds(self.pid) if self.pid else 0.0
@@ -144,7 +145,7 @@ class Dsfs(Contender):
         cache = self.filled if state == "filled" else cold
         mount = self.box.mount(self.repo, f"cache_dir={cache}", *self.options, env=self.env)
         try:
-            self.pid, self.mount = mount.pid, mount
+            self.pid, self.mount, self.how = mount.pid, mount, mount.how()
             yield mount.path
         finally:
             self.pid = None

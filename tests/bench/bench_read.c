@@ -13,6 +13,7 @@
  *	-b N	bytes of a block (1 MiB; random: 4096)
  *	-p N	passes; all but the first are measured, as their mean (1: that one is)
  *	-m	blocks are copied out of a shared mapping instead of read
+ *	-e	seq, random: before each pass the page cache is asked to forget the file, not what serves it
  *	-f	epoch: fstat after open
  *	-d	print the XOR of the SHA-256 of all that was read; it costs time
  *
@@ -56,7 +57,7 @@ static struct {
 	const char *path;
 	const char *list;
 	uint64_t readers_n, seed, seconds, count, block, passes;
-	bool is_mapped, with_fstat, with_sum;
+	bool is_mapped, is_forgotten, with_fstat, with_sum;
 } options = {.readers_n = 1, .seed = 1, .passes = 1};
 
 static struct bench_file *files;
@@ -296,7 +297,7 @@ static void open_tree(void)
 static void usage(void)
 {
 	fprintf(stderr, "usage: bench_read [-n READERS] [-s SEED] [-t SECONDS] [-c COUNT] "
-			"[-b BLOCK] [-p PASSES] [-m] [-f] [-d]\n"
+			"[-b BLOCK] [-p PASSES] [-m] [-e] [-f] [-d]\n"
 			"                  epoch|stat ROOT LIST | seq|random FILE\n");
 	exit(2);
 }
@@ -307,7 +308,7 @@ static void parse(int argc, char **argv)
 	unsigned what = 0;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "n:s:t:c:b:p:mfd")) != -1) {
+	while ((opt = getopt(argc, argv, "n:s:t:c:b:p:mefd")) != -1) {
 		switch (opt) {
 		case 'n':
 			options.readers_n = bench_number(optarg, READERS_MAX);
@@ -329,6 +330,9 @@ static void parse(int argc, char **argv)
 			break;
 		case 'm':
 			options.is_mapped = true;
+			break;
+		case 'e':
+			options.is_forgotten = true;
 			break;
 		case 'f':
 			options.with_fstat = true;
@@ -369,7 +373,12 @@ int main(int argc, char **argv)
 	/* Its first touch is no part of what is measured; it would be in each child, though. */
 	memset(buffer, 1, buffer_size);
 	for (uint64_t pass = 0; pass < options.passes; pass++) {
-		double before = bench_cpu_s(), took = run_pass();
+		double before, took;
+
+		if (options.is_forgotten && posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) != 0)
+			bench_die("fadvise: %s", options.path);
+		before = bench_cpu_s();
+		took = run_pass();
 
 		if (pass == 0 && options.passes > 1)
 			continue;

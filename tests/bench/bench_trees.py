@@ -86,7 +86,7 @@ class Stat(Ls):
 class MountTime(Epochs):
     """Until `dsfs mount` has returned, with an empty cache, against the number of files; beside it, until
     the root was listed too, which holds a directory for each 1,000 files. Repositories of names alone, in
-    directories."""
+    directories. What the benchmark does to learn of the mount lies between and is not measured."""
 
     def sizes(self):
         sizes = [1000, max(int(100_000 * self.data.scale), 2000),
@@ -99,11 +99,10 @@ class MountTime(Epochs):
         return sizes
 
     def one(self, contender, seed):
-        started = time.monotonic()
         with contender.opened("cold") as place:
-            took = time.monotonic() - started
+            took, started = contender.mount.took_s, time.monotonic()
             os.listdir(place)
-            listed = time.monotonic() - started
+            listed = took + time.monotonic() - started
         self.report.add(self.name, "mount, cold", contender.name, 1000 * took, "ms")
         self.report.add(self.name, "mount and list, cold", contender.name, 1000 * listed, "ms")
 

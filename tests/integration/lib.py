@@ -14,6 +14,7 @@ import glob
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -219,7 +220,9 @@ class Mount:
             self.pid = self.process.pid
             box.as_asked_n += set(asked_of_all()) <= set(options)
             return
+        started = time.monotonic()
         result = box.dsfs(*argv, env=env, status=None)
+        self.took_s = time.monotonic() - started
         if result.status:
             box.mounts.remove(self)
             raise MountRefused(result, self.log_text())
@@ -229,6 +232,11 @@ class Mount:
         check(row is not None, f"'dsfs mount' does not list {self.path}")
         self.pid = row["pid"]
         check(self.pid, f"'dsfs mount' knows no process of {self.path}: {row}")
+
+    def how(self):
+        """What the log says of the ways that were chosen."""
+        found = re.search(r"mounted .*?: (kernel=.*)", self.log_text())
+        return found[1] if found else ""
 
     def log_text(self):
         try:
