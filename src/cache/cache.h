@@ -112,6 +112,15 @@ int ds_image_read(struct ds_image *image, const struct ds_image_slot *slot, uint
 int ds_image_read_now(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
 		      size_t len_bytes, void *ret_data);
 /*
+ * The same without a copy, for who passes the bytes on at once: 0: they lie at `ret_data` until ds_image_lend_end, which
+ * must follow soon, from any thread: who takes the disk side away waits for it. -EAGAIN: by the one above, since they are not here
+ * or not in the page cache, or the image is not open at this moment or cannot be mapped. Should the disk fail in the moment between, a
+ * system call is told EFAULT, and a program that looks for itself SIGBUS.
+ */
+int ds_image_lend_now(struct ds_image *image, const struct ds_image_slot *slot, uint64_t off,
+		      size_t len_bytes, const uint8_t **ret_data);
+void ds_image_lend_end(struct ds_image *image);
+/*
  * The same past the page cache, for who can have the kernel read while he does other things: begin, then `len_bytes` at `off` of
  * `fd` into page-aligned memory, then end, always, with what that read gave: bytes, or a negative errno.
  * begin: 0, or -EAGAIN: by the two above, since the chunk is not here, or is in the page cache, or the kernel (before Linux 6.5) does not

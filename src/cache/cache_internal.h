@@ -114,6 +114,8 @@ struct ds_image_disk {
 	_Atomic int direct_fd;	       /* of data, opened with O_DIRECT; -1: not opened yet */
 	_Atomic uint32_t direct_align; /* of what is read through it */
 	_Atomic bool is_never_direct;  /* the file system cannot */
+	void *_Atomic mapping;	       /* of data; NULL: not made yet */
+	_Atomic bool is_never_mapped;  /* it cannot be made */
 	uint64_t number;	       /* as the map has it */
 	_Atomic bool is_handed_out;    /* as the map has it, at least */
 	struct ds_image_layout layout;
@@ -325,6 +327,8 @@ int ds_image_disk_open(struct ds_cache *cache, struct ds_cache_root *root,
 		       const struct ds_image_layout *layout, bool create,
 		       struct ds_image_disk **ret_disk);
 struct ds_image_disk *ds_image_disk_unref(struct ds_image_disk *disk);
+/* For the last one. */
+void ds_image_disk_unmap(struct ds_image_disk *disk);
 /* Writes the stamps of last use into the map, and learns those of other processes. image->mutex held. */
 void ds_image_disk_flush(struct ds_image_disk *disk);
 /* Neither unlinked nor cut. */

@@ -81,6 +81,7 @@ struct ds_image_disk *ds_image_disk_unref(struct ds_image_disk *disk)
 	if (disk && atomic_fetch_sub(&disk->refs_n, 1) == 1) {
 		int direct_fd;
 
+		ds_image_disk_unmap(disk);
 		ds_close_ptr(&disk->data_fd);
 		ds_close_ptr(&disk->map_fd);
 		direct_fd = disk->direct_fd;

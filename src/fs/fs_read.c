@@ -1,8 +1,8 @@
 /*
  * Contents: read, and where data and holes are.
  *
- * With io_uring the bytes are read straight into what the kernel takes the reply from; else into a buffer that
- * the thread keeps, page by page as they are copied on from there.
+ * With io_uring the bytes are read straight into what the kernel takes the reply from; else large parts are replied from a mapping, and
+ * others from a buffer that the thread keeps.
  */
 #include <errno.h>
 #include <string.h>
@@ -14,6 +14,7 @@
 #define READ_MAX    DS_MIB(4) /* the kernel asks for 1 MiB at most */
 #define BUFFER_STEP DS_KIB(128)
 #define PAGE	    4096u
+#define LENT_MIN    DS_KIB(32) /* less is copied as fast as it is looked for */
 
 struct buffer {
 	size_t size;
@@ -62,7 +63,10 @@ static int read_into(struct fs_request *request, char *data, size_t size)
 	if (r < 0)
 		return r;
 	ds_counter_add(&fs->stats.read_bytes, n);
-	fuse_reply_buf(request->req, data, n);
+	fuse_reply_buf(request->req,
+		       request->demand.lent.image ? (const char *)request->demand.lent.data : data,
+		       n);
+	ds_demand_give_back(&request->demand);
 	return 0;
 }
 
@@ -168,6 +172,7 @@ int fs_run_read(struct fs_request *request)
 	buffer = take_buffer(request->fs, size);
 	if (!buffer)
 		return -ENOMEM;
+	request->demand.may_be_lent = !request->demand.may_check && size >= LENT_MIN;
 	r = read_into(request, buffer->data, size);
 	put_buffer(request->fs, buffer);
 	return r;

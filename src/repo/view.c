@@ -206,6 +206,30 @@ bool view_chunk_direct(struct ds_demand *demand, const struct ds_fetch_target *t
 				     demand->direct_room_bytes, &demand->direct) == 0;
 }
 
+bool view_chunk_lend(struct ds_demand *demand, const struct ds_fetch_target *target, uint64_t off,
+		     size_t len_bytes)
+{
+	struct ds_image_slot slot = slot_of(target);
+	const uint8_t *data;
+
+	if (off > slot.raw_len_bytes || len_bytes > slot.raw_len_bytes - off ||
+	    (demand->lent.image && demand->lent.image != target->image) ||
+	    ds_image_lend_now(target->image, &slot, off, len_bytes, &data) < 0)
+		return false;
+	if (!demand->lent.image) {
+		demand->lent.image = ds_image_ref(target->image);
+		demand->lent.data = data;
+		demand->lent.len_bytes = len_bytes;
+		return true;
+	}
+	/* Once in the gate is enough. */
+	ds_image_lend_end(target->image);
+	if (data != demand->lent.data + demand->lent.len_bytes)
+		return false;
+	demand->lent.len_bytes += len_bytes;
+	return true;
+}
+
 int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
 		    const struct ds_fetch_target *target, uint64_t off, size_t len_bytes,
 		    void *ret_data)

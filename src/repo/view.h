@@ -61,6 +61,17 @@ struct ds_demand {
 	 */
 	size_t direct_room_bytes;
 	struct ds_image_direct direct;
+	/*
+	 * For a read without may_check, by who passes the bytes on at once: he sets `may_be_lent` (false after init). Then 0 with
+	 * lent.image set says that they lie at lent.data instead of where he asked for them, until
+	 * ds_demand_give_back, which must follow soon; see ds_image_lend_now.
+	 */
+	bool may_be_lent;
+	struct {
+		struct ds_image *image;
+		const uint8_t *data;
+		size_t len_bytes;
+	} lent;
 	/* the demand's own */
 	struct ds_view *view;
 	bool is_listing;     /* pages are asked for in order: set while a directory is listed */
@@ -69,7 +80,9 @@ struct ds_demand {
 	void *wait;
 };
 void ds_demand_init(struct ds_demand *demand, struct ds_view *view);
-/* Drops pins. Not while a wait is on. */
+/* What was lent, if anything. */
+void ds_demand_give_back(struct ds_demand *demand);
+/* Drops pins and gives back. Not while a wait is on. */
 void ds_demand_release(struct ds_demand *demand);
 /*
  * Waits for the targets (at least one). 0: `done` is called exactly once, from a worker, with 0

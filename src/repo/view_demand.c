@@ -54,6 +54,8 @@ void ds_demand_init(struct ds_demand *demand, struct ds_view *view)
 	demand->is_listing = false;
 	demand->direct_room_bytes = 0;
 	demand->direct.image = NULL;
+	demand->may_be_lent = false;
+	demand->lent.image = NULL;
 	ds_diag_clear(&demand->diag);
 	ds_list_init(&demand->pins);
 }
@@ -92,6 +94,14 @@ struct ds_chunk_bytes *demand_pinned(const struct ds_demand *demand, const struc
 	return NULL;
 }
 
+void ds_demand_give_back(struct ds_demand *demand)
+{
+	if (!demand->lent.image)
+		return;
+	ds_image_lend_end(demand->lent.image);
+	demand->lent.image = ds_image_unref(demand->lent.image);
+}
+
 static void wait_unref(struct wait *wait);
 
 /* Forgets the wait before, if any; it is over. */
@@ -106,6 +116,7 @@ void ds_demand_release(struct ds_demand *demand)
 {
 	drop_wait(demand);
 	demand_clear(demand);
+	ds_demand_give_back(demand);
 	ds_list_for_each_safe (node, next, &demand->pins) {
 		struct pin *pin = ds_list_entry(node, struct pin, node);
 

@@ -113,6 +113,9 @@ int view_chunk_read(struct ds_view *view, struct ds_demand *demand,
 /* True: noted in demand->direct, whose room is not 0; -DS_E_NOT_LOCAL is the answer then. */
 bool view_chunk_direct(struct ds_demand *demand, const struct ds_fetch_target *target, uint64_t off,
 		       size_t len_bytes);
+/* True: noted in demand->lent, behind what is lent of the same image already; demand->may_be_lent must be set. */
+bool view_chunk_lend(struct ds_demand *demand, const struct ds_fetch_target *target, uint64_t off,
+		     size_t len_bytes);
 /* Whether the chunk is here and checked. May wait for the disk. */
 bool view_chunk_is_local(const struct ds_fetch_target *target);
 /* The same for any demand. -DS_E_NOT_LOCAL: it may not wait, and the answer is not at hand. */

@@ -131,6 +131,30 @@ static void fetch_around(struct ds_view *view, const struct ds_entry *entry,
 		prefetch_neighbours(view, entry, pack, image);
 }
 
+/* What was lent is copied: the rest does not follow it in one piece, or cannot be lent. */
+static void stop_lending(struct ds_demand *demand, const struct range *range)
+{
+	if (!demand)
+		return;
+	if (demand->lent.image)
+		memcpy(range->data, demand->lent.data, demand->lent.len_bytes);
+	ds_demand_give_back(demand);
+	demand->may_be_lent = false;
+}
+
+/* Bytes [off, off + len) of a chunk, which are those at `to` in the range. */
+static int read_piece(struct ds_view *view, struct ds_demand *demand,
+		      const struct ds_fetch_target *target, uint64_t off, size_t len_bytes,
+		      const struct range *range, uint8_t *to)
+{
+	if (demand && demand->may_be_lent) {
+		if (view_chunk_lend(demand, target, off, len_bytes))
+			return 0;
+		stop_lending(demand, range);
+	}
+	return view_chunk_read(view, demand, target, off, len_bytes, to);
+}
+
 /* A file of one chunk, from the image of its pack. */
 static int read_small(struct ds_view *view, struct ds_demand *demand, const struct ds_entry *entry,
 		      const struct range *range)
@@ -154,7 +178,7 @@ static int read_small(struct ds_view *view, struct ds_demand *demand, const stru
 	/* Before the read that waits, so that they travel with it. */
 	if (view->is_blocking && !view_chunk_is_local(&target))
 		prefetch_neighbours(view, entry, &pack->row, target.image);
-	r = view_chunk_read(view, demand, &target, range->off, range->len_bytes, range->data);
+	r = read_piece(view, demand, &target, range->off, range->len_bytes, range, range->data);
 	if (r == -DS_E_NOT_LOCAL && view_may_check(view, demand))
 		fetch_around(view, entry, &pack->row, target.image);
 	/* A worker, with nothing delivered to it, is asked only for what is not in the page cache, and for the first of an image. */
@@ -197,12 +221,13 @@ static int read_extent(struct ds_view *view, struct ds_demand *demand, struct ds
 	int r;
 
 	if (extent->is_zeros) {
+		stop_lending(demand, range);
 		memset(to, 0, end - start);
 		return 0;
 	}
 	r = view_extent_target(view, demand, image, extent, &target);
 	if (r == 0)
-		r = view_chunk_read(view, demand, &target, start - extent->off, end - start, to);
+		r = read_piece(view, demand, &target, start - extent->off, end - start, range, to);
 	if (r == -DS_E_NOT_LOCAL && view_may_check(view, demand)) {
 		/* The other chunks of the range can be fetched at the same time. */
 		range->is_missing = true;
@@ -299,6 +324,8 @@ int ds_view_read(struct ds_view *view, struct ds_demand *demand, uint64_t ino, u
 		r = -DS_E_MALFORMED;
 	if (r == 0)
 		*ret_n = range.len_bytes;
+	else if (demand)
+		ds_demand_give_back(demand);
 	return r;
 }
 

@@ -38,9 +38,11 @@ COUNT(pthread_rwlock_wrlock, pthread_rwlock_t)
 COUNT(pthread_spin_lock, pthread_spinlock_t)
 
 static uint8_t data[PIECE_MAX];
+static unsigned lent_n; /* of all hits that could have been */
 
-/* Bytes of file i, in page cache: how many locks that took. */
-static unsigned hit(struct ds_view *view, unsigned i, uint64_t ino, uint64_t off, size_t len_bytes)
+/* -DS_E_NOT_LOCAL: it is no hit; else how many locks that took. */
+static int try_hit(struct ds_view *view, unsigned i, uint64_t ino, uint64_t off, size_t len_bytes,
+		   bool may_be_lent)
 {
 	struct ds_demand demand;
 	unsigned before = locks_n, taken_n;
@@ -49,12 +51,34 @@ static unsigned hit(struct ds_view *view, unsigned i, uint64_t ino, uint64_t off
 
 	ds_demand_init(&demand, view);
 	demand.may_check = false;
+	demand.may_be_lent = may_be_lent;
+	memset(data, 0xa5, sizeof(data));
 	r = ds_view_read(view, &demand, ino, off, len_bytes, data, &n);
-	ds_demand_release(&demand);
 	taken_n = locks_n - before;
-	cr_assert_eq(r, 0, "file %u at %llu: %s", i, (unsigned long long)off, ds_strerror(r));
-	cr_assert_eq(n, DS_MIN((uint64_t)len_bytes, view_file_size(i) - off));
-	cr_assert(view_file_is_right(i, off, data, n));
+	if (r == 0) {
+		cr_assert_eq(n, DS_MIN((uint64_t)len_bytes, view_file_size(i) - off));
+		cr_assert(
+			view_file_is_right(i, off, demand.lent.image ? demand.lent.data : data, n));
+		lent_n += demand.lent.image != NULL;
+	}
+	ds_demand_release(&demand);
+	cr_assert(r == 0 || r == -DS_E_NOT_LOCAL, "file %u at %llu: %s", i, (unsigned long long)off,
+		  ds_strerror(r));
+	return r < 0 ? r : (int)taken_n;
+}
+
+/* Bytes of file i, copied and lent. A kernel may take pages at any time: who reads puts them back, and then it is a hit. */
+static unsigned hit(struct ds_view *view, unsigned i, uint64_t ino, uint64_t off, size_t len_bytes)
+{
+	unsigned taken_n = 0;
+
+	for (int may_be_lent = 0; may_be_lent < 2; may_be_lent++) {
+		int n;
+
+		while ((n = try_hit(view, i, ino, off, len_bytes, may_be_lent)) == -DS_E_NOT_LOCAL)
+			cr_assert_eq(view_check_file(view, i, off, len_bytes, 20000), 0);
+		taken_n += (unsigned)n;
+	}
 	return taken_n;
 }
 
@@ -105,8 +129,10 @@ Test(view_hit, a_hit_takes_no_lock)
 		/* So that it is open, and nobody streams: the first hit of a whole file ends that. */
 		cr_assert_eq(view_check_file(bench.view, LARGE, 0, 1, 20000), 0);
 		for (size_t k = 0; k < DS_ARRAY_SIZE(pieces); k++) {
+			lent_n = 0;
 			hit_all(bench.view, LARGE, ino, pieces[k], false);
 			hit_all(bench.view, LARGE, ino, pieces[k], true);
+			cr_expect_gt(lent_n, view_file_size(LARGE) / pieces[k]);
 		}
 		view_bench_close(&bench);
 		cr_assert_eq(view_bench_open(&bench, support_path("c"), DS_MIB(256), 1, false), 0);
@@ -166,15 +192,24 @@ Test(view_hit, a_hit_of_a_large_file_allocates_nothing_but_what_sqlite_does_in_t
 	cr_assert_eq(view_find(bench.view, LARGE, 20000, &ino), 0);
 	(void)hit(bench.view, LARGE, ino, 0, 1);
 	cr_assert(__sanitizer_install_malloc_and_free_hooks(on_malloc, on_free) > 0);
-	for (uint64_t off = 0; off < VIEW_LARGE_SIZE; off += PIECE_MAX) {
+	for (uint64_t off = 0; off < VIEW_LARGE_SIZE;) {
 		unsigned before = allocations_n, look_ups_n;
+		int r = 0;
 
 		look_up(bench.view, ino, off);
 		look_ups_n = allocations_n - before;
-		(void)hit(bench.view, LARGE, ino, off, PIECE_MAX);
-		cr_expect_eq(allocations_n - before, 2 * look_ups_n, "at %llu: %u and %u",
-			     (unsigned long long)off, look_ups_n,
-			     allocations_n - before - look_ups_n);
+		for (int may_be_lent = 0; may_be_lent < 2 && r >= 0; may_be_lent++) {
+			before = allocations_n;
+			r = try_hit(bench.view, LARGE, ino, off, PIECE_MAX, may_be_lent);
+			if (r >= 0)
+				cr_expect_eq(allocations_n - before, look_ups_n,
+					     "at %llu: %u and %u", (unsigned long long)off,
+					     look_ups_n, allocations_n - before);
+		}
+		if (r >= 0)
+			off += PIECE_MAX;
+		else
+			cr_assert_eq(view_check_file(bench.view, LARGE, off, PIECE_MAX, 20000), 0);
 	}
 	view_bench_close(&bench);
 	view_bench_release(&bench);
