@@ -3,7 +3,7 @@
 mount can be unmounted and its process ended, a request ends at its deadline, and when the store is
 back the same mount goes on. On a real S3 server behind a proxy that lets requests hang.
 
-With --strict (release builds) the times are those that dsfs promises.
+With --strict (release builds) the times are those that dsfs promises, what the machine itself stood still not counted (lib.Pulse).
 """
 import concurrent.futures
 import ctypes
@@ -112,11 +112,11 @@ class Waiters:
 
     def kill(self):
         """Seconds until it is gone."""
-        started = time.monotonic()
+        pulse, started = lib.Pulse(), time.monotonic()
         self.process.kill()
         self.process.wait(120)
         self.process.stdout.close()
-        return time.monotonic() - started
+        return pulse.end([(started, time.monotonic())])[0]
 
     def errors(self):
         """Ends by itself; [errno] of its calls that failed."""
@@ -134,10 +134,10 @@ def wait_parked(box, mount, number):
     box.wait(lambda: stats(mount)["fetch_waiting"] >= number, f"{number} requests to wait")
 
 
-def timed(times, action):
+def timed(calls, action):
     started = time.monotonic()
     result = action()
-    times.append(time.monotonic() - started)
+    calls.append((started, time.monotonic()))
     return result
 
 
@@ -160,7 +160,7 @@ def read_uncached(path):
 def measure(mount, rounds):
     """Times of calls that are answered by dsfs, not by the kernel, and need nothing of the store."""
     times = {"stat": [], "getxattr": [], "read": [], "statfs": [], "stats": [], "ls": []}
-    before = stats(mount)["requests"]
+    before, pulse = stats(mount)["requests"], lib.Pulse()
     for i in range(rounds):
         path = f"{mount.path}/local/{i % 100:04}"
         timed(times["stat"], lambda: getattr_of(path))
@@ -172,7 +172,8 @@ def measure(mount, rounds):
             timed(times["ls"], lambda: subprocess.run(
                 ["ls", "-l", f"{mount.path}/local"], check=True, capture_output=True, timeout=120))
     check(stats(mount)["requests"] - before >= 3 * rounds, "the kernel answered, not dsfs")
-    return times
+    took = iter(pulse.end([call for calls in times.values() for call in calls]))
+    return {name: [next(took) for _ in calls] for name, calls in times.items()}
 
 
 def tell(times, args):
@@ -203,7 +204,7 @@ def crowd(box, repo, source, proxy, args):
         wait_parked(box, mount, max(left, 1))
         took = waiters.kill()
         say(f"a killed {what} was gone after {1000 * took:.0f} ms")
-        check(took <= 2, f"a killed {what} lived for {took:.1f} s")
+        check(took <= (2 if args.strict else 10), f"a killed {what} lived for {took:.1f} s")
         box.wait(lambda: left or (stats(mount)["interrupted"] >= 1 and stats(mount)["fetch_waiting"] == 0),
                  "the look-up of a killed stat to end")
     before, parked = threads_and_files(mount.pid), stats(mount)["fetch_waiting"]
@@ -247,8 +248,9 @@ def whole(mount, source, number):
         check(first.read() == wanted[100:], "a large file is another one through a second handle")
 
 
-def gone(box, repo, proxy):
+def gone(box, repo, proxy, args):
     """`umount` while the store hangs; SIGTERM while 64 reads wait."""
+    limit = 5 if args.strict else 20
     mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('gone')}", CACHE, env=proxy.env)
     warm(mount)
     hang(proxy)
@@ -259,7 +261,7 @@ def gone(box, repo, proxy):
     mount.umount()
     took = time.monotonic() - started
     say(f"umount without a store: {took:.2f} s")
-    check(took <= 5, f"umount took {took:.1f} s")
+    check(took <= limit, f"umount took {took:.1f} s")
     proxy.rules()
 
     mount = box.mount(repo, "timeout=10m", f"cache_dir={box.path('gone')}", CACHE, env=proxy.env)
@@ -273,7 +275,7 @@ def gone(box, repo, proxy):
     box.wait(lambda: not lib.is_alive(mount.pid), "the daemon to end", 60)
     took = time.monotonic() - started
     say(f"SIGTERM with {BLOCKED} blocked reads: {took:.2f} s")
-    check(took <= 5, f"the daemon lived for {took:.1f} s after SIGTERM")
+    check(took <= limit, f"the daemon lived for {took:.1f} s after SIGTERM")
     check(not lib.is_mounted(mount.path), "it is still mounted after SIGTERM")
     errors = waiters.errors()
     equal(len(errors), BLOCKED, "reads that failed")
@@ -339,7 +341,7 @@ def run(box, args):
     box.commit(source, repo, "--init", env=store.env)
     proxy = lib.Proxy(box, store.env)
     crowd(box, repo, source, proxy, args)
-    gone(box, repo, proxy)
+    gone(box, repo, proxy, args)
     deadline(box, repo, source, proxy)
 
 

@@ -81,7 +81,7 @@ def check_parked(box, repo, proxy):
         finally:
             os.sched_setaffinity(0, cpus)
         # Where the ring is full, the calls below wait for ever, and nothing else ends them.
-        watchdog = threading.Timer(30, lambda: os.kill(mount.pid, signal.SIGKILL))
+        watchdog = threading.Timer(60, lambda: os.kill(mount.pid, signal.SIGKILL))
         watchdog.start()
         try:
             wait_parked(box, mount, PARKED)

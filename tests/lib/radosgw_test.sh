@@ -40,7 +40,7 @@ owner=$!
 eval "$("$here/radosgw.sh" env "$second")"
 expect 200 "second server" "$AWS_ENDPOINT_URL/$BUCKET"
 kill -KILL $owner
-for _ in $(seq 100); do
+for _ in $(seq 600); do
 	[ "$(code "$AWS_ENDPOINT_URL/$BUCKET")" = 000 ] && exit 0
 	sleep 0.05
 done
