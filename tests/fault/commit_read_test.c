@@ -618,7 +618,7 @@ Test(commit_read, what_is_mapped_in_memory_is_never_sure)
 
 struct log {
 	pthread_t thread;
-	_Atomic bool is_over;
+	_Atomic bool is_there, is_over;
 	bool is_in_place;
 	char path[200];
 };
@@ -633,6 +633,7 @@ static void *keep_writing(void *ctx)
 
 		if (pwrite(fd, &i, sizeof(i), log->is_in_place ? 0 : end) < 0)
 			break;
+		log->is_there = true;
 		ds_sleep_ms(30);
 	}
 	close(fd);
@@ -649,8 +650,8 @@ static int read_written(struct box *box, bool is_in_place)
 
 	snprintf(log.path, sizeof(log.path), "%s/file", box->source);
 	cr_assert_eq(pthread_create(&log.thread, NULL, keep_writing, &log), 0);
-	/* The writer is there. */
-	ds_sleep_ms(50);
+	while (!log.is_there)
+		ds_sleep_ms(1);
 	r = ds_fingerprint_directory(&box->options, &fingerprint, &totals, NULL);
 	log.is_over = true;
 	pthread_join(log.thread, NULL);

@@ -1,10 +1,12 @@
 /* The S3 backend: keys, clocks, lists, connections and their faults; each test counts its faults. */
+#include <arpa/inet.h>
 #include <criterion/criterion.h>
 #include <dirent.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "s3_script.h"
@@ -345,8 +347,11 @@ Test(store_s3, a_put_by_headway_is_tried_again)
 
 Test(store_s3, B02_a_refused_connection_is_told_at_the_deadline)
 {
-	struct ds_store_options options = {.timeout_ms = 600};
+	struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct ds_store_options options = {.timeout_ms = 2000};
 	struct ds_store *other = NULL;
+	socklen_t len = sizeof(addr);
 	char url[64];
 
 	set_up();
@@ -354,13 +359,17 @@ Test(store_s3, B02_a_refused_connection_is_told_at_the_deadline)
 	http_script_is_fault(script);
 	http_script_answer(script, 200, "", "v");
 	expect(ds_store_get(store, "k", &buf, &diag), 0);
-	snprintf(url, sizeof(url), "%s", http_script_url(script));
 	end();
-	options.endpoint = url; /* nobody listens there any more */
+	/* Nobody listens there, and nobody can while it is ours. */
+	cr_assert_eq(bind(fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
+	cr_assert_eq(getsockname(fd, (struct sockaddr *)&addr, &len), 0);
+	snprintf(url, sizeof(url), "http://127.0.0.1:%u", ntohs(addr.sin_port));
+	options.endpoint = url;
 	cr_assert_eq(ds_store_open("s3://bucket/pre", &options, false, &other, NULL), 0);
 	expect(ds_store_get(other, "k", &buf, &diag), -DS_E_NETWORK);
 	cr_assert_gt(diag.attempts, 1);
 	ds_store_unref(other);
+	close(fd);
 }
 
 /* What the store said that it waits for. */
@@ -384,23 +393,33 @@ static void note_waits(void *ctx, const char *why, uint64_t left_ms)
 
 Test(store_s3, B02_what_is_waited_for_is_said_once_after_2_s)
 {
-	struct said said = {0};
+	struct said said;
 	struct ds_store_options options = {.timeout_ms = 20000,
 					   .waits = note_waits,
 					   .waits_ctx = &said,
 					   .interrupted = &said.is_said};
 	struct ds_store_req again = {.op = DS_STORE_HEAD, .key = "k"};
-	uint64_t started_ns;
+	uint64_t took_ns = UINT64_MAX;
 	char wanted[128];
 
-	set_up_with(options);
-	http_script_answer(script, 503, "", "");
-	http_script_is_fault(script);
-	http_script_forever(script);
-	started_ns = ds_mono_ns();
-	expect(get_range(0, 4), -DS_E_INTERRUPTED);
-	cr_assert_eq(said.n, 1);
-	cr_assert_leq(said.at_ns - started_ns, 2200 * (uint64_t)DS_NS_PER_MS);
+	/* A machine may stand still just then, but not each time. */
+	for (unsigned i = 0; took_ns > 2200 * (uint64_t)DS_NS_PER_MS; i++) {
+		uint64_t started_ns;
+
+		cr_assert_lt(i, 3, "said after %llu ms",
+			     (unsigned long long)(took_ns / DS_NS_PER_MS));
+		if (i)
+			end();
+		said = (struct said){0};
+		set_up_with(options);
+		http_script_answer(script, 503, "", "");
+		http_script_is_fault(script);
+		http_script_forever(script);
+		started_ns = ds_mono_ns();
+		expect(get_range(0, 4), -DS_E_INTERRUPTED);
+		cr_assert_eq(said.n, 1);
+		took_ns = said.at_ns - started_ns;
+	}
 	cr_assert(said.left_ms > 17000 && said.left_ms <= 20000);
 	snprintf(wanted, sizeof(wanted), "%s: the store failed", http_script_url(script));
 	cr_assert_eq(strncmp(said.why, wanted, strlen(wanted)), 0, "%s", said.why);

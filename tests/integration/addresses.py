@@ -189,12 +189,16 @@ def one_swallows(box, mount, source, addresses):
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        reader = mount()
-        left = rounds()
-        while left and not seen:
-            hang_up(living)
-            reader.read(source, left.pop())
-        check(seen and len(left) >= 5, f"{len(seen)} attempts, {len(left)} rounds left")
+        # Of two or three connections in a round each goes anywhere: five rounds pass it by once in 200 runs, and leave too few.
+        for _ in range(5):
+            reader, left = mount(), rounds()
+            while len(left) > 5 and not seen:
+                hang_up(living)
+                reader.read(source, left.pop())
+            if seen:
+                break
+            reader.close()
+        check(seen, "no attempt")
         box.wait(lambda: not attempts(dead), "the attempts to end")
         found_n, made_n = len(seen), sum(address.accepted_n for address in living)
         while left:

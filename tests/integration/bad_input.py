@@ -307,8 +307,11 @@ def s3(ask, box, tree, mountpoint):
 
 def unreachable(ask, box, tree, repo, mountpoint, env):
     """Nobody listens: after 2 s it is said once what is waited for, and --timeout ends it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    # Kept, so that nobody else listens there meanwhile.
+    port = socket.socket()
+    box.at_end(port.close)
+    port.bind(("127.0.0.1", 0))
+    endpoint = f"http://127.0.0.1:{port.getsockname()[1]}"
     env = {**env, "AWS_ENDPOINT_URL": endpoint}
     waiting = re.compile(f"dsfs: cannot reach {endpoint}: Connection refused; trying for [678] s more")
     commands = (["init", repo], ["commit", tree, repo], ["commit", "--init", tree, repo], ["log", repo],

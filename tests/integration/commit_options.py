@@ -121,12 +121,14 @@ def branches(box, source, repo):
 def selectors(box, source, repo, other):
     log = {row["number"]: row for row in box.json("log", repo)}
     latest = max(log)
-    today = log[latest]["record"]["time"][:10]
+    today, day = log[latest]["record"]["time"][:10], log[2]["record"]["time"][:10]
+    # It may be midnight in between.
+    of_day = max(number for number, row in log.items() if row["record"]["time"][:10] == day)
     wanted = {
         "1": log[1]["version"], "main:2": log[2]["version"], "v1.0": other["version"],
         "exp-1": other["version"], "exp-1:1": other["version"], "main": log[latest]["version"],
         log[3]["version"][:8]: log[3]["version"], log[3]["version"]: log[3]["version"],
-        today: log[latest]["version"], log[2]["record"]["time"][:10] + "T23:59:59Z": log[latest]["version"],
+        today: log[latest]["version"], f"{day}T23:59:59Z": log[of_day]["version"],
     }
     times = {}
     for number in log:

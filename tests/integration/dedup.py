@@ -106,16 +106,21 @@ def killed(box, rng, total):
             file.write(rng.randbytes(MIB))
     whole = box.commit(source, box.path("whole"), "--init", *NO_STATE)
     uploaded = whole["uploaded_data_bytes"]
-    repo = box.path("killed")
-    box.dsfs("init", repo)
-    process = box.start(["commit", source, repo, *NO_STATE, "-q"])
-    while process.poll() is None and sum(packs_of(repo).values()) < uploaded // 2:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    # Whether the kill comes before too much is there is for chance.
+    for i in range(10):
+        repo = box.path(f"killed-{i}")
+        box.dsfs("init", repo)
+        process = box.start(["commit", source, repo, *NO_STATE, "-q"])
+        while process.poll() is None and sum(packs_of(repo).values()) < uploaded // 2:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        packs = packs_of(repo).values()
+        kept = sum(packs)
+        if process.returncode == -signal.SIGKILL and kept < uploaded * 0.95:
+            break
+        shutil.rmtree(repo)
     equal(process.returncode, -signal.SIGKILL, "status of the killed commit")
-    packs = packs_of(repo).values()
-    kept = sum(packs)
     check(uploaded * 0.2 < kept < uploaded * 0.95, f"killed at {kept} of {uploaded} bytes: not half-way")
     equal(box.json("log", repo, status=None).__class__, dict, "log of a branch without a version")
     box.dsfs("verify", repo)

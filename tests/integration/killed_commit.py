@@ -75,8 +75,10 @@ def run(box, args):
     met_n = made_n = cycles = 0
 
     def goes_on():
-        """Whether a kill comes in time is for chance: so many are to, however many cycles that takes."""
-        return cycles < args.cycles or (met_n < args.cycles // 2 and cycles < 4 * args.cycles)
+        """Whether a kill comes in time, and when, is for chance: so many are to, and one of many after the entry was there, however
+        many cycles that takes."""
+        is_shown = met_n >= args.cycles // 2 and (made_n > 0 or cycles < 20)
+        return cycles < args.cycles or (not is_shown and cycles < 4 * args.cycles)
 
     while goes_on() and not box.late():
         repo = store.url(f"repo-{cycles}")

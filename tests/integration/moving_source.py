@@ -116,7 +116,13 @@ def run(box, args):
     refused = made = unchanged = 0
     deadline = time.monotonic() + args.seconds
     torn = []
-    while time.monotonic() < deadline:
+
+    def goes_on():
+        """For that long, and on a slow machine for up to a minute more until something was shown."""
+        left_s, is_shown = deadline - time.monotonic(), made + refused > 3 and mover.steps > 20
+        return left_s > (-60 if not is_shown else 0)
+
+    while mover.is_alive() and goes_on():
         result = box.dsfs("commit", "--json", source, repo, status=None)
         check(result.status in (0, 8), f"{result}: {result.errors}")
         if result.status == 8:
