@@ -34,6 +34,8 @@ done
 stages=${stages:-check asan clang release tsan}
 limit_s=${TEST_LIMIT_S:-3000}
 budget_s=${TEST_BUDGET_S:-1500}
+# Tests wait a lot: one more at a time than there are cores.
+jobs_n=$(($(nproc) + 1))
 
 passed=0 failed=0 skipped=0
 times=
@@ -130,7 +132,7 @@ run() {
 		ASAN_OPTIONS=log_path=$tmp/sanitizer/$name:detect_stack_use_after_return=1:strict_string_checks=1 \
 		UBSAN_OPTIONS=log_path=$tmp/sanitizer/$name:halt_on_error=1:print_stacktrace=1 \
 		TSAN_OPTIONS=log_path=$tmp/sanitizer/$name:halt_on_error=1:second_deadlock_stack=1 \
-		limited meson test -C "$dir" $rebuild --timeout-multiplier 2 "$@" 2>&1 |
+		limited meson test -C "$dir" $rebuild --num-processes $jobs_n --timeout-multiplier 2 "$@" 2>&1 |
 		tee "$tmp/$name.log" | sed -nE 's/^ *([0-9]+\/[0-9]+ .*)/   \1/p'
 	rc=${PIPESTATUS[0]}
 	if [ -s "$log" ]; then
