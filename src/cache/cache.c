@@ -34,6 +34,7 @@
 #define ROOT_RETRY_MS	  1000u
 #define FLOOR_PERCENT	  10u
 #define ATTACHED_MAX	  16384u
+#define MAPPED_MEMORIES	  4u /* so many times the memory, of addresses */
 #define USAGE_MAGIC	  "dsfsuse1"
 #define USAGE_PENDING_MAX ((int64_t)DS_KIB(256))
 
@@ -490,6 +491,10 @@ static int cache_new(struct ds_cache **ret_cache)
 	cache->attached_max = ATTACHED_MAX;
 	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur / 6 < ATTACHED_MAX)
 		cache->attached_max = (unsigned)DS_MAX(limit.rlim_cur / 6, (rlim_t)4);
+	/* A ulimit is for all that the process does. */
+	cache->mapped_max_bytes = MAPPED_MEMORIES * ds_memory_bytes();
+	if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+		cache->mapped_max_bytes = DS_MIN(cache->mapped_max_bytes, limit.rlim_cur / 4);
 	*ret_cache = cache;
 	return 0;
 }

@@ -6,6 +6,7 @@
  *   image_slot.c   looking, reading
  *   image_fill.c   locks of slots, filling
  *   image_direct.c reading past the page cache
+ *   image_lend.c   lending what is in the page cache, from a mapping
  *   image_backing.c  handing out to the kernel
  *   image_disk.c   the files of one image: opening, making, throwing away
  *   image_map.c    the map: header, slots, claims, locks
@@ -16,7 +17,7 @@
  * An image object (struct ds_image) has a disk side (struct ds_image_disk) while it is in use: the open files
  * and a private copy of what the map was seen to say. The copy only ever holds trusted slots; it stays true while
  * the shared lock on byte 0 is held, since taking a bit back needs that lock exclusively. The map is read and
- * written by pread and pwrite, not through a mapping: a mapping gives SIGBUS when the file is cut, when a
+ * written by pread and pwrite, not through a mapping (nor are the data, but by system calls): a mapping gives SIGBUS when the file is cut, when a
  * full tmpfs has no page for a hole, and when the disk fails, and none of these may kill a mount.
  *
  * Lock order: cache->evict_mutex, image->mutex, cache->mutex (the table), disk->claim_mutex, usage->mutex;
@@ -114,8 +115,10 @@ struct ds_image_disk {
 	_Atomic int direct_fd;	       /* of data, opened with O_DIRECT; -1: not opened yet */
 	_Atomic uint32_t direct_align; /* of what is read through it */
 	_Atomic bool is_never_direct;  /* the file system cannot */
+	struct ds_cache *cache;	       /* whose images hold it */
 	void *_Atomic mapping;	       /* of data; NULL: not made yet */
 	_Atomic bool is_never_mapped;  /* it cannot be made */
+	_Atomic uint64_t lent_bytes;   /* since that was forgotten */
 	uint64_t number;	       /* as the map has it */
 	_Atomic bool is_handed_out;    /* as the map has it, at least */
 	struct ds_image_layout layout;
@@ -186,6 +189,8 @@ struct ds_cache {
 	unsigned free_floor_percent;
 	unsigned attached_max;
 	_Atomic unsigned attached_n;
+	_Atomic uint64_t mapped_bytes; /* of addresses, of all images */
+	uint64_t mapped_max_bytes;
 	struct ds_cache_usage usage;
 	struct ds_cache_scan scan;
 
@@ -261,8 +266,8 @@ struct ds_image_disk *ds_image_enter(struct ds_image *image, bool create);
 struct ds_image_disk *ds_image_enter_now(struct ds_image *image);
 void ds_image_leave(struct ds_image *image);
 
-/* Takes the disk side away from its users and closes it. image->mutex held. Nothing if it is mapped, or (only_idle_ms
- * not 0) was used in the last so many ms. True if there is no disk side now. */
+/* Takes the disk side away from its users and closes it. image->mutex held. Nothing if (only_idle_ms not 0) it was
+ * used in the last so many ms. True if there is no disk side now. */
 bool ds_image_detach_locked(struct ds_image *image, uint64_t only_idle_ms);
 /* The image of that name, or NULL; pinned: it stays in the table. */
 struct ds_image *ds_image_pin(struct ds_cache *cache, const struct ds_digest *name);
@@ -329,6 +334,8 @@ int ds_image_disk_open(struct ds_cache *cache, struct ds_cache_root *root,
 struct ds_image_disk *ds_image_disk_unref(struct ds_image_disk *disk);
 /* For the last one. */
 void ds_image_disk_unmap(struct ds_image_disk *disk);
+/* What was lent is no longer counted as memory of this process; it stays in the page cache. image->mutex held. */
+void ds_image_disk_forget_lent(struct ds_image_disk *disk);
 /* Writes the stamps of last use into the map, and learns those of other processes. image->mutex held. */
 void ds_image_disk_flush(struct ds_image_disk *disk);
 /* Neither unlinked nor cut. */

@@ -362,6 +362,7 @@ static void keep_one(struct ds_image *image, uint64_t idle_ms)
 		if (disk->used_ms != disk->flushed_ms)
 			ds_scan_reads(&image->cache->scan, disk->used_ms);
 		ds_image_disk_flush(disk);
+		ds_image_disk_forget_lent(disk);
 		if (!ds_image_disk_is_sound(disk))
 			ds_image_detach_locked(image, 0);
 		else

@@ -398,6 +398,8 @@ int ds_image_disk_open(struct ds_cache *cache, struct ds_cache_root *root,
 		return r;
 	for (int tries = 0; tries < 8; tries++) {
 		r = open_there(cache, parent_fd, name, layout, ret_disk);
+		if (r == 0)
+			(*ret_disk)->cache = cache;
 		if (r == -DS_E_MALFORMED) {
 			cache->damaged_n++;
 			r = throw_away_damaged(root, parent_fd, name);

@@ -4,9 +4,14 @@
  *
  * INV-1 Who was lent bytes is in the image's gate: nobody takes the disk side away, nor punches it, before he gives them back.
  * INV-2 Only pages that are here and valid are lent (mincore(2)). The kernel may take one back before it is used: then it is read again,
- *       and the borrower waits for that, or, if the disk fails at just that moment, is told EFAULT.
- * INV-3 The mapping is made once and stays until the disk side is closed. Where there is none (address space, a layout that
- *       lies), bytes are copied.
+ *       and the borrower waits for that, or, if the disk fails at just that moment, is told EFAULT: the one case in which trouble with
+ *       the disk is no miss, but EIO to one reader.
+ * INV-3 The mapping is made once and stays until the disk side is closed. Where there is none (no addresses are left for it, a
+ *       layout that lies), bytes are copied.
+ *
+ * Pages that were looked at in a mapping count as memory of the process, by which the kernel chooses whom to kill for want of memory. So
+ * they are given back every few seconds (ds_image_keep), and after each so many bytes; and the mappings of all images have a limit,
+ * as have their tables of pages (2 MiB for each GiB).
  */
 #include <assert.h>
 #include <errno.h>
@@ -15,27 +20,35 @@
 
 #include "cache/cache_internal.h"
 
-#define PAGES_MAX 1025u /* 4 MiB, from anywhere in a page on */
+#define PAGES_MAX    1025u	/* 4 MiB, from anywhere in a page on */
+#define FORGET_BYTES DS_MIB(64) /* lent since it was forgotten the last time */
 
 /* The mapping; NULL: there is none. */
 static const uint8_t *mapping_of(struct ds_image_disk *disk)
 {
 	void *mapping = atomic_load_explicit(&disk->mapping, memory_order_acquire);
+	struct ds_cache *cache = disk->cache;
 	void *expected = NULL;
+	size_t size;
 
 	if (mapping)
 		return mapping;
 	if (atomic_load_explicit(&disk->is_never_mapped, memory_order_relaxed) ||
 	    disk->layout.size_bytes > SIZE_MAX / 2)
 		return NULL;
-	mapping = mmap(NULL, (size_t)disk->layout.size_bytes, PROT_READ, MAP_SHARED, disk->data_fd,
-		       0);
+	size = (size_t)disk->layout.size_bytes;
+	if (atomic_fetch_add(&cache->mapped_bytes, size) + size > cache->mapped_max_bytes)
+		mapping = MAP_FAILED;
+	else
+		mapping = mmap(NULL, size, PROT_READ, MAP_SHARED, disk->data_fd, 0);
 	if (mapping == MAP_FAILED) {
+		atomic_fetch_sub(&cache->mapped_bytes, size);
 		atomic_store(&disk->is_never_mapped, true);
 		return NULL;
 	}
 	if (!atomic_compare_exchange_strong(&disk->mapping, &expected, mapping)) {
-		munmap(mapping, (size_t)disk->layout.size_bytes);
+		munmap(mapping, size);
+		atomic_fetch_sub(&cache->mapped_bytes, size);
 		mapping = expected;
 	}
 	return mapping;
@@ -43,8 +56,18 @@ static const uint8_t *mapping_of(struct ds_image_disk *disk)
 
 void ds_image_disk_unmap(struct ds_image_disk *disk)
 {
-	if (disk->mapping)
-		munmap(disk->mapping, (size_t)disk->layout.size_bytes);
+	size_t size = (size_t)disk->layout.size_bytes;
+
+	if (!disk->mapping)
+		return;
+	munmap(disk->mapping, size);
+	atomic_fetch_sub(&disk->cache->mapped_bytes, size);
+}
+
+void ds_image_disk_forget_lent(struct ds_image_disk *disk)
+{
+	if (disk->mapping && atomic_exchange(&disk->lent_bytes, 0) > 0)
+		madvise(disk->mapping, (size_t)disk->layout.size_bytes, MADV_DONTNEED);
 }
 
 static bool is_here(const uint8_t *data, size_t len_bytes)
@@ -81,6 +104,9 @@ int ds_image_lend_now(struct ds_image *image, const struct ds_image_slot *slot, 
 		return -EAGAIN;
 	}
 	ds_image_disk_touch(disk, slot->raw_off);
+	if (atomic_fetch_add_explicit(&disk->lent_bytes, len_bytes, memory_order_relaxed) >
+	    FORGET_BYTES)
+		ds_image_disk_forget_lent(disk);
 	atomic_fetch_add_explicit(&image->hits_n, 1, memory_order_relaxed);
 	*ret_data = data + slot->raw_off + off;
 	return 0;

@@ -276,6 +276,7 @@ void ds_image_note_zeros(struct ds_image *image, uint32_t slot)
 	if (!disk)
 		return;
 	if (slot < disk->layout.slots_n &&
+	    atomic_load_explicit(&disk->slots[slot].state, memory_order_relaxed) == expected &&
 	    atomic_compare_exchange_strong(&disk->slots[slot].state, &expected, DS_COPY_ZEROS))
 		atomic_fetch_add_explicit(&disk->here_n, 1, memory_order_relaxed);
 	ds_image_leave(image);

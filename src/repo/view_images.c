@@ -16,7 +16,7 @@
 #include "util/mem.h"
 
 #define IMAGES_MAX    2048 /* images of large files that a view keeps open */
-#define NEARBY_N      32u  /* of them, what a thread finds without asking the others */
+#define NEARBY_N      256u /* of them, what a thread finds without asking the others */
 #define AHEAD_AGAIN_S 60u  /* from one time that an image is read ahead to the next */
 
 struct view_image {
@@ -179,7 +179,7 @@ static int file_image(struct ds_view *view, const struct ds_entry *entry,
 	ds_image_name(DS_IMAGE_FILE, &entry->digest, &layout.name);
 	pthread_mutex_lock(&view->mutex);
 	found = ds_map_get(view->locked.images, &layout.name, sizeof(layout.name));
-	/* One of another layout, as slot_get has it, is passed by: the cache knows this file's. */
+	/* One of another layout, as nearby_get has it, is passed by: the cache knows this file's. */
 	if (found && found->size_bytes == layout.size_bytes && found->slots_n == layout.slots_n) {
 		ds_list_remove(&found->node);
 		ds_list_push_back(&view->locked.lru, &found->node);

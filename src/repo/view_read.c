@@ -131,28 +131,29 @@ static void fetch_around(struct ds_view *view, const struct ds_entry *entry,
 		prefetch_neighbours(view, entry, pack, image);
 }
 
-/* What was lent is copied: the rest does not follow it in one piece, or cannot be lent. */
-static void stop_lending(struct ds_demand *demand, const struct range *range)
+/* Whether it can go on by copying: not where a part was lent, which is for system calls only (SIGBUS); that begins anew. */
+static int stop_lending(struct ds_demand *demand)
 {
-	if (!demand)
-		return;
-	if (demand->lent.image)
-		memcpy(range->data, demand->lent.data, demand->lent.len_bytes);
-	ds_demand_give_back(demand);
+	if (!demand || !demand->may_be_lent)
+		return 0;
 	demand->may_be_lent = false;
+	if (!demand->lent.image)
+		return 0;
+	ds_demand_give_back(demand);
+	return -EAGAIN;
 }
 
-/* Bytes [off, off + len) of a chunk, which are those at `to` in the range. */
+/* Bytes [off, off + len) of a chunk. -EAGAIN: as stop_lending. */
 static int read_piece(struct ds_view *view, struct ds_demand *demand,
 		      const struct ds_fetch_target *target, uint64_t off, size_t len_bytes,
-		      const struct range *range, uint8_t *to)
+		      uint8_t *to)
 {
-	if (demand && demand->may_be_lent) {
-		if (view_chunk_lend(demand, target, off, len_bytes))
-			return 0;
-		stop_lending(demand, range);
-	}
-	return view_chunk_read(view, demand, target, off, len_bytes, to);
+	int r;
+
+	if (demand && demand->may_be_lent && view_chunk_lend(demand, target, off, len_bytes))
+		return 0;
+	r = stop_lending(demand);
+	return r < 0 ? r : view_chunk_read(view, demand, target, off, len_bytes, to);
 }
 
 /* A file of one chunk, from the image of its pack. */
@@ -178,7 +179,7 @@ static int read_small(struct ds_view *view, struct ds_demand *demand, const stru
 	/* Before the read that waits, so that they travel with it. */
 	if (view->is_blocking && !view_chunk_is_local(&target))
 		prefetch_neighbours(view, entry, &pack->row, target.image);
-	r = read_piece(view, demand, &target, range->off, range->len_bytes, range, range->data);
+	r = read_piece(view, demand, &target, range->off, range->len_bytes, range->data);
 	if (r == -DS_E_NOT_LOCAL && view_may_check(view, demand))
 		fetch_around(view, entry, &pack->row, target.image);
 	/* A worker, with nothing delivered to it, is asked only for what is not in the page cache, and for the first of an image. */
@@ -221,13 +222,15 @@ static int read_extent(struct ds_view *view, struct ds_demand *demand, struct ds
 	int r;
 
 	if (extent->is_zeros) {
-		stop_lending(demand, range);
-		memset(to, 0, end - start);
-		return 0;
+		ds_image_note_zeros(image, extent->slot);
+		r = stop_lending(demand);
+		if (r == 0)
+			memset(to, 0, end - start);
+		return r;
 	}
 	r = view_extent_target(view, demand, image, extent, &target);
 	if (r == 0)
-		r = read_piece(view, demand, &target, start - extent->off, end - start, range, to);
+		r = read_piece(view, demand, &target, start - extent->off, end - start, to);
 	if (r == -DS_E_NOT_LOCAL && view_may_check(view, demand)) {
 		/* The other chunks of the range can be fetched at the same time. */
 		range->is_missing = true;
@@ -300,10 +303,19 @@ static int read_large(struct ds_view *view, struct ds_demand *demand, const stru
 	return r;
 }
 
+static int read_contents(struct ds_view *view, struct ds_demand *demand,
+			 const struct ds_entry *entry, struct range *range)
+{
+	if (entry->chunk.pack)
+		return read_small(view, demand, entry, range);
+	return entry->extents_n ? read_large(view, demand, entry, range) : -DS_E_MALFORMED;
+}
+
 int ds_view_read(struct ds_view *view, struct ds_demand *demand, uint64_t ino, uint64_t off,
 		 size_t len_bytes, void *ret_data, size_t *ret_n)
 {
 	struct range range = {.off = off, .data = ret_data};
+	bool is_lending = demand && demand->may_be_lent;
 	struct ds_entry entry;
 	int r = ds_view_get(view, demand, ino, &entry);
 
@@ -316,16 +328,16 @@ int ds_view_read(struct ds_view *view, struct ds_demand *demand, uint64_t ino, u
 		return 0;
 	}
 	range.len_bytes = (size_t)DS_MIN((uint64_t)len_bytes, entry.size_bytes - off);
-	if (entry.chunk.pack)
-		r = read_small(view, demand, &entry, &range);
-	else if (entry.extents_n)
-		r = read_large(view, demand, &entry, &range);
-	else
-		r = -DS_E_MALFORMED;
+	r = read_contents(view, demand, &entry, &range);
+	/* Only a part could be lent. */
+	if (r == -EAGAIN && is_lending)
+		r = read_contents(view, demand, &entry, &range);
 	if (r == 0)
 		*ret_n = range.len_bytes;
 	else if (demand)
 		ds_demand_give_back(demand);
+	assert(r < 0 || !demand || !demand->lent.image ||
+	       demand->lent.len_bytes == range.len_bytes);
 	return r;
 }
 

@@ -194,8 +194,6 @@ void view_stream_follow(struct ds_view *view, struct ds_demand *demand,
 	struct ds_demand quiet; /* what is not local here is no reason to wait */
 	struct part part;
 
-	if (extent->is_zeros)
-		ds_image_note_zeros(image, extent->slot);
 	if (is_hit && ds_image_is_whole(image)) {
 		if (has_stream(view, entry->ino))
 			end_all(view, entry->ino);

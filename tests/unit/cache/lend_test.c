@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -203,5 +204,68 @@ Test(lend, without_a_mapping_nothing_is_lent)
 		/* It is not tried for each read. */
 		no_mmap = false;
 	}
+	box_release(&box);
+}
+
+Test(lend, addresses_have_a_limit_and_come_back)
+{
+	struct box box;
+	const uint8_t *data;
+	uint64_t size;
+
+	box_init(&box);
+	size = box.pack.layout.size_bytes;
+	(void)lend(&box, 5);
+	ds_image_lend_end(box.image);
+	cr_assert_eq(box.cache->mapped_bytes, size);
+	pthread_mutex_lock(&box.image->mutex);
+	cr_assert(ds_image_detach_locked(box.image, 0));
+	pthread_mutex_unlock(&box.image->mutex);
+	cr_assert_eq(box.cache->mapped_bytes, 0);
+	box.cache->mapped_max_bytes = size - 1;
+	for (int i = 0; i < 3; i++) {
+		cr_assert_eq(support_read(box.image, &box.pack, 5, true), 1);
+		cr_assert_eq(ds_image_lend_now(box.image, &box.pack.slots[5], 0, 1, &data),
+			     -EAGAIN);
+	}
+	cr_assert_eq(box.cache->mapped_bytes, 0);
+	box_release(&box);
+}
+
+/* Bytes of a mapping that count as this process's (smaps: Rss). */
+static size_t rss_of(const void *address)
+{
+	char line[256];
+	unsigned long from, to, kib = 0;
+	bool is_it = false;
+	FILE *file = fopen("/proc/self/smaps", "re");
+
+	cr_assert(file);
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+			is_it = from <= (uintptr_t)address && (uintptr_t)address < to;
+		else if (is_it && sscanf(line, "Rss: %lu kB", &kib) == 1)
+			break;
+	}
+	fclose(file);
+	return kib * 1024;
+}
+
+Test(lend, what_was_lent_does_not_stay_memory_of_the_process)
+{
+	struct box box;
+	const uint8_t *data;
+
+	box_init(&box);
+	data = lend(&box, 5);
+	check_bytes(&box, 5, 0, box.pack.slots[5].raw_len_bytes, data);
+	cr_assert_gt(rss_of(data), 0);
+	ds_image_lend_end(box.image);
+	ds_image_keep(box.cache, 60000);
+	cr_assert_eq(rss_of(data), 0);
+	/* As long as it is open. */
+	cr_assert_neq(atomic_load(&box.image->disk), NULL);
+	check_bytes(&box, 5, 0, box.pack.slots[5].raw_len_bytes, lend(&box, 5));
+	ds_image_lend_end(box.image);
 	box_release(&box);
 }

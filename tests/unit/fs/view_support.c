@@ -37,7 +37,8 @@ static uint8_t byte_at(unsigned i, uint64_t off)
 {
 	if (i == VIEW_STREAM)
 		return mixed_byte(off);
-	if (i == VIEW_FILES_N && off >= VIEW_HOLE_START && off < VIEW_HOLE_END)
+	if (i == VIEW_FILES_N &&
+	    (off < VIEW_ZEROS_END || (off >= VIEW_HOLE_START && off < VIEW_HOLE_END)))
 		return 0;
 	return (uint8_t)((off * 2654435761u + i * 40503u) >> 13) | 1;
 }

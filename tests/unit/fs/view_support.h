@@ -15,6 +15,7 @@
 #define VIEW_LARGE_SIZE	 (9u * 1024 * 1024 + 777)
 #define VIEW_STREAM	 (VIEW_FILES_N + 1) /* a tree of its own: view_bench_init_stream */
 #define VIEW_STREAM_SIZE (48u * 1024 * 1024 + 99)
+#define VIEW_ZEROS_END	 (512u * 1024) /* of the large file, which has a hole, too */
 #define VIEW_HOLE_START	 (5u * 1024 * 1024)
 #define VIEW_HOLE_END	 (7u * 1024 * 1024)
 

@@ -278,10 +278,10 @@ Test(view, bytes_that_stay_spoiled_are_corrupt_and_spoiled_once_are_right)
 	cr_expect_eq(view_check_file(bench.view, 9, 0, 100, 20000), 0);
 	cr_expect_eq(bench.store->flipped_n, 1);
 	bench.store->flip_n = 1000;
-	cr_expect_eq(view_check_file(bench.view, LARGE, 0, 100, 20000), -DS_E_CORRUPT);
+	cr_expect_eq(view_check_file(bench.view, LARGE, VIEW_ZEROS_END, 100, 20000), -DS_E_CORRUPT);
 	cr_expect_gt(bench.store->flipped_n, 1);
 	bench.store->flip_n = 0;
-	cr_expect_eq(view_check_file(bench.view, LARGE, 0, 100, 20000), 0);
+	cr_expect_eq(view_check_file(bench.view, LARGE, VIEW_ZEROS_END, 100, 20000), 0);
 	view_bench_close(&bench);
 	view_bench_release(&bench);
 }
@@ -426,7 +426,11 @@ Test(view, seeking_finds_data_and_holes_as_they_were_committed)
 	cr_assert_eq(view_find(bench.view, LARGE, 20000, &large), 0);
 	cr_assert_eq(view_find(bench.view, 9, 20000, &small), 0);
 	cr_assert_eq(view_find(bench.view, 50, 20000, &empty), 0);
-	cr_assert_eq(ds_view_seek(bench.view, NULL, large, 5, true, &off), 0);
+	cr_assert_eq(ds_view_seek(bench.view, NULL, large, 0, true, &off), 0);
+	cr_expect_eq(off, 0);
+	cr_assert_eq(ds_view_seek(bench.view, NULL, large, 5, false, &off), 0);
+	cr_expect_eq(off, VIEW_ZEROS_END);
+	cr_assert_eq(ds_view_seek(bench.view, NULL, large, VIEW_ZEROS_END + 5, true, &off), 0);
 	cr_expect_eq(off, VIEW_HOLE_START);
 	cr_assert_eq(ds_view_seek(bench.view, NULL, large, VIEW_HOLE_START + 1, false, &off), 0);
 	cr_expect_eq(off, VIEW_HOLE_END);
