@@ -93,7 +93,7 @@ fail() {
 build() {
 	local name=$1 dir=build-test/$1 stamp target=all
 	shift
-	[ "$name" != clang-bundled ] || target=src/fs/libds_fs.a
+	[ "$name" != clang-bundled ] || target='src/fs/libds_fs.a tests/stress/fuse_uring_stress'
 	stamp="${CC:-cc} $*"
 	if [ ! -f "$dir/build.ninja" ] || [ "$(cat "$dir/.options" 2>/dev/null)" != "$stamp" ]; then
 		rm -rf "$dir"
@@ -175,7 +175,7 @@ stage_asan() {
 stage_clang() {
 	CC=clang-14 build clang --buildtype=release -Dfuse=system && run clang --suite unit --suite smoke
 	# What is for the bundled one alone is seen by clang, too.
-	CC=clang-14 build clang-bundled --buildtype=release
+	CC=clang-14 build clang-bundled --buildtype=release -Dfuse=bundled
 }
 
 stage_release() {

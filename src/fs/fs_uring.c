@@ -177,7 +177,8 @@ static const char *why_not(struct ds_fs *fs)
 		snprintf(
 			fs->uring.why, sizeof(fs->uring.why),
 			"no memory for the rings: they take some %u MiB of addresses, of which few "
-			"are used ('ulimit -v', vm.overcommit_memory)",
+			"are used, and a little that is locked ('ulimit -v', 'ulimit -l', "
+			"vm.overcommit_memory)",
 			fs->uring.depth * (unsigned)get_nprocs_conf());
 		return fs->uring.why;
 	}

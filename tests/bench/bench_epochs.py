@@ -1,8 +1,9 @@
 """The rows that read: epochs over small files, and the large file."""
 import json
+import os
 
 from bench_contenders import (Bare, Dsfs, Local, Restic, Rclone, S3fs, Squashfs, bare_modes, variants)
-from bench_lib import GIB, Unavailable, bench_read, drop_caches, program, run
+from bench_lib import GIB, Unavailable, bench_read, drop_caches, lib, program, run
 
 READERS = (1, 4, 16)
 PEER_FILES, PEER_SECONDS = 2000, 10
@@ -254,7 +255,20 @@ class LargeWarm(Large):
                       "-c", reads_n, "random")
             self.look(contender, "mapping", place, "-p", 2, "-m", "seq")
             if contender in self.served:
+                before = self.served_bytes(place)
                 self.look(contender, self.figure_served, place, "-p", 4, "-e", "seq")
+                size = os.path.getsize(f"{place}/large.bin")
+                if before is not None and self.served_bytes(place) - before < 3.99 * size:
+                    raise lib.Failed(f"{contender.name}: the kernel has not asked for each byte")
+
+    @staticmethod
+    def served_bytes(place):
+        """As dsfs counts them; the bare servers count nothing."""
+        try:
+            with open(f"{place}/.dsfs/stats", encoding="ascii") as file:
+                return next(int(row.split()[1]) for row in file if row.startswith("read_bytes "))
+        except FileNotFoundError:
+            return None
 
     def without_privilege(self, dsfs):
         """What all may ask for: by itself, a mount of root's has the kernel read a large file without it, and reads

@@ -347,7 +347,7 @@ static void parse(int argc, char **argv)
 	while (what < 4 && (optind >= argc || strcmp(argv[optind], names[what]) != 0))
 		what++;
 	if (what == 4 || argc - optind != (what < 2 ? 3 : 2) || !options.readers_n ||
-	    !options.passes)
+	    !options.passes || (options.is_forgotten && what < 2))
 		usage();
 	options.what = what;
 	options.path = argv[optind + 1];

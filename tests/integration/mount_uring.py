@@ -102,34 +102,6 @@ def check_parked(box, repo, proxy):
         box.wait(lambda: stats(mount)["fetch_waiting"] == 0, "the reads to end when the store is back")
 
 
-@contextlib.contextmanager
-def little_room():
-    """For mounts that begin here: no room for the addresses of the rings."""
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-
-
-def check_no_room(box, repo):
-    """libfuse cannot make the rings: that is said, and not that the kernel has refused them."""
-    with little_room():
-        if subprocess.run([lib.DSFS, "--version"], check=False, capture_output=True).returncode:
-            say("no room for dsfs itself in 2 GiB: a sanitizer's build; nothing is refused")
-            return
-        with box.mount(repo, "io_uring=auto") as mount:
-            with open(f"{mount.path}/local", "rb") as file:
-                equal(file.read(), b"local" * 1000, "what was read without rings")
-            verdict, text = said(mount)
-            equal(verdict, "off", "io_uring without room")
-            check("no memory for the rings" in text and "dmesg" not in text, f"the log: {text}")
-            check("ERROR" not in mount.log_text(), f"the log: {mount.log_text()}")
-        result = box.dsfs("mount", repo, box.new_dir("m"), "-o", f"io_uring=on,cache_dir={box.cache}", status=1)
-        check("no memory for the rings" in result.errors, f"io_uring=on without room: {result.errors}")
-
-
 def image_data(cache):
     """The files of bytes in a cache directory."""
     return [os.path.join(place, "data") for place, _, names in os.walk(f"{cache}/images") if "data" in names]
@@ -286,7 +258,6 @@ def run(box, args):
     box.commit(source, repo, "--init", env=store.env)
     box.env.update(store.env)
     check_on(box, repo)
-    check_no_room(box, repo)
     with little_memory():
         made = check_page_cache(box, args)
         check_end(box, *made)

@@ -224,6 +224,9 @@ def paces(box, fewer, files, fewer_repo, repo, seed, strict):
     """Listings and random look-ups in both, interleaved: nothing of them in the kernel, the manifest local and checked."""
     rng, dirs = random.Random(seed), fewer // PER_DIRECTORY
     rounds = min(ROUNDS, dirs // 2)
+    if not rounds:
+        say("too few directories to compare listings and look-ups")
+        return
     listed = dirs // 2 // rounds * rounds
     amounts = listed, (dirs - listed) * PER_DIRECTORY
     both = [Asked(box, fewer_repo, fewer, amounts, rng), Asked(box, repo, files, amounts, rng)]

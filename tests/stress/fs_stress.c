@@ -471,7 +471,7 @@ static bool is_enough(const struct stress *stress)
 	struct counts counts = count();
 
 	return counts.reads_n >= LEAST_N * stress->length_ns / DS_NS_PER_S && counts.eios_n > 0 &&
-	       (!shared->reads_directly || shared->directs_n > 0);
+	       kills_n > 0 && (!shared->reads_directly || shared->directs_n > 0);
 }
 
 static void trouble_readers(const struct stress *stress, struct ds_prng *prng, pid_t *readers)
