@@ -279,6 +279,19 @@ static void add_blocks(void *ctx, int dir_fd)
 			*(uint64_t *)ctx += (uint64_t)st.st_blocks * 512;
 }
 
+int support_data(const char *dir, int flags)
+{
+	int dir_fd, fd;
+
+	if (support_images(dir, 0, &dir_fd) != 1)
+		abort();
+	fd = openat(dir_fd, "data", flags | O_CLOEXEC);
+	if (fd < 0)
+		abort();
+	close(dir_fd);
+	return fd;
+}
+
 uint64_t support_allocated(const char *dir)
 {
 	uint64_t bytes = 0;

@@ -41,6 +41,8 @@ struct ds_image *support_image(struct ds_cache *cache, const struct support_pack
 /* Directories of images below DIR/images; -1 in *ret_fd if there is no such. Returns how many there are, and a
  * descriptor of the one at `which`. */
 unsigned support_images(const char *dir, unsigned which, int *ret_fd);
+/* A descriptor of the bytes of the only image below DIR. */
+int support_data(const char *dir, int flags);
 /* Allocated bytes of all files in the cache directory's images. */
 uint64_t support_allocated(const char *dir);
 

@@ -41,16 +41,11 @@ struct box {
 
 static void box_init(struct box *box)
 {
-	int dir_fd;
-
 	box->cache = support_open(support_path("c"), DS_MIB(64), 1);
 	support_pack_init(&box->pack, 7, SLOTS, LEN_MAX, false);
 	box->image = support_image(box->cache, &box->pack);
 	cr_assert_eq(support_fill_all(box->image, &box->pack), SLOTS);
-	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
-	box->data_fd = openat(dir_fd, "data", O_RDWR | O_CLOEXEC);
-	cr_assert_geq(box->data_fd, 0);
-	close(dir_fd);
+	box->data_fd = support_data(support_path("c"), O_RDWR);
 }
 
 static void box_release(struct box *box)
