@@ -39,7 +39,7 @@ jobs_n=$(($(nproc) + 1))
 
 passed=0 failed=0 skipped=0
 times=
-tmp=$(mktemp -d "${TMPDIR:-/tmp}/dsfs-test.XXXXXX")
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/dsfs-test.XXXXXX") || exit 1
 # Some tests go on as another user.
 chmod 755 "$tmp"
 
