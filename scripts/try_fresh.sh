@@ -30,7 +30,10 @@ done
 command -v debootstrap >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get -qq -y install debootstrap
 dir=${dir:-$(mktemp -d /var/tmp/dsfs-fresh.XXXXXX)}
 log=$(mktemp)
+inside=
 finish() {
+	# unshare ends for no other signal; the first process in there ends with it, and all others with that.
+	[ -z "$inside" ] || { kill -KILL "$inside" && wait "$inside"; } 2>/dev/null || true
 	rm -f "$log"
 	[ -n "$keep" ] || rm -rf --one-file-system "$dir"
 }
@@ -52,7 +55,6 @@ git clone -q --no-hardlinks "$root" "$dir/srv/dsfs"
 git -C "$dir/srv/dsfs" checkout -q --detach "$(git -C "$root" rev-parse HEAD)"
 
 echo "== $* on a fresh Debian $(cat "$dir/etc/debian_version")"
-# When this shell is killed, so is the first process in there, and all others with it.
 unshare --mount --pid --fork --kill-child --propagation private bash -c '
 	set -eu
 	dir=$1
@@ -66,4 +68,9 @@ unshare --mount --pid --fork --kill-child --propagation private bash -c '
 	mount --rbind /sys "$dir/sys"
 	exec chroot "$dir" /usr/bin/env -i CI="${CI:-}" HOME=/root USER=root TERM="${TERM:-dumb}" \
 		LC_ALL=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-		bash -c "cd /srv/dsfs && exec \"\$@\"" - "$@"' - "$dir" "$@" </dev/null
+		bash -c "cd /srv/dsfs && exec \"\$@\"" - "$@"' - "$dir" "$@" </dev/null &
+inside=$!
+status=0
+wait $inside || status=$?
+inside=
+exit $status
