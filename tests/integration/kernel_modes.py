@@ -37,25 +37,30 @@ def one(program, options, seed):
 
 
 def run(box, args):
-    failed, passed_n = [], 0
-    for uring in [], ["io_uring=on"]:
-        for mode in MODES:
-            options, started, skipped = [f"kernel={mode}", *uring], time.monotonic(), []
-            for program in args.only or PROGRAMS:
-                if uring and program in NOT_URING:
-                    continue
-                if box.late():
-                    say("out of time")
-                    break
-                child, out = one(program, options, args.seed)
-                passed_n += child.returncode == 0
-                if child.returncode == 77:
-                    skipped.append(program)
-                elif child.returncode:
-                    failed.append(f"{program} with {','.join(options)}")
-                    print(f"{failed[-1]}: status {child.returncode}:\n{out[-3000:]}", file=sys.stderr, flush=True)
-            say(f"{','.join(options)}: {time.monotonic() - started:.0f} s" +
-                (f"; skipped: {', '.join(skipped)}" if skipped else ""))
+    modes = [[f"kernel={mode}", *uring] for uring in ([], ["io_uring=on"]) for mode in MODES]
+    failed, skipped, passed_n = [], [], 0
+    took = dict.fromkeys(map(",".join, modes), 0.0)
+    # All modes of a program, then the next, should the time not be enough for all.
+    for program in args.only or PROGRAMS:
+        if box.late():
+            say(f"out of time: {program} and what follows were not run")
+            break
+        for options in modes:
+            if "io_uring=on" in options and program in NOT_URING:
+                continue
+            mode, started = ",".join(options), time.monotonic()
+            child, out = one(program, options, args.seed)
+            took[mode] += time.monotonic() - started
+            passed_n += child.returncode == 0
+            if child.returncode == 77:
+                skipped.append(f"{program} with {mode}")
+            elif child.returncode:
+                failed.append(f"{program} with {mode}")
+                print(f"{failed[-1]}: status {child.returncode}:\n{out[-3000:]}", file=sys.stderr, flush=True)
+    for mode, seconds in took.items():
+        say(f"{mode}: {seconds:.0f} s")
+    for what in skipped:
+        say(f"skipped: {what}")
     lib.check(not failed, f"failed: {'; '.join(failed)}")
     lib.check(passed_n, "nothing was run")
     say(f"{passed_n} runs passed")
