@@ -154,8 +154,9 @@ class Receive:
         return self.row.report.best(self.row.name, "received", names)
 
     def cpu(self):
-        name = self.best().contender
-        return self.row.report.get(self.row.name, "received, CPU", name).median
+        """None when it was not measured."""
+        best = self.best()
+        return best and self.row.report.get(self.row.name, "received, CPU", best.contender).median
 
 
 class Cold(Epochs):
@@ -191,13 +192,15 @@ class Cold(Epochs):
         # The cheapest of the bare servers.
         cpus = [s.median for server in bare
                 if (s := self.report.get(self.name, "4 readers, CPU", server.name))]
+        received = self.receive.cpu()
+        both = received + min(cpus) if received and cpus else None
         for contender in dsfs:
             name = contender.name
             self.want("4 readers", name, self.report.get(self.name, "4 readers", "local"), 0.5,
                       aim=0.7)
             self.report.want(self.name, "4 readers, CPU",
                              self.report.get(self.name, "4 readers, CPU", name),
-                             self.receive.cpu() + min(cpus), "receive + bare", 1.4, at_most=True)
+                             both, "receive + bare", 1.4, at_most=True)
 
 
 class Latency(Cold):
