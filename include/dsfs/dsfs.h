@@ -43,7 +43,7 @@ struct dsfs_options {
 	bool insecure_http;    /* allow http:// to other hosts */
 	uint64_t timeout_ms;   /* 0: 60,000 */
 	const char *cache_dir; /* NULL: none, memory only */
-	uint64_t cache_bytes;  /* 0: half of what is free */
+	uint64_t cache_bytes;  /* 0: half of what is free and what the cache takes already */
 	/* Called once, from another thread, when the store has failed for 2 s and is still being tried: why, and for how
 	 * long at most. May not block. NULL: nobody is told. */
 	void (*waits)(void *ctx, const char *why, uint64_t left_ms);
