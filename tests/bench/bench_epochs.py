@@ -89,7 +89,7 @@ class Epochs:
         self.bench.rounds(contenders, self.one)
 
     def want(self, what, contender, reference, limit, **kwargs):
-        name = getattr(reference, "contender", str(reference))
+        name = "what was not measured" if reference is None else getattr(reference, "contender", str(reference))
         self.report.want(self.name, what, self.report.get(self.name, what, contender), reference,
                          name, limit, **kwargs)
 
@@ -205,7 +205,6 @@ class Cold(Epochs):
 
 class Latency(Cold):
     """The same with latency added to each request."""
-    readers = (4,)
 
     def run(self):
         dsfs, peers = self.start(delayed=True), self.peers(delayed=True, cold=True)
@@ -314,6 +313,7 @@ class LargeNvme(Large):
 class LargeCold(Large):
     """Nothing on this host."""
     state = "cold"
+    delayed = False
 
     def one(self, contender, seed):
         if contender is self.receive:
@@ -326,8 +326,13 @@ class LargeCold(Large):
 
     def run(self):
         url, objects = self.bench.s3_repo("large", self.data.large_dir)
-        self.receive = Receive(self, [row for row in objects if "/packs/" in row[0]])
-        dsfs = self.dsfs(url, self.bench.servers.env())
+        self.receive = Receive(self, [row for row in objects if "/packs/" in row[0]], self.delayed)
+        dsfs = self.dsfs(url, self.bench.servers.env(self.delayed))
         self.rounds([self.local, *dsfs, self.receive])
         for contender in dsfs:
             self.want("sequential", contender.name, self.receive.best(), 0.6, aim=0.8)
+
+
+class LargeLatency(LargeCold):
+    """The same with latency added to each request."""
+    delayed = True

@@ -51,6 +51,7 @@ def run(box, args):
             mode, started = ",".join(options), time.monotonic()
             child, out = one(program, options, args.seed)
             took[mode] += time.monotonic() - started
+            say(f"  {program} with {mode}: status {child.returncode}, {time.monotonic() - started:.0f} s")
             passed_n += child.returncode == 0
             if child.returncode == 77:
                 skipped.append(f"{program} with {mode}")
