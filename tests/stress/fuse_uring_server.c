@@ -153,13 +153,20 @@ static void reply_data(fuse_req_t req, uint64_t off, size_t size)
 }
 
 /* Not another request is parked, so that each payload is noted once. */
-static void reply_large(fuse_req_t req, uint64_t off, size_t size)
+static char *note_payload(fuse_req_t req)
 {
-	char *buf = malloc(size);
 	void **payload = &server.payloads[server.payloads_n++];
 	size_t payload_size;
 
-	STRESS_CHECK(buf && fuse_req_get_payload(req, (char **)payload, &payload_size, NULL) == 0);
+	STRESS_CHECK(fuse_req_get_payload(req, (char **)payload, &payload_size, NULL) == 0);
+	return *payload;
+}
+
+static void reply_large(fuse_req_t req, uint64_t off, size_t size)
+{
+	char *buf = malloc(size);
+
+	STRESS_CHECK(buf && note_payload(req));
 	fill(off, size, buf);
 	fuse_reply_buf(req, buf, size);
 	free(buf);
@@ -190,7 +197,9 @@ static void reply_job(struct job *job)
 	/* Waits until no callback of this request runs. */
 	fuse_req_interrupt_func(job->req, NULL, NULL);
 	shared->replied_n++;
-	if (job->size > READ_BYTES)
+	if (job->size > READ_BYTES && shared->is_failing)
+		fuse_reply_err(job->req, EIO);
+	else if (job->size > READ_BYTES)
 		reply_large(job->req, job->off, job->size);
 	else if (job->size)
 		reply_data(job->req, job->off, job->size);
@@ -390,6 +399,9 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 {
 	(void)fi;
 	count(req);
+	/* As with what is there of a file of which the rest has to come. */
+	if (shared->is_failing && size > READ_BYTES)
+		memset(note_payload(req), 1, size);
 	if (size > (ino == INO_PARK ? LARGE_BYTES : READ_BYTES))
 		fuse_reply_err(req, EINVAL);
 	else if (ino == INO_LOCAL)

@@ -15,7 +15,7 @@
  *			of the page cache and past it; readers are interrupted and killed meanwhile, and
  *			the loop ends while reads are on their way.
  *	kept		as replies, with next to no memory allowed to idle entries; 400 large replies at a time leave
- *			no more than the first 32 KiB of each.
+ *			no more than the first 32 KiB of each; nor do 400 that failed when they had been written.
  *	lost		the ring fails for good while the loop ends and reads are on their way: it ends all the
  *			same, nothing is replied, and the memory that the kernel may write to stays.
  *	refused		what the last ring needs is refused, one after the other: without rings all is read by way of
@@ -538,6 +538,19 @@ static void *large_thread(void *ctx)
 	return is_right ? NULL : ctx;
 }
 
+static void *failing_thread(void *ctx)
+{
+	char *buf = malloc(LARGE_BYTES);
+	bool is_right;
+
+	STRESS_CHECK(buf);
+	is_right = pread(open(path_of("park"), O_RDONLY), buf, LARGE_BYTES,
+			 (off_t) * (uint64_t *)ctx) < 0 &&
+		   errno == EIO;
+	free(buf);
+	return is_right ? NULL : ctx;
+}
+
 static void run_large(void)
 {
 	uint64_t offs[LARGE_N];
@@ -547,7 +560,9 @@ static void run_large(void)
 
 	for (unsigned i = 0; i < LARGE_N; i++) {
 		offs[i] = (uint64_t)i * LARGE_BYTES;
-		STRESS_CHECK(pthread_create(&threads[i], NULL, large_thread, &offs[i]) == 0);
+		STRESS_CHECK(pthread_create(&threads[i], NULL,
+					    shared->is_failing ? failing_thread : large_thread,
+					    &offs[i]) == 0);
 	}
 	for (unsigned i = 0; i < LARGE_N; i++) {
 		pthread_join(threads[i], &wrong);
@@ -561,13 +576,24 @@ static bool is_counted(void)
 	return shared->resident_bytes > 0;
 }
 
-static void kept_mode(const struct stress *stress)
+/* Another server. */
+static void begin_again(void)
 {
-	double seconds = (double)(stress->until_ns - ds_mono_ns()) / 1e9;
+	strcpy(mountpoint, MOUNTPOINT);
+	shared->ring_n = shared->other_n = shared->parked_n = 0;
+	shared->is_mounted = false;
+}
+
+static void keep(const struct stress *stress, double seconds, bool is_failing)
+{
 	pid_t pid, other;
 	int status;
 
+	begin_again();
 	shared->keep_kib = KEEP_KIB;
+	shared->is_failing = is_failing;
+	shared->is_let_go = shared->is_to_count = false;
+	shared->resident_bytes = 0;
 	start_server(2 * LARGE_N, stress->seed);
 	pid = fork_child();
 	if (pid == 0)
@@ -580,18 +606,27 @@ static void kept_mode(const struct stress *stress)
 	STRESS_CHECK(waitpid(pid, &status, 0) == pid && waitpid(other, NULL, 0) == other);
 	alarm(0);
 	if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
-		fail("a large read was wrong, or failed");
+		fail(is_failing ? "a large read did not fail"
+				: "a large read was wrong, or failed");
 	read_for(seconds / 2, stress->seed);
 	shared->is_to_count = true;
 	read_for(seconds / 2, stress->seed + READERS_N);
 	wait_for(is_counted, "nobody counts");
-	printf("  %u large replies, %llu KiB of them are kept\n", LARGE_N,
-	       (unsigned long long)shared->resident_bytes >> 10);
+	printf("  %u large replies%s, %llu KiB of them are kept\n", LARGE_N,
+	       is_failing ? " that failed" : "", (unsigned long long)shared->resident_bytes >> 10);
 	/* And what the others have written since to as few entries as there are readers. */
 	if (shared->resident_bytes >
 	    LARGE_N * (32u << 10) + (KEEP_KIB << 10) + READERS_N * READ_BYTES)
 		fail("idle entries keep their memory");
 	end_server();
+}
+
+static void kept_mode(const struct stress *stress)
+{
+	double seconds = (double)(stress->until_ns - ds_mono_ns()) / 1e9;
+
+	keep(stress, seconds / 2, false);
+	keep(stress, seconds / 2, true);
 }
 
 static void lost_mode(const struct stress *stress)
@@ -619,11 +654,9 @@ static void lost_mode(const struct stress *stress)
 
 static void refuse(const struct stress *stress, enum refused what, int error)
 {
-	strcpy(mountpoint, MOUNTPOINT);
+	begin_again();
 	shared->refused = what;
 	shared->refusals_n = shared->error_lines_n = 0;
-	shared->ring_n = shared->other_n = 0;
-	shared->is_mounted = false;
 	start_server(16, stress->seed);
 	read_for(0.2, stress->seed);
 	end_server();

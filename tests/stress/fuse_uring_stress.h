@@ -54,6 +54,7 @@ struct shared {
 	_Atomic bool is_ring_broken; /* from when it ends on */
 	_Atomic bool is_mounted, is_over, is_ending;
 	unsigned keep_kib;	  /* io_uring_keep; 0: all */
+	bool is_failing;	  /* large reads are written to when they come, and end in EIO */
 	_Atomic bool is_let_go;	  /* what is parked is answered by the next reads of others */
 	_Atomic bool is_to_count; /* resident_bytes, by them too */
 	_Atomic uint64_t resident_bytes; /* of the payloads of reads beyond READ_BYTES */
