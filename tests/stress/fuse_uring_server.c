@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
@@ -23,6 +24,9 @@
 /* A replying thread exits after that many, and another takes its place. */
 #define REPLIES_EACH 200u
 #define BLOCK	     4096u
+/* linux/fuse.h, enum fuse_uring_cmd */
+#define COMMAND_REGISTER 1u
+#define COMMAND_REPLY	 2u
 
 struct job {
 	struct ds_list node;
@@ -50,13 +54,6 @@ static struct {
 	_Atomic unsigned payloads_n; /* of large replies */
 } server = {.mutex = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
 
-int __real_io_uring_submit_and_wait(struct io_uring *ring, unsigned wait_n);
-int __wrap_io_uring_submit_and_wait(struct io_uring *ring, unsigned wait_n);
-int __wrap_io_uring_submit_and_wait(struct io_uring *ring, unsigned wait_n)
-{
-	return shared->is_ring_broken ? -EBADF : __real_io_uring_submit_and_wait(ring, wait_n);
-}
-
 /* ---- what is refused */
 
 /* Whether this call is the last of `n`, and to fail. */
@@ -68,6 +65,58 @@ static bool is_refused(enum refused what, unsigned n)
 		return false;
 	shared->refusals_n++;
 	return true;
+}
+
+/* Of what is about to be submitted: up to `most` commands are made such that the kernel takes none of them. */
+static unsigned spoil(struct io_uring *ring, unsigned command, unsigned most)
+{
+	unsigned n = 0;
+
+	for (unsigned i = ring->sq.sqe_head; i != ring->sq.sqe_tail && n < most; i++) {
+		/* Each has the room of two (IORING_SETUP_SQE128). */
+		struct io_uring_sqe *sqe = &ring->sq.sqes[(i & ring->sq.ring_mask) << 1];
+
+		if (sqe->opcode != IORING_OP_URING_CMD || sqe->cmd_op != command)
+			continue;
+		if (command == COMMAND_REGISTER)
+			sqe->len = 1; /* a header without a payload */
+		else
+			sqe->cmd_op = 0; /* no command */
+		n++;
+	}
+	return n;
+}
+
+/* A reply, if there is one among what is about to be submitted. */
+static bool spoil_reply(struct io_uring *ring)
+{
+	if (!atomic_exchange(&shared->is_next_refused, false))
+		return false;
+	if (spoil(ring, COMMAND_REPLY, 1) == 0) {
+		shared->is_next_refused = true;
+		return false;
+	}
+	shared->refusals_n++;
+	return true;
+}
+
+int __real_io_uring_submit_and_wait(struct io_uring *ring, unsigned wait_n);
+int __wrap_io_uring_submit_and_wait(struct io_uring *ring, unsigned wait_n);
+int __wrap_io_uring_submit_and_wait(struct io_uring *ring, unsigned wait_n)
+{
+	static _Thread_local bool is_registered;
+
+	if (shared->is_ring_broken)
+		return -EBADF;
+	if (!is_registered && is_refused(REFUSED_ENTRIES, (unsigned)get_nprocs_conf()))
+		STRESS_CHECK(spoil(ring, COMMAND_REGISTER, server.depth) == server.depth);
+	is_registered = true;
+	if (spoil_reply(ring) && shared->refused == REFUSED_REPLY_AT_END) {
+		/* As if an abort had passed by when the kernel had begun with the reply. */
+		__real_io_uring_submit_and_wait(ring, 0);
+		umount2(mountpoint, MNT_FORCE);
+	}
+	return __real_io_uring_submit_and_wait(ring, wait_n);
 }
 
 int __real_io_uring_queue_init_params(unsigned entries, void *ring, void *params);
@@ -488,6 +537,7 @@ int run_server(unsigned depth, uint64_t seed)
 	start_repliers();
 	STRESS_CHECK(pthread_create(&thread, NULL, mounted_thread, NULL) == 0);
 	r = fuse_session_loop_mt(server.session, config);
+	shared->loop_result = r;
 	end_requests();
 	fuse_session_unmount(server.session);
 	pthread_join(thread, NULL);

@@ -19,7 +19,8 @@
  *	lost		the ring fails for good while the loop ends and reads are on their way: it ends all the
  *			same, nothing is replied, and the memory that the kernel may write to stays.
  *	refused		what the last ring needs is refused, one after the other: without rings all is read by way of
- *			/dev/fuse, and the reason is told; a core that is not ours is no reason, and no error.
+ *			/dev/fuse, and the reason is told; a core that is not ours is no reason, and no error. And of what
+ *			the kernel refuses, a reply ends the loop with its error, until the connection has ended; entries do not.
  *
  * The server and the readers are children of the program, so that it outlives whatever they do.
  */
@@ -181,7 +182,11 @@ static void end_server(void)
 {
 	int status;
 
-	kill(server_pid, SIGTERM);
+	/* Which an error of the loop would give way to. */
+	if (shared->refused == REFUSED_NOTHING)
+		kill(server_pid, SIGTERM);
+	else
+		STRESS_CHECK(umount2(mountpoint, MNT_DETACH) == 0);
 	alarm(30);
 	STRESS_CHECK(waitpid(server_pid, &status, 0) == server_pid);
 	alarm(0);
@@ -664,12 +669,41 @@ static void refuse(const struct stress *stress, enum refused what, int error)
 		fail("nothing was refused");
 	if (shared->start_error != error)
 		fail("the reason is not what it was");
-	if (error && shared->ring_n)
+	if (what != REFUSED_CORE && shared->ring_n)
 		fail("half of the rings are used");
 	if (!shared->is_stdin_kept)
 		fail("a descriptor of others was closed");
 	if (shared->error_lines_n)
 		fail("what it can do without is an error");
+}
+
+static bool is_ended(void)
+{
+	return waitpid(server_pid, &server_status, WNOHANG) == server_pid;
+}
+
+/* Whoever waits for that reply is let go. */
+static void refuse_reply(const struct stress *stress, enum refused what, int result)
+{
+	pid_t waiter;
+
+	begin_again();
+	shared->refused = what;
+	shared->refusals_n = 0;
+	start_server(16, stress->seed);
+	read_for(0.2, stress->seed);
+	shared->is_next_refused = true;
+	waiter = start_waiter("local", true, 0);
+	wait_for(is_ended, "a refused reply does not end the loop");
+	server_pid = 0;
+	kill_waiter(waiter);
+	remove_everything();
+	if (!WIFEXITED(server_status) || WEXITSTATUS(server_status) != (result ? 1 : 0))
+		fail("the server did not end in good order");
+	if (shared->refusals_n != 1)
+		fail("no reply was refused");
+	if (shared->loop_result != result)
+		fail("the loop did not end as it should");
 }
 
 static void refused_mode(const struct stress *stress)
@@ -678,6 +712,9 @@ static void refused_mode(const struct stress *stress)
 	refuse(stress, REFUSED_MEMORY, ENOMEM);
 	refuse(stress, REFUSED_THREAD, EAGAIN);
 	refuse(stress, REFUSED_CORE, 0);
+	refuse(stress, REFUSED_ENTRIES, 0);
+	refuse_reply(stress, REFUSED_REPLY, -EINVAL);
+	refuse_reply(stress, REFUSED_REPLY_AT_END, 0);
 }
 
 int main(int argc, char *argv[])

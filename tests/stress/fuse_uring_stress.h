@@ -34,13 +34,16 @@ enum {
 	INO_PIPE,   /* "pipe": read by the ring, for ever */
 };
 
-/* What the server does not get, of what it needs for its rings. */
+/* What the server does not get, of what it needs for its rings; from REFUSED_ENTRIES on, the kernel refuses what it is told. */
 enum refused {
 	REFUSED_NOTHING,
-	REFUSED_RING,	/* the last ring */
-	REFUSED_MEMORY, /* the last entry's */
-	REFUSED_THREAD, /* the last ring's */
-	REFUSED_CORE,	/* the last ring's: rings can be had without */
+	REFUSED_RING,	      /* the last ring */
+	REFUSED_MEMORY,	      /* the last entry's */
+	REFUSED_THREAD,	      /* the last ring's */
+	REFUSED_CORE,	      /* the last ring's: rings can be had without */
+	REFUSED_ENTRIES,      /* the last ring's */
+	REFUSED_REPLY,	      /* the next, once */
+	REFUSED_REPLY_AT_END, /* and then the connection ends */
 };
 
 /* Shared by all processes. */
@@ -59,8 +62,10 @@ struct shared {
 	_Atomic bool is_to_count; /* resident_bytes, by them too */
 	_Atomic uint64_t resident_bytes; /* of the payloads of reads beyond READ_BYTES */
 	enum refused refused;
+	_Atomic bool is_next_refused; /* of REFUSED_REPLY... */
 	_Atomic unsigned refusals_n;
 	_Atomic int start_error; /* as libfuse has it when the mount answers */
+	_Atomic int loop_result;
 	_Atomic bool is_stdin_kept;
 	_Atomic unsigned error_lines_n; /* of libfuse's log */
 };
