@@ -5,7 +5,7 @@
  *
  * Who looks up `stats` gets a node of his own, which shows one moment for as long as it is known to
  * the kernel: so it needs no handle (there is none where opens are not asked for), and may be cached
- * like everything else.
+ * like everything else. To programs all of them are one inode.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -170,13 +170,16 @@ static void fill(struct ds_fs *fs, uint64_t node, struct stat *ret_st)
 
 	text_of(fs, node, &len);
 	*ret_st = (struct stat){
-		.st_ino = ino_of(node),
+		/* Of all snapshots the same: `cp` looks a file up twice, and takes another number for another file. */
+		.st_ino = ino_of(DS_MIN(node, (uint64_t)NODE_STATS)),
 		.st_mode = node == NODE_DIR ? S_IFDIR | 0555 : S_IFREG | 0444,
 		.st_nlink = node == NODE_DIR ? 2 : 1,
 		.st_uid = fs->options.uid,
 		.st_gid = fs->options.gid,
 		.st_size = (off_t)len,
 		.st_blksize = FS_BLOCK_BYTES,
+		/* With fewer `cp` would take it for sparse. */
+		.st_blocks = (blkcnt_t)((len + 511) / 512),
 		.st_mtim = {.tv_sec = fs->record->time.s, .tv_nsec = fs->record->time.ns},
 	};
 	ret_st->st_mode &= ~(mode_t)fs->options.umask;
@@ -250,6 +253,17 @@ void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t si
 		fuse_reply_buf(req, copy, size);
 	else
 		fuse_reply_err(req, ENOMEM);
+}
+
+void fs_control_lseek(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, off_t off, bool is_hole)
+{
+	size_t len;
+
+	text_of(fs, node_of(ino), &len);
+	if ((size_t)off >= len)
+		fuse_reply_err(req, ENXIO);
+	else
+		fuse_reply_lseek(req, is_hole ? (off_t)len : off);
 }
 
 void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,

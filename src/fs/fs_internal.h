@@ -157,6 +157,8 @@ void fs_control_end(struct ds_fs *fs);
 bool fs_control_lookup(struct ds_fs *fs, fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_control_getattr(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino);
 void fs_control_read(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off);
+/* To the next data or, is_hole, to the hole that follows it: the end. */
+void fs_control_lseek(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, off_t off, bool is_hole);
 /* The kernel has let go of a node of it. */
 void fs_control_forget(struct ds_fs *fs, fuse_ino_t ino);
 void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,

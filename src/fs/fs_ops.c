@@ -252,6 +252,8 @@ static void op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
 		fuse_reply_err(req, EINVAL);
 	else if (off < 0)
 		fuse_reply_err(req, ENXIO);
+	else if (fs_control_is(ino))
+		fs_control_lseek(fuse_req_userdata(req), req, ino, off, whence == SEEK_HOLE);
 	else
 		fs_request_start(req, &fields);
 }

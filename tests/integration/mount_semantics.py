@@ -10,6 +10,7 @@ import mmap
 import os
 import random
 import signal
+import subprocess
 import threading
 
 import lib
@@ -340,6 +341,28 @@ def check_control(mount, version):
         one.seek(0)
         equal(one.read(), first, "stats through one handle")
         equal(os.fstat(one.fileno()).st_size, len(first), "size of stats")
+    check_control_copies(mount)
+
+
+def check_control_copies(mount):
+    """What is to be kept beside a model can be copied, also by who looks for its holes."""
+    for name in "version.json", "stats":
+        copy = f"{mount.path}-{name}"
+        done = subprocess.run(["cp", f"{mount.path}/.dsfs/{name}", copy], capture_output=True, text=True, check=False)
+        equal((done.returncode, done.stderr), (0, ""), f"status of cp of {name}, and what it said")
+        check(os.path.getsize(copy) > 0, f"the copy of {name} is empty")
+        with open(f"{mount.path}/.dsfs/{name}", "rb", buffering=0) as file:
+            fd, st = file.fileno(), os.fstat(file.fileno())
+            equal(st.st_blocks, (st.st_size + 511) // 512, f"blocks of {name}")
+            equal(os.lseek(fd, 17, os.SEEK_DATA), 17, f"data in {name}")
+            equal(os.lseek(fd, 17, os.SEEK_HOLE), st.st_size, f"hole at the end of {name}")
+            for whence in os.SEEK_DATA, os.SEEK_HOLE:
+                refused(errno.ENXIO, f"lseek to the end of {name}", lambda whence=whence: os.lseek(fd, st.st_size, whence))
+            os.lseek(fd, 0, os.SEEK_SET)
+            got = file.read()
+        if name == "version.json":
+            with open(copy, "rb") as file:
+                equal(file.read(), got, f"the copy of {name}")
 
 
 def check_rotation(box, source):
