@@ -278,7 +278,8 @@ void fs_control_readdir(struct ds_fs *fs, fuse_req_t req, fuse_ino_t ino, size_t
 	for (unsigned i = (unsigned)off; i < NODE_END; i++) {
 		const char *name = i == 0 ? "." : i == 1 ? ".." : node_names[i];
 		unsigned node = i < 2 ? NODE_DIR : i;
-		struct fuse_entry_param param = {0};
+		/* That of a look-up: with another the kernel takes the inode it knows for one that is gone, and fails its handles. */
+		struct fuse_entry_param param = {.generation = 1};
 		size_t n;
 
 		fill(fs, node, &param.attr);

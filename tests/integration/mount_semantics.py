@@ -322,10 +322,15 @@ def check_handle(root, handle, wanted):
 
 
 def check_control(mount, version):
+    # Before its directory is listed for the first time.
+    known = os.open(f"{mount.path}/.dsfs/version.json", os.O_RDONLY)
     check(".dsfs" not in os.listdir(mount.path), "the control directory is listed")
     equal(sorted(os.listdir(f"{mount.path}/.dsfs")), ["stats", "version.json"], "control directory")
     with open(f"{mount.path}/.dsfs/version.json", encoding="utf-8") as file:
-        equal(json.load(file)["id"], version, "id in version.json")
+        text = file.read()
+    equal(json.loads(text)["id"], version, "id in version.json")
+    equal(os.read(known, 1 << 20).decode(), text, "version.json through a handle from before it was listed")
+    os.close(known)
     with open(f"{mount.path}/.dsfs/../dir/inside", encoding="utf-8") as file:
         equal(file.read(), "inside", "a way through the control directory")
     refused(errno.ENOENT, "a name that the control directory lacks",
