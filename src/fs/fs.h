@@ -3,8 +3,9 @@
  *
  * Threads: ds_fs_run is called once, from the main thread, after the process has gone to the
  * background: it starts FUSE's threads. It blocks until the file system is unmounted, by whomever,
- * or SIGTERM, SIGINT or SIGHUP comes (whose handlers are the default ones afterwards). It makes the
- * process not dumpable: no core, no ptrace by others of the user.
+ * or SIGTERM, SIGINT or SIGHUP comes (whose handlers are the default ones afterwards); the last two
+ * not if they were ignored before. It makes the process not dumpable: no core, no ptrace by others
+ * of the user.
  */
 #ifndef DS_FS_FS_H
 #define DS_FS_FS_H
@@ -57,7 +58,7 @@ struct ds_fs_options {
 	 * needs the right to write to /sys.
 	 */
 	uint64_t readahead_bytes;
-	/* Called on SIGHUP, in the signal handler; NULL: SIGHUP ends the mount. */
+	/* Called on SIGHUP, in the signal handler; NULL: SIGHUP ends the mount, unless it was ignored before. */
 	void (*hangup)(int signal);
 	/*
 	 * Called once, from a worker, when the mount has answered its first request; may be NULL. `how` says which

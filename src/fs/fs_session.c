@@ -123,6 +123,13 @@ static int why_not(const struct ds_fs_options *options, int number, struct ds_di
 			   "directory must be yours");
 }
 
+static bool is_ignored(int number)
+{
+	struct sigaction action;
+
+	return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
+}
+
 static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
 {
 	_ds_cleanup_buf_ struct ds_buf options = DS_BUF_INIT(OPTIONS_MAX);
@@ -143,10 +150,12 @@ static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
 				   "libfuse refused the options");
 	/*
 	 * Before there is a mount that a signal could leave behind; libfuse replaces default
-	 * handlers only.
+	 * handlers only. What nohup, or a shell for its background, has turned off stays off;
+	 * SIGTERM ends a mount in any case.
 	 */
 	for (size_t i = 0; i < DS_ARRAY_SIZE(signals); i++)
-		signal(signals[i], SIG_DFL);
+		if (signals[i] == SIGTERM || !is_ignored(signals[i]))
+			signal(signals[i], SIG_DFL);
 	if (fs->options.hangup)
 		signal(SIGHUP, fs->options.hangup);
 	if (fuse_set_signal_handlers(fs->session) != 0)

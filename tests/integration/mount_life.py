@@ -58,6 +58,34 @@ def cancelled(box, repo, proxy):
     say("cancelled mounts: gone with their command")
 
 
+def turned_off(box, repo):
+    """What nohup, or a shell for its background, has turned off does not end a mount in the foreground; SIGTERM does."""
+    numbers = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
+
+    def ignore():
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+
+    for ignored in False, True:
+        for number in numbers:
+            place = box.new_dir("foreground")
+            process = box.start(["mount", "-f", repo, place, "-o", f"cache_dir={box.cache}"], stderr=subprocess.DEVNULL,
+                                preexec_fn=ignore if ignored else None)
+            box.wait(lambda place=place, process=process: mounts_at(place) or process.poll() is not None, "the mount")
+            os.statvfs(place)
+            with open(f"/proc/{process.pid}/status", encoding="ascii") as file:
+                bits = int(re.search(r"SigIgn:\s*(\w+)", file.read())[1], 16)
+            stays = ignored and number != signal.SIGTERM
+            equal(bool(bits >> number - 1 & 1), stays, f"whether {number!r} is ignored, if it {'was' if ignored else 'was not'}")
+            process.send_signal(number)
+            if stays:
+                os.stat(f"{place}/.dsfs/stats")
+                process.terminate()
+            equal(process.wait(60), 0, f"status after {number!r}")
+            equal(mounts_at(place), 0, f"mounts after {number!r}")
+    say("signals that were turned off before: they stay off, but for SIGTERM")
+
+
 def mount(source, place, kind, flags):
     if libc.mount(source, os.fsencode(place), kind, flags, None) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), place)
@@ -328,6 +356,7 @@ def run(box, args):
         not_allowed(box, local)
         without_privilege(box)
     cancelled(box, remote, proxy)
+    turned_off(box, local)
     passing(box, local)
     copies(box, local)
 
