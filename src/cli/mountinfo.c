@@ -286,10 +286,9 @@ void cli_mounts_ask(struct cli_mount *mounts, size_t mounts_n)
 		if (mounts[i].asking == 0) {
 			/*
 			 * It may outlive its SIGKILL, and who reads what this command prints waits for
-			 * the pipe's end.
+			 * the pipe's end, who mounts at the place for its lock.
 			 */
-			for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
-				close(fd);
+			close_range(0, ~0u, 0);
 			_exit((int)ask(&mounts[i]));
 		}
 	}

@@ -9,7 +9,9 @@ import random
 import re
 import signal
 import stat
+import struct
 import subprocess
+import threading
 import time
 
 import lib
@@ -18,6 +20,7 @@ from lib import check, equal, say
 
 libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
+MNT_FORCE, MNT_DETACH = 1, 2
 
 
 def mounts_at(path):
@@ -86,8 +89,8 @@ def turned_off(box, repo):
     say("signals that were turned off before: they stay off, but for SIGTERM")
 
 
-def mount(source, place, kind, flags):
-    if libc.mount(source, os.fsencode(place), kind, flags, None) < 0:
+def mount(source, place, kind, flags, data=None):
+    if libc.mount(source, os.fsencode(place), kind, flags, data) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), place)
 
 
@@ -208,6 +211,55 @@ def stopped(box, repo):
     box.wait(lambda: not lib.is_alive(pid), "the end of the daemon that goes on")
     fine.umount()
     say("a stopped daemon: shown as stuck")
+
+
+class Mute:
+    """A mount whose process takes each request and answers none but INIT: who asks it cannot be killed."""
+
+    INIT, STATFS = 26, 17
+
+    def __init__(self, place):
+        self.fd = os.open("/dev/fuse", os.O_RDWR)
+        mount(b"mute", place, b"fuse.dsfs", 0, f"fd={self.fd},rootmode=40000,user_id=0,group_id=0".encode())
+        self.asked_n = 0
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self):
+        while True:
+            try:
+                request = os.read(self.fd, 1 << 20)
+            except OSError:
+                return  # unmounted, or aborted
+            _, opcode, unique = struct.unpack_from("IIQ", request)
+            if opcode == self.INIT:
+                os.write(self.fd, struct.pack("IiQ IIII HHI 40x", 80, 0, unique, 7, 31, 0, 0, 16, 12, 1 << 16))
+            self.asked_n += opcode == self.STATFS
+
+    def end(self, place):
+        # umount(8) would ask the mount.
+        if libc.umount2(os.fsencode(place), MNT_FORCE | MNT_DETACH) < 0:
+            raise OSError(ctypes.get_errno(), "umount2", place)
+        self.thread.join()
+        os.close(self.fd)
+
+
+def mute(box, repo):
+    """Who looked at a place, and is kept by the mount that is there, does not keep the next one from looking."""
+    if os.geteuid() != 0:
+        return
+    place, options = box.new_dir("mute"), f"cache_dir={box.cache}"
+    server = Mute(place)
+    try:
+        for i in range(2):
+            result = box.dsfs("mount", repo, place, "-o", f"{options},timeout=1s", status=10, timeout=60)
+            check("does not answer" in result.errors and "another dsfs" not in result.errors, f"said, time {i}: {result.errors}")
+            equal(server.asked_n, i + 1, "looks that the mount has taken")
+        check(len(box.left_behind()) >= 2, "nobody is kept: this has shown nothing")
+    finally:
+        server.end(place)
+    box.wait(lambda: not box.left_behind(), "the end of who looked")
+    say("a mount that takes what is asked, and answers nothing: told each time")
 
 
 def other_users(box, repo):
@@ -351,6 +403,7 @@ def run(box, args):
     crowded(box, local, remote, proxy)
     symlinks(box, local)
     stopped(box, local)
+    mute(box, local)
     if os.geteuid() == 0:
         other_users(box, local)
         not_allowed(box, local)
