@@ -115,8 +115,10 @@ void fs_entry_fill(const struct ds_fs *fs, const struct ds_entry *entry,
 
 /* fs_kernel.c: before the session starts; it may wait for the disk and for one answer of the store, timeout_ms at most. */
 void fs_kernel_prepare(struct ds_fs *fs);
-/* What ds_fs_no_passthrough says to a process with or without CAP_SYS_ADMIN on a kernel of this release ("6.9.0-rc1", uname(2)). */
-const char *fs_kernel_lack(bool is_admin, const char *cache_dir, const char *release);
+/* Where a process has CAP_SYS_ADMIN. */
+enum fs_admin { FS_ADMIN_NONE, FS_ADMIN_NAMESPACE, FS_ADMIN_MACHINE };
+/* What ds_fs_no_passthrough says to such a process on a kernel of this release ("6.9.0-rc1", uname(2)). */
+const char *fs_kernel_lack(enum fs_admin admin, const char *cache_dir, const char *release);
 /* At INIT: what is asked of the kernel, and the mode. */
 void fs_kernel_init(struct ds_fs *fs, struct fuse_conn_info *conn);
 

@@ -6,13 +6,14 @@
  * passthrough   opens are asked for; a large file that the cache has whole is read by the kernel itself
  *
  * See Documentation/filesystems/fuse/fuse-passthrough.rst of Linux for the last; it needs Linux 6.9, libfuse 3.17 and
- * CAP_SYS_ADMIN.
+ * CAP_SYS_ADMIN in the machine's own user namespace.
  */
 #include <errno.h>
 #include <linux/capability.h>
 #include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/vfs.h>
@@ -55,13 +56,22 @@ int ds_fs_mode_parse(const char *text, enum ds_fs_mode *ret_mode)
 	return -EINVAL;
 }
 
-static bool has_admin(void)
+/* The inode of the machine's user namespace: PROC_USER_INIT_INO of Linux's include/linux/proc_ns.h. */
+#define MACHINE_USER_NS_INO 0xEFFFFFFDu
+
+/* What fuse_backing_open of fs/fuse/backing.c asks for is capable(): a container's root has it in the container's namespace only. */
+static enum fs_admin which_admin(void)
 {
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {0};
+	struct stat st;
 
-	return syscall(SYS_capget, &header, data) == 0 &&
-	       data[CAP_TO_INDEX(CAP_SYS_ADMIN)].effective & CAP_TO_MASK(CAP_SYS_ADMIN);
+	if (syscall(SYS_capget, &header, data) < 0 ||
+	    !(data[CAP_TO_INDEX(CAP_SYS_ADMIN)].effective & CAP_TO_MASK(CAP_SYS_ADMIN)))
+		return FS_ADMIN_NONE;
+	return stat("/proc/self/ns/user", &st) == 0 && st.st_ino != MACHINE_USER_NS_INO
+		       ? FS_ADMIN_NAMESPACE
+		       : FS_ADMIN_MACHINE;
 }
 
 /* On another one; f_type as in linux/magic.h. */
@@ -74,22 +84,25 @@ static bool is_stacked(const char *dir)
 }
 
 /* What this process and the cache lack; of the kernel INIT tells, which knows of features that a distribution has put into an older one. */
-static const char *own_lack(bool is_admin, const char *cache_dir)
+static const char *own_lack(enum fs_admin admin, const char *cache_dir)
 {
 	if (!HAS_PASSTHROUGH)
 		return "passthrough needs libfuse 3.17: build with the bundled one";
-	if (!is_admin)
+	if (admin == FS_ADMIN_NONE)
 		return "passthrough needs CAP_SYS_ADMIN: mount as root";
+	if (admin == FS_ADMIN_NAMESPACE)
+		return "passthrough needs CAP_SYS_ADMIN, and not of a user namespace alone, as a "
+		       "rootless container has it: mount as root outside of it";
 	if (is_stacked(cache_dir))
 		return "passthrough needs a cache that is not on a stacked file system, such as "
 		       "overlayfs: give -o cache_dir=";
 	return NULL;
 }
 
-const char *fs_kernel_lack(bool is_admin, const char *cache_dir, const char *release)
+const char *fs_kernel_lack(enum fs_admin admin, const char *cache_dir, const char *release)
 {
 	unsigned major = 0, minor = 0;
-	const char *lack = own_lack(is_admin, cache_dir);
+	const char *lack = own_lack(admin, cache_dir);
 
 	if (lack)
 		return lack;
@@ -103,7 +116,7 @@ const char *ds_fs_no_passthrough(const char *cache_dir)
 {
 	struct utsname name;
 
-	return fs_kernel_lack(has_admin(), cache_dir, uname(&name) == 0 ? name.release : "");
+	return fs_kernel_lack(which_admin(), cache_dir, uname(&name) == 0 ? name.release : "");
 }
 
 /* A wait of this thread, which is not one of FUSE's. */
@@ -241,7 +254,7 @@ static bool start_passthrough(struct fuse_conn_info *conn)
 static void choose(struct ds_fs *fs, struct fuse_conn_info *conn)
 {
 	enum ds_fs_mode wanted = fs->options.mode;
-	const char *missing = own_lack(has_admin(), fs->options.cache_dir), *why = fs->why_size;
+	const char *missing = own_lack(which_admin(), fs->options.cache_dir), *why = fs->why_size;
 	bool is_stateless = conn->capable & FUSE_CAP_NO_OPEN_SUPPORT &&
 			    conn->capable & FUSE_CAP_NO_OPENDIR_SUPPORT;
 

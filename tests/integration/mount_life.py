@@ -333,6 +333,31 @@ def without_privilege(box):
           f"said: {text}")
     row = next(row for row in user.dsfs("doctor", "--json").json if row["what"] == "readahead")
     check(row["verdict"] == "note" and "root" in row["text"], f"doctor says: {row}")
+    in_namespace(box, repo)
+
+
+def in_namespace(box, repo):
+    """Root of a user namespace, as in a rootless container, is none to the kernel where passthrough is opened."""
+    own = ["-U", "--map-root-user", "--mount"]
+    done = subprocess.run(["unshare", *own, "true"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        say(f"no user namespace is tried: {done.stderr.strip()}")
+        return
+    why = "libfuse 3.17" if "libfuse" in (lib.no_passthrough(box) or "") else "user namespace"
+    row = next(row for row in box.dsfs(*own, lib.DSFS, "doctor", "--json", program="unshare").json if row["what"] == "passthrough")
+    check(row["verdict"] == "note" and why in row["text"], f"doctor says: {row}")
+    place, log = box.new_dir("namespace"), box.path("namespace-log")
+    mount_it = [*own, lib.DSFS, "mount", repo, place, "-o"]
+    cache = f"cache_dir={box.new_dir('namespace-cache')}"
+    errors = box.dsfs(*mount_it, f"{cache},kernel=passthrough", program="unshare", status=1).errors
+    equal(len(errors.splitlines()), 1, f"lines of {errors!r}")
+    check(why in errors, f"said: {errors}")
+    script = '"$0" "$@" && stat "$3/file" && "$0" umount "$3"'
+    box.dsfs(*own, "sh", "-c", script, lib.DSFS, "mount", repo, place, "-o", f"{cache},log={log}", program="unshare")
+    with open(log, encoding="utf-8") as file:
+        text = file.read()
+    check(re.search(f"kernel=stateless, .*{why}", text), f"said: {text}")
+    say("passthrough in a user namespace: refused, and auto does without")
 
 
 def has_stopped(pid):

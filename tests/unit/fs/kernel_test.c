@@ -21,23 +21,24 @@ Test(kernel, passthrough_needs_linux_6_9)
 					   "6.18.44", "7.0.0-rc2", "10.1"};
 
 	for (size_t i = 0; i < DS_ARRAY_SIZE(without); i++)
-		cr_assert_str_eq(fs_kernel_lack(true, NULL, without[i]),
+		cr_assert_str_eq(fs_kernel_lack(FS_ADMIN_MACHINE, NULL, without[i]),
 				 "passthrough needs Linux 6.9", "\"%s\"", without[i]);
 	for (size_t i = 0; i < DS_ARRAY_SIZE(with); i++)
-		cr_assert_null(fs_kernel_lack(true, NULL, with[i]), "\"%s\"", with[i]);
+		cr_assert_null(fs_kernel_lack(FS_ADMIN_MACHINE, NULL, with[i]), "\"%s\"", with[i]);
 }
 
 Test(kernel, passthrough_needs_a_privilege_on_any_linux)
 {
-	cr_assert(strstr(fs_kernel_lack(false, NULL, "6.9.0"), "CAP_SYS_ADMIN"));
-	cr_assert(strstr(fs_kernel_lack(false, NULL, "6.1.0"), "CAP_SYS_ADMIN"));
+	cr_assert(strstr(fs_kernel_lack(FS_ADMIN_NONE, NULL, "6.9.0"), "CAP_SYS_ADMIN: "));
+	cr_assert(strstr(fs_kernel_lack(FS_ADMIN_NONE, NULL, "6.1.0"), "CAP_SYS_ADMIN: "));
+	cr_assert(strstr(fs_kernel_lack(FS_ADMIN_NAMESPACE, NULL, "6.9.0"), "user namespace"));
 }
 
 #else
 
 Test(kernel, passthrough_needs_a_newer_libfuse)
 {
-	cr_assert(strstr(fs_kernel_lack(true, NULL, "6.18.0"), "libfuse 3.17"));
+	cr_assert(strstr(fs_kernel_lack(FS_ADMIN_MACHINE, NULL, "6.18.0"), "libfuse 3.17"));
 }
 
 #endif
@@ -48,7 +49,10 @@ Test(kernel, what_is_said_of_this_kernel_is_of_this_kernel)
 	struct utsname name;
 
 	cr_assert_eq(uname(&name), 0);
-	lack = fs_kernel_lack(!said || !strstr(said, "CAP_SYS_ADMIN"), NULL, name.release);
+	lack = fs_kernel_lack(!said || !strstr(said, "CAP_SYS_ADMIN") ? FS_ADMIN_MACHINE
+			      : strstr(said, "user namespace")	      ? FS_ADMIN_NAMESPACE
+								      : FS_ADMIN_NONE,
+			      NULL, name.release);
 	cr_assert_eq(!said, !lack);
 	if (said)
 		cr_assert_str_eq(said, lack);
