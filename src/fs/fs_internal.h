@@ -100,8 +100,8 @@ struct fs_request {
  * name.
  */
 void fs_request_start(fuse_req_t req, const struct fs_request *fields);
-/* One that was started once, and left all this: it is not another request for that. */
-void fs_request_start_again(fuse_req_t req, const struct fs_request *fields);
+/* The same of what is no other request, as one that was started once and left all this, or is counted elsewhere. */
+void fs_request_start_uncounted(fuse_req_t req, const struct fs_request *fields);
 /* At the end: answers whatever waits with EIO and returns when no request is left. */
 void fs_request_end_all(struct ds_fs *fs);
 

@@ -131,7 +131,7 @@ static void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	else if (fs->mode == DS_FS_STATELESS)
 		fuse_reply_err(req, ENOSYS);
 	else if (fs->mode == DS_FS_PASSTHROUGH && !fs_control_is(ino))
-		fs_request_start(req, &fields);
+		fs_request_start_uncounted(req, &fields);
 	else
 		fuse_reply_open(req, fi);
 }

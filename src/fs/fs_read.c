@@ -101,7 +101,7 @@ static void on_direct(fuse_req_t req, int result, void *data)
 		ds_counter_add(&fs->stats.read_bytes, n);
 		fuse_reply_buf(req, payload, n);
 	} else {
-		fs_request_start_again(req, &again);
+		fs_request_start_uncounted(req, &again);
 	}
 	ds_free(direct);
 }

@@ -129,7 +129,7 @@ static void run_work(struct ds_work_item *item)
 	run_here(ds_container_of(item, struct fs_request, work));
 }
 
-void fs_request_start_again(fuse_req_t req, const struct fs_request *fields)
+void fs_request_start_uncounted(fuse_req_t req, const struct fs_request *fields)
 {
 	struct ds_fs *fs = fuse_req_userdata(req);
 	struct fs_request local = *fields, *request;
@@ -176,7 +176,7 @@ void fs_request_start(fuse_req_t req, const struct fs_request *fields)
 	struct ds_fs *fs = fuse_req_userdata(req);
 
 	ds_counter_add(&fs->stats.requests_n, 1);
-	fs_request_start_again(req, fields);
+	fs_request_start_uncounted(req, fields);
 }
 
 /*
