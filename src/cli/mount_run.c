@@ -307,6 +307,25 @@ static void on_hangup(int signal)
 	ds_log_reopen();
 }
 
+/* Where the connection was aborted, our mount is still there, dead: it would be in the way of all who come by. */
+static void detach_dead(struct mount_job *job)
+{
+	struct cli_mounts mounts = {0};
+	struct cli_mount *there = NULL;
+
+	/* Who has the place is about to mount there, and detaches it by himself. */
+	if (!job->is_ready || cli_mount_place_lock(job->mountpoint, 0, &job->place_fd) < 0)
+		return;
+	if (cli_mounts_read(&mounts) == 0)
+		there = cli_mounts_find(&mounts, job->mountpoint);
+	if (there && there->pid == getpid()) {
+		ds_log_warning("the connection of %s was aborted: detaching it", job->mountpoint);
+		cli_unmount(job->mountpoint, true);
+	}
+	cli_mounts_release(&mounts);
+	ds_close_ptr(&job->place_fd);
+}
+
 static int serve(struct mount_job *job)
 {
 	struct cli_mount_options *o = job->request->options;
@@ -342,6 +361,7 @@ static int serve(struct mount_job *job)
 	if (r == 0)
 		r = ds_fs_run(&options, job->reading.view, job->reading.record,
 			      job->reading.fetcher, &job->call->diag);
+	detach_dead(job);
 	job->warm = cli_mount_warm_free(job->warm);
 	cli_mount_state_remove(job->mountpoint, job->state_fd);
 	/* Nobody waits for a mount in the foreground to be ready: a signal is its end, however early. */

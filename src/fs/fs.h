@@ -73,7 +73,8 @@ struct ds_fs_options {
 const char *ds_fs_fuse_version(void);
 
 /*
- * Mounts, serves, unmounts. 0 after an orderly end. Errors before `ready`: -ENOENT, -EACCES and
+ * Mounts, serves, unmounts. 0 after an orderly end, or when the connection was aborted (fusectl): then the dead mount is the caller's
+ * to detach. Errors before `ready`: -ENOENT, -EACCES and
  * others of mount(2), -EINTR, -EOPNOTSUPP (the mode, io_uring), with a reason in the diag. The view must be non-blocking; all
  * requests of it are over on return.
  */

@@ -3,7 +3,8 @@
  *
  * The end, by whatever cause (umount, SIGTERM, fusectl abort): the loop returns; what is parked is
  * answered; the file system is unmounted if it still is mounted, which aborts the connection, so
- * that a reader that is blocked is let go even if the store never answers.
+ * that a reader that is blocked is let go even if the store never answers. But what libfuse finds
+ * aborted it takes for unmounted: after fusectl's abort the mount stays, dead.
  */
 #include <errno.h>
 #include <signal.h>

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Mounting, from the command to the end: cancelled while it waits for the store, several at one place at
-once, mount points that are symlinks, options that must reach the kernel, what a user is told who may not.
+once, mount points that are symlinks, signals that were turned off, a connection that is aborted, options that
+must reach the kernel, what a user is told who may not, in a user namespace, too.
 
 Needs root for some of it; on a real S3 server behind a proxy."""
 import ctypes
@@ -360,6 +361,31 @@ def in_namespace(box, repo):
     say("passthrough in a user namespace: refused, and auto does without")
 
 
+FUSECTL = "/sys/fs/fuse/connections"
+
+
+def aborted(box, repo):
+    """A mount whose connection was aborted by fusectl is gone with its process, as after SIGTERM."""
+    if os.geteuid() != 0:
+        return
+    if not os.path.ismount(FUSECTL):
+        mount(b"none", FUSECTL, b"fusectl", 0)
+    user = lib.User(box)
+    for who, place in (box, box.new_dir("aborted")), (user, f"{user.home}/mnt"):
+        log = f"{user.home}/run/aborted"
+        who.dsfs("mount", repo, place, "-o", f"log={log}")
+        pid = next(row["pid"] for row in who.dsfs("mount", "--json").json if row["mountpoint"] == place)
+        number = infos_of(place)[-1][2].partition(":")[2]
+        with open(f"{FUSECTL}/{number}/abort", "w", encoding="ascii") as file:
+            file.write("1")
+        box.wait(lambda pid=pid: not lib.is_alive(pid), "the end of a mount that was aborted")
+        equal(mounts_at(place), 0, "mounts after an abort")
+        with open(log, encoding="utf-8") as file:
+            check("was aborted" in file.read(), "the log does not tell of it")
+        os.unlink(log)
+    say("a connection that was aborted: no dead mount is left")
+
+
 def has_stopped(pid):
     states = set()
     for task in os.listdir(f"/proc/{pid}/task"):
@@ -435,6 +461,7 @@ def run(box, args):
         without_privilege(box)
     cancelled(box, remote, proxy)
     turned_off(box, local)
+    aborted(box, local)
     passing(box, local)
     copies(box, local)
 
