@@ -334,6 +334,50 @@ def deadline(box, repo, source, proxy):
     mount.umount()
 
 
+# One system call, and a signal that is handled and no more.
+SIGNALLED = r"""
+import os, signal, sys
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.siginterrupt(signal.SIGALRM, sys.argv[3] == "interrupts")
+try:
+    if sys.argv[1] == "stat":
+        os.stat(sys.argv[2])
+    elif sys.argv[1] == "listdir":
+        os.listdir(sys.argv[2])
+    else:
+        with open(sys.argv[2], "rb", buffering=0) as file:
+            file.read(100)
+    print("ok")
+except OSError as error:
+    print(error.errno)
+"""
+
+
+def signalled(box, repo, proxy):
+    """A signal that is handled ends a look-up or a listing that waits, with EINTR, whatever the handler asks for; a read goes on."""
+    with box.mount(repo, "timeout=10m", f"cache_dir={box.path('signalled')}", CACHE, env=proxy.env) as mount:
+        warm(mount)
+        calls = {("stat", f"{mount.path}/many/{n:04}/050-{'name' * 20}", mode): str(errno.EINTR)
+                 for n, mode in ((171, "interrupts"), (31, "restarts"))}
+        calls["listdir", f"{mount.path}/many/0101", "interrupts"] = str(errno.EINTR)
+        calls["read", f"{mount.path}/cold/0009", "interrupts"] = "ok"
+        for call, wanted in calls.items():
+            hang(proxy)
+            before = stats(mount)
+            process = subprocess.Popen([sys.executable, "-c", SIGNALLED, *call], text=True, stdout=subprocess.PIPE,
+                                       preexec_fn=lib.die_with_parent)
+            box.processes.append(process)
+            wait_parked(box, mount, 1)
+            process.send_signal(signal.SIGALRM)
+            if wanted == "ok":
+                proxy.rules()
+            equal(process.communicate(timeout=120)[0].strip(), wanted, f"{call[0]} with a signal that {call[2]}")
+            equal(stats(mount)["interrupted"] - before["interrupted"], int(wanted != "ok"), "requests that were interrupted")
+            proxy.rules()
+            box.wait(lambda: stats(mount)["fetch_waiting"] == 0, "the requests to end")
+    say("a handled signal: EINTR of a look-up or a listing, none of a read")
+
+
 def run(box, args):
     source, store = box.new_dir("src"), box.store("s3")
     repo = store.url("stalls")
@@ -343,6 +387,7 @@ def run(box, args):
     crowd(box, repo, source, proxy, args)
     gone(box, repo, proxy, args)
     deadline(box, repo, source, proxy)
+    signalled(box, repo, proxy)
 
 
 def add_arguments(parser):
