@@ -16,8 +16,9 @@
  *
  * An image object (struct ds_image) has a disk side (struct ds_image_disk) while it is in use: the open files
  * and a private copy of what the map was seen to say. The copy only ever holds trusted slots; it stays true while
- * the shared lock on byte 0 is held, since taking a bit back needs that lock exclusively. The map is read and
- * written by pread and pwrite, not through a mapping (nor are the data, but by system calls): a mapping gives SIGBUS when the file is cut, when a
+ * the shared lock on byte 0 is held, since taking a bit back needs that lock exclusively. It is memory of this process, so that
+ * the claims in it have a limit; of images beyond it only the states of slots are kept, and the map is looked at each time.
+ * The map is read and written by pread and pwrite, not through a mapping (nor are the data, but by system calls): a mapping gives SIGBUS when the file is cut, when a
  * full tmpfs has no page for a hole, and when the disk fails, and none of these may kill a mount.
  *
  * Lock order: cache->evict_mutex, image->mutex, cache->mutex (the table), disk->claim_mutex, usage->mutex;
@@ -97,15 +98,25 @@ static inline uint64_t ds_image_segment_bytes(uint64_t size_bytes)
 
 /* ---- the private copy */
 
-enum { DS_COPY_UNKNOWN, DS_COPY_LOADING, DS_COPY_TRUSTED, DS_COPY_DEAD, DS_COPY_ZEROS };
+/* UNKNOWN -> LOADING -> TRUSTED -> DEAD, UNKNOWN -> SEEN -> DEAD, or UNKNOWN -> ZEROS -> DEAD; never back. Only of TRUSTED ones is
+ * the claim copied. SEEN ones were found trusted where claims are not copied; they, and those of ZEROS, are looked up in the map. */
+enum {
+	DS_COPY_UNKNOWN,
+	DS_COPY_LOADING,
+	DS_COPY_TRUSTED,
+	DS_COPY_SEEN,
+	DS_COPY_DEAD,
+	DS_COPY_ZEROS
+};
 
-struct ds_copy_slot {
+struct ds_copy_byte {
+	_Atomic uint8_t value;
+};
+
+struct ds_copy_claim {
 	struct ds_digest digest;
 	uint64_t raw_off;
 	uint32_t raw_len_bytes;
-	/* UNKNOWN -> LOADING -> TRUSTED -> DEAD, or UNKNOWN -> ZEROS -> DEAD; never back. One of ZEROS is looked up in the map. */
-	_Atomic uint8_t state;
-	_Atomic uint8_t is_filling; /* this process holds the slot's lock */
 };
 
 struct ds_image_disk {
@@ -127,8 +138,10 @@ struct ds_image_disk {
 	_Atomic uint64_t segment_used_ms[DS_IMAGE_SEGMENTS_MAX];
 	uint64_t flushed_ms; /* used_ms as the map has it; by image->mutex */
 	pthread_mutex_t claim_mutex;
-	struct ds_copy_slot *slots;
-	_Atomic uint32_t here_n; /* of them TRUSTED or ZEROS */
+	struct ds_copy_byte *states;  /* of the slots: DS_COPY_... */
+	struct ds_copy_byte *filling; /* bits: this process holds the slot's lock */
+	struct ds_copy_claim *claims; /* NULL: they are not copied */
+	_Atomic uint32_t here_n;      /* slots that are TRUSTED, SEEN or ZEROS */
 	_Atomic uint64_t
 		claim_again_ns; /* the claims' lock is held: not before then; 0: it is not */
 };
@@ -191,6 +204,8 @@ struct ds_cache {
 	_Atomic unsigned attached_n;
 	_Atomic uint64_t mapped_bytes; /* of addresses, of all images */
 	uint64_t mapped_max_bytes;
+	_Atomic uint64_t copied_bytes; /* for claims, of all open images */
+	uint64_t copied_max_bytes;
 	struct ds_cache_usage usage;
 	struct ds_cache_scan scan;
 

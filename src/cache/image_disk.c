@@ -76,6 +76,11 @@ int ds_image_throw_away(struct ds_cache_root *root, int parent_fd, const char *n
 	return ds_rmtree_at(root->tmp_fd, tmp);
 }
 
+static uint64_t claims_bytes(const struct ds_image_disk *disk)
+{
+	return (uint64_t)disk->layout.slots_n * sizeof(disk->claims[0]);
+}
+
 struct ds_image_disk *ds_image_disk_unref(struct ds_image_disk *disk)
 {
 	if (disk && atomic_fetch_sub(&disk->refs_n, 1) == 1) {
@@ -87,26 +92,50 @@ struct ds_image_disk *ds_image_disk_unref(struct ds_image_disk *disk)
 		direct_fd = disk->direct_fd;
 		ds_close_ptr(&direct_fd);
 		pthread_mutex_destroy(&disk->claim_mutex);
-		ds_free(disk->slots);
+		if (disk->claims)
+			atomic_fetch_sub(&disk->cache->copied_bytes, claims_bytes(disk));
+		ds_free(disk->claims);
+		ds_free(disk->filling);
+		ds_free(disk->states);
 		ds_free(disk);
 	}
 	return NULL;
 }
 
-static int disk_new(const struct ds_image_layout *layout, struct ds_image_disk **ret_disk)
+/* Room for the claims, while there is any: it is left to those who came first, since whoever else had it would be read no more often than
+ * they are. What is checked by each process cannot do without. */
+static int claims_new(struct ds_image_disk *disk)
+{
+	struct ds_cache *cache = disk->cache;
+	uint64_t bytes = claims_bytes(disk);
+	bool must = disk->layout.checks_anew;
+
+	if (atomic_fetch_add(&cache->copied_bytes, bytes) + bytes <= cache->copied_max_bytes ||
+	    must)
+		disk->claims = ds_calloc(disk->layout.slots_n, sizeof(disk->claims[0]));
+	if (disk->claims)
+		return 0;
+	atomic_fetch_sub(&cache->copied_bytes, bytes);
+	return must ? -ENOMEM : 0;
+}
+
+static int disk_new(struct ds_cache *cache, const struct ds_image_layout *layout,
+		    struct ds_image_disk **ret_disk)
 {
 	struct ds_image_disk *disk = ds_calloc(1, sizeof(*disk));
 
 	if (!disk)
 		return -ENOMEM;
 	disk->refs_n = 1;
+	disk->cache = cache;
 	disk->data_fd = disk->map_fd = -1;
 	atomic_init(&disk->direct_fd, -1);
 	disk->layout = *layout;
 	disk->segment_bytes = ds_image_segment_bytes(layout->size_bytes);
 	pthread_mutex_init(&disk->claim_mutex, NULL);
-	disk->slots = ds_calloc(layout->slots_n, sizeof(disk->slots[0]));
-	if (!disk->slots) {
+	disk->states = ds_calloc(layout->slots_n, sizeof(disk->states[0]));
+	disk->filling = ds_calloc(layout->slots_n / 8 + 1, sizeof(disk->filling[0]));
+	if (!disk->states || !disk->filling || claims_new(disk) < 0) {
 		ds_image_disk_unref(disk);
 		return -ENOMEM;
 	}
@@ -239,7 +268,7 @@ static int open_there(struct ds_cache *cache, int parent_fd, const char *name,
 		return errno == ENOTDIR || errno == ELOOP ? -DS_E_MALFORMED : -errno;
 	if (fstat(dir_fd, &st) < 0 || st.st_uid != geteuid())
 		return -DS_E_MALFORMED;
-	r = disk_new(layout, &disk);
+	r = disk_new(cache, layout, &disk);
 	if (r < 0)
 		return r;
 	r = open_in(cache, parent_fd, name, dir_fd, disk);
@@ -398,8 +427,6 @@ int ds_image_disk_open(struct ds_cache *cache, struct ds_cache_root *root,
 		return r;
 	for (int tries = 0; tries < 8; tries++) {
 		r = open_there(cache, parent_fd, name, layout, ret_disk);
-		if (r == 0)
-			(*ret_disk)->cache = cache;
 		if (r == -DS_E_MALFORMED) {
 			cache->damaged_n++;
 			r = throw_away_damaged(root, parent_fd, name);

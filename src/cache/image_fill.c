@@ -14,19 +14,23 @@
 
 /* ---- locks of slots */
 
+static void unmark_filling(struct ds_image_disk *disk, uint32_t slot)
+{
+	atomic_fetch_and(&disk->filling[slot / 8].value, (uint8_t) ~(1u << slot % 8));
+}
+
 static int lock_slot(struct ds_image_disk *disk, uint32_t slot)
 {
-	struct ds_copy_slot *copy = &disk->slots[slot];
-	uint8_t expected = 0;
+	uint8_t bit = (uint8_t)(1u << slot % 8);
 	int r;
 
 	/* Locks of one description do not exclude each other, so this process has its own mark. (A
 	 * description for each slot would cost thousands of descriptors.) */
-	if (!atomic_compare_exchange_strong(&copy->is_filling, &expected, 1))
+	if (atomic_fetch_or(&disk->filling[slot / 8].value, bit) & bit)
 		return -EBUSY;
 	r = ds_map_lock(disk->map_fd, F_WRLCK, DS_MAP_LOCK_SLOT + slot);
 	if (r < 0) {
-		atomic_store(&copy->is_filling, 0);
+		unmark_filling(disk, slot);
 		return r == -EAGAIN ? -EBUSY : r;
 	}
 	return 0;
@@ -37,7 +41,7 @@ void ds_image_unlock_slot(struct ds_image_lock *lock)
 	if (!lock->disk)
 		return;
 	ds_map_lock(lock->disk->map_fd, F_UNLCK, DS_MAP_LOCK_SLOT + lock->slot);
-	atomic_store(&lock->disk->slots[lock->slot].is_filling, 0);
+	unmark_filling(lock->disk, lock->slot);
 	lock->disk = ds_image_disk_unref(lock->disk);
 }
 

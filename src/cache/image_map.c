@@ -5,7 +5,8 @@
  *       So no manifest, lying or not, can make a fill touch bytes that another claim covers.
  * INV-2 A claim is only taken back under the exclusive lock on byte 0, when nobody holds a private copy.
  * INV-3 `trusted` is set after the data were written, or found to fit the claim, in this boot.
- * INV-4 A state byte is written after the claim it belongs to, and read before it.
+ * INV-4 A state byte is written after the claim it belongs to. So one that was read together with the reader's claim is that claim's; who
+ *       reads another claim with it may have read that too early, and reads again.
  *
  * Concurrent writers of claims exclude each other by the lock on byte 1 (between processes) and
  * claim_mutex (within one, since locks of one description do not conflict).
@@ -146,23 +147,19 @@ int ds_map_look(struct ds_image_disk *disk, const struct ds_image_slot *slot, bo
 	int (*read_it)(int fd, void *ret_data, size_t len_bytes, uint64_t off) =
 		may_wait ? read_exactly : ds_pread_now;
 	uint64_t off = ds_map_slot_off(disk->layout.slots_n, slot->slot);
+	bool is_present = true, is_its = false;
 	struct ds_map_slot have;
-	uint8_t state;
-	int r;
 
-	r = read_it(disk->map_fd, &state, 1, off + offsetof(struct ds_map_slot, state));
-	if (r < 0)
-		return r;
-	if (!(state & DS_SLOT_PRESENT)) {
-		*ret_state = 0;
-		*ret_is_claim = false;
-		return 0;
+	for (int tries = 0; tries < 2 && is_present && !is_its; tries++) {
+		int r = read_it(disk->map_fd, &have, sizeof(have), off);
+
+		if (r < 0)
+			return r;
+		is_present = have.state & DS_SLOT_PRESENT;
+		is_its = is_present && is_claim(&have, slot);
 	}
-	r = read_it(disk->map_fd, &have, sizeof(have), off);
-	if (r < 0)
-		return r;
-	*ret_state = state;
-	*ret_is_claim = is_claim(&have, slot);
+	*ret_state = is_present ? have.state : 0;
+	*ret_is_claim = is_its;
 	return 0;
 }
 

@@ -36,7 +36,7 @@ void ds_image_disk_touch(struct ds_image_disk *disk, uint64_t raw_off)
 		atomic_store_explicit(&disk->used_ms, now, memory_order_relaxed);
 }
 
-static bool copy_is_claim(const struct ds_copy_slot *copy, const struct ds_image_slot *slot)
+static bool copy_is_claim(const struct ds_copy_claim *copy, const struct ds_image_slot *slot)
 {
 	return copy->raw_off == slot->raw_off && copy->raw_len_bytes == slot->raw_len_bytes &&
 	       ds_digest_equal(&copy->digest, &slot->digest);
@@ -45,28 +45,33 @@ static bool copy_is_claim(const struct ds_copy_slot *copy, const struct ds_image
 /* Notes a trusted slot in the private copy. */
 void ds_image_disk_publish(struct ds_image_disk *disk, const struct ds_image_slot *slot)
 {
-	struct ds_copy_slot *copy = &disk->slots[slot->slot];
+	_Atomic uint8_t *state = &disk->states[slot->slot].value;
 	uint8_t expected = DS_COPY_UNKNOWN;
 
-	if (!atomic_compare_exchange_strong(&copy->state, &expected, DS_COPY_LOADING))
+	if (!atomic_compare_exchange_strong(state, &expected,
+					    disk->claims ? DS_COPY_LOADING : DS_COPY_SEEN))
 		return;
-	copy->digest = slot->digest;
-	copy->raw_off = slot->raw_off;
-	copy->raw_len_bytes = slot->raw_len_bytes;
-	atomic_store_explicit(&copy->state, DS_COPY_TRUSTED, memory_order_release);
+	if (disk->claims) {
+		disk->claims[slot->slot] =
+			(struct ds_copy_claim){.digest = slot->digest,
+					       .raw_off = slot->raw_off,
+					       .raw_len_bytes = slot->raw_len_bytes};
+		atomic_store_explicit(state, DS_COPY_TRUSTED, memory_order_release);
+	}
 	atomic_fetch_add_explicit(&disk->here_n, 1, memory_order_relaxed);
 }
 
 static enum ds_image_state look(struct ds_image_disk *disk, const struct ds_image_slot *slot,
 				bool may_wait)
 {
-	struct ds_copy_slot *copy = &disk->slots[slot->slot];
+	uint8_t copy = atomic_load_explicit(&disk->states[slot->slot].value, memory_order_acquire);
 	uint8_t state;
 	bool is_claim;
 	int r;
 
-	if (atomic_load_explicit(&copy->state, memory_order_acquire) == DS_COPY_TRUSTED)
-		return copy_is_claim(copy, slot) ? DS_IMAGE_READY : DS_IMAGE_NOTHING;
+	if (copy == DS_COPY_TRUSTED)
+		return copy_is_claim(&disk->claims[slot->slot], slot) ? DS_IMAGE_READY
+								      : DS_IMAGE_NOTHING;
 	r = ds_map_look(disk, slot, may_wait, &state, &is_claim);
 	if (r < 0 && !may_wait)
 		return DS_IMAGE_NOT_NOW;
@@ -74,7 +79,8 @@ static enum ds_image_state look(struct ds_image_disk *disk, const struct ds_imag
 		return DS_IMAGE_NOTHING;
 	if (!(state & DS_SLOT_TRUSTED) || disk->layout.checks_anew)
 		return DS_IMAGE_UNCHECKED;
-	ds_image_disk_publish(disk, slot);
+	if (copy == DS_COPY_UNKNOWN)
+		ds_image_disk_publish(disk, slot);
 	return DS_IMAGE_READY;
 }
 
@@ -93,10 +99,10 @@ enum ds_image_state ds_image_disk_look_now(struct ds_image_disk *disk,
 static void forget_slot(struct ds_image *image, struct ds_image_disk *disk,
 			const struct ds_image_slot *slot)
 {
-	uint8_t before = atomic_exchange(&disk->slots[slot->slot].state, DS_COPY_DEAD);
+	uint8_t before = atomic_exchange(&disk->states[slot->slot].value, DS_COPY_DEAD);
 
 	image->cache->damaged_n++;
-	if (before == DS_COPY_TRUSTED || before == DS_COPY_ZEROS)
+	if (before == DS_COPY_TRUSTED || before == DS_COPY_SEEN || before == DS_COPY_ZEROS)
 		atomic_fetch_sub_explicit(&disk->here_n, 1, memory_order_relaxed);
 	ds_map_set_state(disk, slot->slot, 0);
 }
@@ -276,8 +282,8 @@ void ds_image_note_zeros(struct ds_image *image, uint32_t slot)
 	if (!disk)
 		return;
 	if (slot < disk->layout.slots_n &&
-	    atomic_load_explicit(&disk->slots[slot].state, memory_order_relaxed) == expected &&
-	    atomic_compare_exchange_strong(&disk->slots[slot].state, &expected, DS_COPY_ZEROS))
+	    atomic_load_explicit(&disk->states[slot].value, memory_order_relaxed) == expected &&
+	    atomic_compare_exchange_strong(&disk->states[slot].value, &expected, DS_COPY_ZEROS))
 		atomic_fetch_add_explicit(&disk->here_n, 1, memory_order_relaxed);
 	ds_image_leave(image);
 }
