@@ -180,9 +180,10 @@ void ds_image_backing_end(struct ds_image_backing *backing);
 /* 0: trusted under this claim; -ENODATA: not. */
 int ds_image_backing_has(struct ds_image_backing *backing, const struct ds_image_slot *slot,
 			 bool may_wait);
-/* Reserves a slot that stands for zeros from `raw_off` on, so that nobody fills it. Waits. -DS_E_MISMATCH: somebody has; -ESTALE; or errors
- * of the disk. */
-int ds_image_backing_add_zeros(struct ds_image_backing *backing, uint32_t slot, uint64_t raw_off);
+/* Reserves a slot that stands for `len_bytes` of zeros from `raw_off` on, so that nobody fills it. Waits. -DS_E_MISMATCH: somebody has;
+ * -ENODATA: something else lies there; -ESTALE; or errors of the disk. */
+int ds_image_backing_add_zeros(struct ds_image_backing *backing, uint32_t slot, uint64_t raw_off,
+			       uint64_t len_bytes);
 /*
  * Descriptors, the caller's to close: of `data`, and one that keeps the image from being evicted while it is open (-1: it cannot be had).
  * Waits for the disk unless an image of this number was taken before. -ESTALE: the image was taken away since begin; or errors of the disk,

@@ -6,7 +6,8 @@
  *       meanwhile: who closes it waits for those inside with the image's mutex, which they might come to want.
  * INV-2 Every slot is claimed before `data` is given out: those with bytes as trusted ones, those of zeros for nothing. A claim
  *       stays within the boot, so that nobody can fill anything else afterwards, whatever manifest he believes.
- * INV-3 Flagged `handed out` first: from then on nobody punches, in whatever process or boot.
+ * INV-3 What stands for zeros reads as zeros: a chunk whose claim was dropped with its boot, before it was there, may have left its bytes.
+ * INV-4 Flagged `handed out` first: from then on nobody punches, in whatever process or boot.
  */
 #include <assert.h>
 #include <errno.h>
@@ -69,20 +70,48 @@ static bool enter_again(struct ds_image_backing *backing)
 	return disk == backing->disk;
 }
 
-int ds_image_backing_add_zeros(struct ds_image_backing *backing, uint32_t slot, uint64_t raw_off)
+/* With the claim, and no lock: who might write there holds another claim. Reads only what the file system does not call a hole. */
+static int check_zeros(int fd, uint64_t off, uint64_t end)
+{
+	uint8_t piece[DS_KIB(16)];
+
+	while (off < end) {
+		off_t data = lseek(fd, (off_t)off, SEEK_DATA), hole;
+
+		if (data < 0 && errno == ENXIO)
+			return 0;
+		off = data < 0 ? off : (uint64_t)data;
+		hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
+		for (uint64_t stop = hole < 0 ? end : DS_MIN((uint64_t)hole, end); off < stop;) {
+			size_t n, len = (size_t)DS_MIN(sizeof(piece), stop - off);
+			int r = ds_pread_full(fd, piece, len, off, &n);
+
+			if (r < 0)
+				return r;
+			if (n != len || piece[0] || memcmp(piece, piece + 1, len - 1) != 0)
+				return -ENODATA;
+			off += len;
+		}
+	}
+	return 0;
+}
+
+int ds_image_backing_add_zeros(struct ds_image_backing *backing, uint32_t slot, uint64_t raw_off,
+			       uint64_t len_bytes)
 {
 	/* One byte stands for them all; no chunk has this digest. */
 	struct ds_image_slot claim = {.slot = slot, .raw_off = raw_off, .raw_len_bytes = 1};
 	struct ds_image_disk *disk = backing->disk;
 	int r;
 
-	if (slot >= disk->layout.slots_n || raw_off >= disk->layout.size_bytes)
+	if (slot >= disk->layout.slots_n || raw_off >= disk->layout.size_bytes || len_bytes == 0 ||
+	    len_bytes > disk->layout.size_bytes - raw_off)
 		return -DS_E_MISMATCH;
 	if (!enter_again(backing))
 		return -ESTALE;
 	r = ds_map_claim(disk, &claim, 1);
 	ds_image_leave(backing->image);
-	return r;
+	return r < 0 ? r : check_zeros(disk->data_fd, raw_off, raw_off + len_bytes);
 }
 
 /* Nobody sees what the kernel reads: all of it is used now. */

@@ -75,7 +75,8 @@ static int look_at(struct look *look, const struct ds_extent *extent)
 	look->off += extent->len_bytes;
 	look->slot++;
 	if (extent->is_zeros) {
-		r = ds_image_backing_add_zeros(&look->backing, extent->slot, extent->off);
+		r = ds_image_backing_add_zeros(&look->backing, extent->slot, extent->off,
+					       extent->len_bytes);
 		return r < 0 ? -ENODATA : 0;
 	}
 	r = view_extent_target(look->view, look->demand, look->image, extent, &target);

@@ -132,7 +132,8 @@ Test(backing, it_may_be_taken_away_while_it_is_looked_at)
 	cr_assert_eq((int)(intptr_t)result, 0);
 	for (uint32_t i = 1; i < SLOTS; i++)
 		ds_image_backing_has(&bench.backing, &bench.pack.slots[i], i % 2);
-	cr_assert_eq(ds_image_backing_add_zeros(&bench.backing, 5, bench.pack.slots[5].raw_off),
+	cr_assert_eq(ds_image_backing_add_zeros(&bench.backing, 5, bench.pack.slots[5].raw_off,
+						LEN),
 		     -ESTALE);
 	cr_assert_eq(take(&bench), -ESTALE);
 	ds_image_backing_end(&bench.backing);

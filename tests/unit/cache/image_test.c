@@ -416,7 +416,8 @@ static int back(struct ds_image *image, const struct support_pack *pack, int *re
 		return r;
 	for (uint32_t i = 0; i < 20 && r == 0; i++) {
 		if (i % 2)
-			r = ds_image_backing_add_zeros(&backing, i, pack->slots[i].raw_off);
+			r = ds_image_backing_add_zeros(&backing, i, pack->slots[i].raw_off,
+						       pack->slots[i].raw_len_bytes);
 		else
 			r = ds_image_backing_has(&backing, &pack->slots[i], true);
 	}
@@ -483,6 +484,57 @@ Test(image, a_file_with_something_in_its_holes_is_not_for_the_kernel)
 	ds_image_unref(image);
 	ds_cache_unref(cache);
 	support_pack_release(&pack);
+}
+
+/* The host stops when the chunk of slot 7 was written in part, `byte` at `off` of it last, and before it was there. In the next boot nobody
+ * has claimed the slot: what does the kernel get for whom it is zeros? */
+static int back_after_a_crash(uint64_t off, uint8_t byte)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack;
+	struct ds_image *image;
+	int fd = -1, data_fd, r;
+
+	support_pack_init(&pack, 7, 20, 70000, true);
+	image = support_image(cache, &pack);
+	for (uint32_t i = 0; i < 20; i += 2)
+		cr_assert_eq(support_fill(image, &pack, i), 0);
+	cr_assert_eq(ds_map_claim(atomic_load(&image->disk), &pack.slots[7], 1), 0);
+	data_fd = support_data(support_path("c"), O_RDWR);
+	cr_assert_eq(pwrite(data_fd, &byte, 1, (off_t)(pack.slots[7].raw_off + off)), 1);
+	close(data_fd);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	cache = support_open(support_path("c"), DS_MIB(64), 2);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_count(image, &pack, true), 10);
+	r = back(image, &pack, &fd);
+	if (fd >= 0)
+		close(fd);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+	return r;
+}
+
+Test(image, what_a_crash_left_in_a_hole_is_not_for_the_kernel)
+{
+	cr_assert_eq(back_after_a_crash(0, 1), -ENODATA);
+}
+
+Test(image, nor_is_it_in_the_middle_of_the_hole)
+{
+	cr_assert_eq(back_after_a_crash(35000, 1), -ENODATA);
+}
+
+Test(image, nor_at_its_end)
+{
+	cr_assert_eq(back_after_a_crash(69999, 1), -ENODATA);
+}
+
+Test(image, zeros_that_were_written_are_zeros)
+{
+	cr_assert_eq(back_after_a_crash(35000, 0), 0);
 }
 
 /* ---- allocation failures */
