@@ -22,8 +22,10 @@
 #include "util/random.h"
 #include "util/str.h"
 
-#define OPEN_FLAGS (O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY)
-#define DIR_FLAGS  (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+/* No map of a pack is larger (DS_PACK_CHUNKS_MAX); nor is that of a file of a terabyte, but where it is cut finely. */
+#define MAP_FREE_BYTES DS_MIB(64)
+#define OPEN_FLAGS     (O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY)
+#define DIR_FLAGS      (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
 
 void ds_image_path(const struct ds_digest *name, char *ret_dir, char *ret_name)
 {
@@ -386,10 +388,14 @@ static int make_in_tmp(struct ds_cache *cache, struct ds_cache_root *root, const
 static int make(struct ds_cache *cache, struct ds_cache_root *root,
 		const struct ds_image_layout *layout, int parent_fd, const char *name)
 {
+	uint64_t map_bytes = ds_map_len(layout->slots_n);
 	char tmp[32];
 	int r;
 
-	r = ds_evict_for(cache, root, ds_map_len(layout->slots_n), layout->yields);
+	/* One manifest that lies about a file of terabytes does not get the cache. */
+	if (map_bytes > MAP_FREE_BYTES && map_bytes > cache->capacity_bytes / 8)
+		return -ENOSPC;
+	r = ds_evict_for(cache, root, map_bytes, layout->yields);
 	if (r < 0)
 		return r;
 	snprintf(tmp, sizeof(tmp), "new-%016llx", (unsigned long long)ds_random_u64());

@@ -16,6 +16,12 @@
 #define DS_CHUNK_MIN	DS_KIB(256) /* no cut before this, except at a zeros extent or the end */
 #define DS_ZEROS_MIN	DS_KIB(64) /* a maximal run of zero bytes this long is an extent of zeros */
 
+/* Extents of a file, at most: chunks are cut off only after DS_CHUNK_MIN, or lie between two of zeros. */
+static inline uint64_t ds_extents_max(uint64_t size_bytes)
+{
+	return size_bytes / DS_ZEROS_MIN * 2 + 1;
+}
+
 /* Where a chunk lies in the store, and what it must be. All of it is a claim until the digest has
  * been checked. */
 struct ds_chunk_ref {

@@ -158,8 +158,9 @@ static const char *check_file(sqlite3_stmt *stmt, int col, struct ds_entry *entr
 	/* More than one chunk, or (later) a small file that was imported. */
 	if (!are_null(stmt, col + COL_PACK, col + COL_RAW_OFF))
 		return "chunk";
+	/* Whoever gives the file an image makes room for as many slots. */
 	if (!take_u32(stmt, col + COL_EXTENTS, 1, UINT32_MAX, &entry->extents_n) ||
-	    entry->extents_n > entry->size_bytes)
+	    entry->extents_n > ds_extents_max(entry->size_bytes))
 		return "extents";
 	return NULL;
 }

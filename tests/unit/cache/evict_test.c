@@ -403,3 +403,29 @@ Test(evict, readers_and_fillers_and_eviction_side_by_side_never_give_a_wrong_byt
 	ds_cache_unref(crowd.cache);
 	packs_release(packs);
 }
+
+/* A manifest may say of a file of petabytes that it is in a billion pieces. */
+Test(evict, a_map_that_would_take_the_cache_is_not_made)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(256), 1);
+	struct ds_image_slot slot = {.raw_len_bytes = 1};
+	static const uint32_t slots_n[] = {3u << 20, 1u << 20};
+	struct ds_image *image;
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(slots_n); i++) {
+		struct ds_image_layout layout = {.name.bytes[0] = 1,
+						 .slots_n = slots_n[i],
+						 .size_bytes = slots_n[i]};
+
+		cr_assert_eq(ds_image_open(cache, &layout, &image), 0);
+		if (i == 0) {
+			cr_assert_lt(ds_image_fill(image, &slot, "x"), 0);
+			cr_assert_eq(support_allocated(support_path("c")), 0);
+		} else {
+			/* As large as any pack's. */
+			cr_assert_eq(ds_image_fill(image, &slot, "x"), 0);
+		}
+		ds_image_unref(image);
+	}
+	ds_cache_unref(cache);
+}

@@ -415,6 +415,8 @@ Test(manifest_hostile, G05_numbers)
 		"8",
 		"UPDATE entry SET extents = 4294967296 WHERE id = "
 		"8",
+		"UPDATE entry SET extents = 4294967295 WHERE id = "
+		"8",
 		"UPDATE entry SET target = NULL WHERE id = 7",
 		"UPDATE entry SET target = x'', size = 0 WHERE id "
 		"= 7",
@@ -497,6 +499,32 @@ Test(manifest_hostile, G05_numbers)
 	};
 
 	check_rows(texts, DS_ARRAY_SIZE(texts), true);
+}
+
+/* A row is believed before its extents are looked at, and costs the cache a slot for each. */
+Test(manifest_hostile, more_extents_than_the_bytes_can_have)
+{
+	static const char *const texts[] = {
+		"UPDATE entry SET extents = size / 65536 * 2 + 1 WHERE id = 8",
+		"UPDATE entry SET extents = size / 65536 * 2 + 2 WHERE id = 8",
+		"UPDATE entry SET extents = size WHERE id = 8",
+	};
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(texts); i++) {
+		struct support_source source;
+		struct ds_manifest *manifest;
+		struct ds_entry entry;
+
+		support_build_sound(support_path("m"));
+		support_tamper(support_path("m"), texts[i]);
+		support_source_load(&source, support_path("m"));
+		cr_assert_eq(ds_manifest_new(&source.source, &manifest), 0);
+		cr_assert_eq(ds_manifest_get(manifest, NULL, 8, &entry),
+			     i == 0 ? 0 : -DS_E_MALFORMED, "%s", texts[i]);
+		cr_assert_neq(support_verify(manifest), 0, "%s", texts[i]);
+		ds_manifest_free(manifest);
+		support_source_release(&source);
+	}
 }
 
 Test(manifest_hostile, G02_values_of_another_type)
