@@ -21,6 +21,7 @@
 #define FS_SLOT_CONTROL ((UINT64_C(1) << (64 - FS_SLOT_SHIFT)) - 1)
 #define FS_TIMEOUT_S	1e9 /* attributes and entries never change: some 30 years */
 #define FS_BLOCK_BYTES	4096u
+#define FS_READ_MAX	DS_MIB(4)
 
 struct fs_stats {
 	struct ds_counter requests_n, opens_n,

@@ -291,6 +291,8 @@ void fs_kernel_init(struct ds_fs *fs, struct fuse_conn_info *conn)
 	/* The kernel takes the smaller of this and its own 128 KiB; fs_readahead.c has more. */
 	conn->max_readahead = (unsigned)(fs->options.readahead_bytes ? fs->options.readahead_bytes
 								     : DS_FS_READAHEAD_BYTES);
+	/* libfuse has 256 pages here, of whatever size, and tells the kernel as many for its largest read: no buffer need be larger. */
+	conn->max_write = DS_MIN(conn->max_write, (unsigned)FS_READ_MAX);
 	/* Parked reads must not use up what the kernel lets run in the background (T5). */
 	conn->max_background = 4096;
 	conn->congestion_threshold = 3072;

@@ -43,6 +43,22 @@ Test(kernel, passthrough_needs_a_newer_libfuse)
 
 #endif
 
+/* A read that is answered short ends the file for the kernel: what it may ask for is what is answered. As libfuse has it with pages
+ * of 4 and 64 KiB. */
+Test(kernel, no_read_is_larger_than_what_is_answered)
+{
+	static const unsigned sizes[][2] = {{256u * 4096, 256u * 4096},
+					    {256u * 65536, FS_READ_MAX}};
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(sizes); i++) {
+		struct ds_fs fs = {.options.mode = DS_FS_CLASSIC};
+		struct fuse_conn_info conn = {.max_write = sizes[i][0]};
+
+		fs_kernel_init(&fs, &conn);
+		cr_assert_eq(conn.max_write, sizes[i][1]);
+	}
+}
+
 Test(kernel, what_is_said_of_this_kernel_is_of_this_kernel)
 {
 	const char *said = ds_fs_no_passthrough(NULL), *lack;
