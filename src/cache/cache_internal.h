@@ -349,7 +349,7 @@ int ds_image_disk_open(struct ds_cache *cache, struct ds_cache_root *root,
 struct ds_image_disk *ds_image_disk_unref(struct ds_image_disk *disk);
 /* For the last one. */
 void ds_image_disk_unmap(struct ds_image_disk *disk);
-/* What was lent is no longer counted as memory of this process; it stays in the page cache. image->mutex held. */
+/* What was lent is no longer counted as memory of this process; it stays in the page cache. image->mutex held, or in the gate. */
 void ds_image_disk_forget_lent(struct ds_image_disk *disk);
 /* Writes the stamps of last use into the map, and learns those of other processes. image->mutex held. */
 void ds_image_disk_flush(struct ds_image_disk *disk);
