@@ -11,9 +11,10 @@ import stat
 import subprocess
 import time
 
+import forged
 import lib
 import stored
-from lib import check, equal, say
+from lib import MIB, check, equal, say
 
 FAILURE, USAGE, NOT_FOUND, ACCESS, STORE, DAMAGED, CONFLICT, SOURCE, TOO_NEW, BUSY = range(1, 11)
 SECRET = "Zq8notAsecretThatAnybodyUses"
@@ -263,6 +264,27 @@ def damaged(ask, box, tree, mountpoint):
         check(done["version"][:16] in result.errors, f"{result}: not named: {result.errors}")
 
 
+def lying(box):
+    """A row that says more pieces than its bytes can have is refused, and costs the cache nothing."""
+    source, repo, cache = box.new_dir("src"), box.path("lying"), box.new_dir("cache")
+    put(f"{source}/large", os.urandom(9 * MIB))
+    put(f"{source}/small", b"small")
+    box.commit(source, repo, "--init")
+    forged.forge(box, repo, "UPDATE entry SET extents = size WHERE name = CAST('large' AS BLOB)")
+    with box.mount(repo, f"cache_dir={cache}") as mount:
+        with open(f"{mount.path}/small", "rb") as file:
+            equal(file.read(), b"small", "a file beside one that lies")
+        try:
+            with open(f"{mount.path}/large", "rb") as file:
+                raise lib.Failed(f"a file that lies was read: {len(file.read())} bytes")
+        except OSError as error:
+            equal(error.errno, errno.EIO, "reading a file that lies")
+        check("extents" in mount.log_text(), f"the log: {mount.log_text()}")
+        check(lib.allocated(cache) < 4 * MIB, f"{lib.allocated(cache)} bytes in the cache")
+    found = box.dsfs("verify", repo, status=DAMAGED)
+    check("extents" in found.text + found.errors, f"{found.text} {found.errors}")
+
+
 def output(ask, box, repo):
     for words in (["log", repo], ["refs", repo], ["ls", repo], ["cat", repo, "file"], ["verify", repo],
                   ["fingerprint", repo], ["doctor"], ["help"], ["log", "--help"], ["--version"],
@@ -362,6 +384,7 @@ def run(box, args):
                        ("source", lambda: source(ask, box, repo)),
                        ("too new", lambda: too_new(ask, box, tree, mountpoint)),
                        ("damaged", lambda: damaged(ask, box, tree, mountpoint)),
+                       ("lying", lambda: lying(box)),
                        ("output", lambda: output(ask, box, repo)),
                        ("s3", lambda: s3(ask, box, tree, mountpoint))):
         before = ask.asked
