@@ -28,7 +28,7 @@ struct ds_prune_options {
 	uint64_t to_bytes;  /* no more than this is to stay */
 	uint64_t before_ms; /* only what was last used before this, wall clock; 0: whatever it is */
 	uint64_t
-		wait_ms; /* for what others have open, but do not read: so long after the last of them went */
+		wait_ms; /* for what others have open, but do not read: so long after they last were fewer than ever before */
 	const volatile int *interrupted;
 };
 struct ds_prune_result {

@@ -502,7 +502,7 @@ static int prune_listed(struct ds_cache *cache, struct ds_cache_root *root,
 int ds_cache_prune(struct ds_cache *cache, const struct ds_prune_options *options,
 		   struct ds_prune_result *ret_result)
 {
-	uint64_t deadline_ns = 0, in_use_n = 0;
+	uint64_t deadline_ns = 0, least_n = UINT64_MAX;
 	struct ds_cache_root *root = ds_cache_root_get(cache);
 	uint64_t freed = cache->evicted_bytes, evicted_n = cache->evictions_n;
 	struct ds_prune_result result = {0};
@@ -514,9 +514,11 @@ int ds_cache_prune(struct ds_cache *cache, const struct ds_prune_options *option
 	ds_evict_clean_tmp(root);
 	for (;;) {
 		r = prune_listed(cache, root, options, &result);
-		if (result.in_use_n != in_use_n)
+		/* Who reads all the while lets go of some and opens others: no headway. */
+		if (result.in_use_n < least_n) {
+			least_n = result.in_use_n;
 			deadline_ns = ds_deadline_in_ms(options->wait_ms);
-		in_use_n = result.in_use_n;
+		}
 		if (r < 0 || !result.in_use_n || ds_mono_ns() >= deadline_ns)
 			break;
 		/* They let go of what they do not need just now. */

@@ -261,6 +261,66 @@ Test(survey, prune_leaves_what_others_have_open)
 	support_pack_release(&other);
 }
 
+struct coming {
+	struct support_pack pack;
+	_Atomic bool stop, has_given_up;
+};
+
+/* Uses an image and lets go of it, time and again: as a mount does that is read. */
+static void *coming_thread(void *arg)
+{
+	uint64_t limit_ns = ds_deadline_in_ms(20000);
+	struct coming *coming = arg;
+
+	while (!coming->stop && !coming->has_given_up) {
+		struct ds_cache *cache = open_cache();
+		struct ds_image *image = support_image(cache, &coming->pack);
+
+		/* Its own cache lets go of it too when it hears that room is wanted. */
+		for (unsigned i = 0; i < 25; i++) {
+			if (!support_read(image, &coming->pack, 0, true))
+				support_fill(image, &coming->pack, 0);
+			ds_sleep_ms(10);
+		}
+		ds_image_unref(image);
+		ds_cache_unref(cache);
+		ds_sleep_ms(250);
+		coming->has_given_up = ds_mono_ns() > limit_ns;
+	}
+	return NULL;
+}
+
+Test(survey, prune_ends_beside_who_opens_images_all_the_while)
+{
+	struct ds_prune_options options = {.wait_ms = 1500};
+	struct ds_cache *cache = open_cache();
+	struct ds_prune_result result;
+	struct coming coming = {0};
+	struct support_pack held;
+	pthread_t thread;
+	int dir_fd, fd;
+
+	fill(cache, &held, 7);
+	ds_cache_unref(cache);
+	/* One is in use from the beginning to the end. */
+	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
+	fd = openat(dir_fd, "map", O_RDWR | O_CLOEXEC);
+	cr_assert_eq(ds_map_lock(fd, F_RDLCK, DS_MAP_LOCK_USE), 0);
+	support_pack_init(&coming.pack, 8, SLOTS, CHUNK, true);
+	pthread_create(&thread, NULL, coming_thread, &coming);
+	cache = open_cache();
+	cr_assert_eq(ds_cache_prune(cache, &options, &result), 0);
+	cr_assert(!coming.has_given_up);
+	cr_assert_geq(result.in_use_n, 1);
+	coming.stop = true;
+	pthread_join(thread, NULL);
+	close(fd);
+	close(dir_fd);
+	ds_cache_unref(cache);
+	support_pack_release(&held);
+	support_pack_release(&coming.pack);
+}
+
 Test(survey, prune_by_age_and_by_size_takes_the_oldest)
 {
 	struct ds_cache *cache = open_cache();
