@@ -255,8 +255,9 @@ void ds_flight_detach_waiter_locked(struct ds_fetcher *fetcher, struct ds_fetch_
 /* By its owner. Puts it into the queue, or ends it if nobody wants it. */
 void ds_flight_enqueue(struct ds_flight *flight);
 void ds_flight_enqueue_locked(struct ds_flight *flight);
-/* By its owner: after a pause, if somebody still waits then; else it ends with the error. */
-void ds_flight_retry_later(struct ds_flight *flight, int error, const struct ds_diag *diag);
+/* By its owner: after a pause, and not before `after_ns`, if somebody still waits then; else it ends with the error. */
+void ds_flight_retry_later(struct ds_flight *flight, int error, const struct ds_diag *diag,
+			   uint64_t after_ns);
 void ds_flight_dequeue_locked(struct ds_flight *flight);
 /* It sets out, ends, or is wanted: not prefetch that waits any more. */
 void ds_flight_uncount_ahead_locked(struct ds_flight *flight);

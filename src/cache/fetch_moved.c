@@ -338,7 +338,7 @@ static void run_move(struct ds_work_item *item)
 		r = follow(&io, fetcher->moved, &at, flight->gone_error, flight->moved_n > 0,
 			   &diag);
 	if (r == -DS_E_INTERRUPTED || ds_error_is_retryable(r)) {
-		ds_flight_retry_later(flight, r, &diag);
+		ds_flight_retry_later(flight, r, &diag, 0);
 		return;
 	}
 	if (r < 0) {

@@ -301,7 +301,8 @@ static void get_is_over(struct ds_fetcher *fetcher)
 	pthread_mutex_unlock(&fetcher->mutex);
 }
 
-void ds_flight_retry_later(struct ds_flight *flight, int error, const struct ds_diag *diag)
+void ds_flight_retry_later(struct ds_flight *flight, int error, const struct ds_diag *diag,
+			   uint64_t after_ns)
 {
 	struct ds_fetcher *fetcher = flight->fetcher;
 	uint64_t ms = DS_MIN((uint64_t)RETRY_MIN_MS << DS_MIN(flight->tries_n, 6u), RETRY_MAX_MS);
@@ -320,7 +321,10 @@ void ds_flight_retry_later(struct ds_flight *flight, int error, const struct ds_
 	if (goes_on) {
 		fetcher->locked.inflight_bytes -= flight->cost_bytes;
 		flight->cost_bytes = 0;
-		ds_flight_park_locked(flight, ms / 2 + ds_random_u64() % (ms / 2 + 1));
+		ms = ms / 2 + ds_random_u64() % (ms / 2 + 1);
+		/* The store's own rules (Retry-After, tokens) hold, whether the waiters' time lasts or not. */
+		ds_flight_park_locked(flight,
+				      DS_MAX(ms, (after_ns + DS_NS_PER_MS - 1) / DS_NS_PER_MS));
 	} else {
 		ds_flight_remove_from_map_locked(flight);
 	}
@@ -329,7 +333,9 @@ void ds_flight_retry_later(struct ds_flight *flight, int error, const struct ds_
 		ds_flight_finish(flight, error, NULL);
 }
 
-static void fail_flight(struct ds_flight *flight, int error, const struct ds_diag *diag)
+/* `after_ns`: see ds_flight_retry_later. */
+static void fail_flight(struct ds_flight *flight, int error, const struct ds_diag *diag,
+			uint64_t after_ns)
 {
 	switch (error) {
 	case -DS_E_ABSENT:
@@ -345,11 +351,11 @@ static void fail_flight(struct ds_flight *flight, int error, const struct ds_dia
 	case -DS_E_INTERRUPTED:
 	case -EMFILE:
 	case -ENFILE:
-		ds_flight_retry_later(flight, error, diag);
+		ds_flight_retry_later(flight, error, diag, after_ns);
 		return;
 	default:
 		if (ds_error_is_retryable(error)) {
-			ds_flight_retry_later(flight, error, diag);
+			ds_flight_retry_later(flight, error, diag, after_ns);
 			return;
 		}
 	}
@@ -427,7 +433,7 @@ static void fail_all(struct ds_fetch_batch *batch, int error)
 			return;
 		flight->batch = NULL;
 		ds_fetch_batch_unref(batch);
-		fail_flight(flight, error, &batch->call.req.diag);
+		fail_flight(flight, error, &batch->call.req.diag, batch->call.req.retry_after_ns);
 	}
 }
 
@@ -471,7 +477,7 @@ static void send_failed(struct ds_fetcher *fetcher, struct ds_list *flights, int
 		struct ds_flight *flight = ds_list_entry(flights->next, struct ds_flight, node);
 
 		ds_list_remove(&flight->node);
-		fail_flight(flight, error, NULL);
+		fail_flight(flight, error, NULL, 0);
 	}
 	get_is_over(fetcher);
 }

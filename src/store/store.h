@@ -98,6 +98,8 @@ struct ds_store_req {
 	uint64_t object_size_bytes; /* GET, HEAD: of the whole object */
 	struct ds_time modified;    /* GET, HEAD */
 	struct ds_time store_time;  /* the store's clock when it answered; .s 0 if it did not say */
+	/* It ended before it was to be tried again: who asks for the same again waits for so long. 0: no matter */
+	uint64_t retry_after_ns;
 
 	/* the store's own */
 	struct ds_list node;

@@ -191,6 +191,7 @@ static void retry(struct s3_op *op, struct s3_verdict verdict)
 
 	/* No use in waiting for what will not be tried. */
 	if (due_ns >= deadline_of(op)) {
+		op->req->retry_after_ns = due_ns - now_ns;
 		finish(op, verdict.code);
 		return;
 	}
@@ -276,6 +277,10 @@ static void end_early(struct s3_op *op, int code)
 	if (op->phase == S3_ACTIVE) {
 		ds_http_abort(op->s3->http, &op->transfer);
 		op->s3->active_n--;
+	} else if (op->phase == S3_WAITING && !op->is_ready) {
+		uint64_t now_ns = ds_mono_ns();
+
+		op->req->retry_after_ns = op->due_ns > now_ns ? op->due_ns - now_ns : 0;
 	}
 	ds_list_remove(&op->node);
 	finish(op, code);

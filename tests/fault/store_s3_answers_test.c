@@ -60,6 +60,22 @@ Test(store_s3, A05_retry_after_is_obeyed)
 	end();
 }
 
+/* Beyond the deadline: it ends at once, and says when it would have been tried. */
+Test(store_s3, A05_a_retry_after_beyond_the_deadline_is_handed_out)
+{
+	struct ds_store_req req = {.op = DS_STORE_GET, .key = "k", .len_bytes = 4, .into = &buf};
+
+	set_up();
+	http_script_answer(script, 503, "Retry-After: 30\r\n",
+			   "<Error><Code>SlowDown</Code></Error>");
+	http_script_is_fault(script);
+	req.deadline_ns = ds_deadline_in_ms(15000);
+	cr_assert_eq(ds_store_perform(store, &req), -DS_E_THROTTLED);
+	cr_assert_lt(ds_mono_ns(), req.deadline_ns);
+	cr_assert_eq(req.retry_after_ns, 30 * (uint64_t)DS_NS_PER_S);
+	end();
+}
+
 Test(store_s3, A05_senseless_retry_after_does_not_matter)
 {
 	static const char *const texts[] = {"-1", "abc", "", "1.5", "0"};

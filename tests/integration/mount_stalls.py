@@ -331,6 +331,14 @@ def deadline(box, repo, source, proxy):
     with open(f"{mount.path}/cold/{80:04}", "rb") as file:
         equal(len(file.read()), 64 * KIB, "bytes read through 503s")
     check(proxy.stats()["delivered"] > 0, "no 503 was delivered")
+    # One that says when it wants to be asked again is not asked before; another file, since neighbours came with that.
+    proxy.rules({"match": "^GET .*/packs/", "fault": "status", "code": 503, "headers": {"Retry-After": "30"}})
+    code, took = failed(lambda: read_uncached(f"{mount.path}/cold/{150:04}"))
+    asked = proxy.stats()["delivered"]
+    say(f"a read of a store that says Retry-After: 30 ends with {code} after {took:.2f} s and {asked} requests")
+    equal(code, "EIO", "errno of a read that the store puts off")
+    check(1 <= asked <= 8, f"{asked} requests of one read, although the store has said when")
+    proxy.rules()
     mount.umount()
 
 

@@ -29,6 +29,7 @@ static void answer(struct passing *passing)
 
 	req->result = passing->inner.result;
 	req->diag = passing->inner.diag;
+	req->retry_after_ns = passing->inner.retry_after_ns;
 	req->object_size_bytes = passing->inner.object_size_bytes;
 	req->modified = passing->inner.modified;
 	req->store_time = passing->inner.store_time;
@@ -91,6 +92,7 @@ static void submit(struct ds_store *base, struct ds_store_req *req)
 			store->fail_n--;
 			store->failed_n++;
 			passing->result = store->fail;
+			passing->inner.retry_after_ns = store->fail_after_ns;
 			what = FAIL;
 		} else if (store->flip_n > 0) {
 			store->flip_n--;

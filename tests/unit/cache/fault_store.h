@@ -17,12 +17,13 @@ struct fault_store {
 	pthread_mutex_t mutex;
 	pthread_cond_t changed;
 	/* by mutex; set by the test */
-	const char *match; /* NULL: all */
-	bool hold;	   /* do not answer, not even after the deadline ... */
-	unsigned pass_n;   /* ... but so many of the first ones */
-	int fail;	   /* answer this error ... */
-	unsigned fail_n;   /* ... to so many */
-	unsigned flip_n;   /* spoil one byte of so many answers */
+	const char *match;	/* NULL: all */
+	bool hold;		/* do not answer, not even after the deadline ... */
+	unsigned pass_n;	/* ... but so many of the first ones */
+	int fail;		/* answer this error ... */
+	unsigned fail_n;	/* ... to so many, ... */
+	uint64_t fail_after_ns; /* ... which are not to be tried again before */
+	unsigned flip_n;	/* spoil one byte of so many answers */
 	/* by mutex; for the test to look at */
 	unsigned gets_n, held_n, held_max_n, hastened_n, cancelled_n, flipped_n, failed_n;
 	struct ds_list held;

@@ -349,6 +349,33 @@ Test(fetch, a_deadline_after_failed_tries_tells_what_failed)
 	bench_close(&bench);
 }
 
+/* The store has said when, and that is beyond who waits: nothing is asked of it before, whatever else would be a pause. */
+Test(fetch, T9_what_the_store_is_not_to_be_asked_before_is_not_asked)
+{
+	struct want first, second;
+	struct bench bench;
+	uint64_t began;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	set(&bench, NULL, 0, -DS_E_THROTTLED, 1000);
+	bench.store->fail_after_ns = 30 * (uint64_t)DS_NS_PER_S;
+	start(&bench, &first, 3, 3000);
+	cr_assert_eq(want_wait(&first), -DS_E_THROTTLED);
+	cr_assert_eq(bench.store->gets_n, 1, "%u GETs", bench.store->gets_n);
+	/* Who has time is served when it is due. */
+	wait_quiet(&bench);
+	set(&bench, NULL, 0, -DS_E_THROTTLED, 1);
+	bench.store->fail_after_ns = 3 * (uint64_t)DS_NS_PER_S;
+	began = ds_mono_ns();
+	start(&bench, &second, 3, 60000);
+	start(&bench, &first, 3, 2000);
+	cr_assert_eq(want_wait(&first), -DS_E_THROTTLED);
+	cr_assert_eq(want_wait(&second), 0);
+	cr_assert_geq(second.over_ns - began, 3 * (uint64_t)DS_NS_PER_S);
+	cr_assert_eq(bench.store->gets_n, 3, "%u GETs", bench.store->gets_n);
+	bench_close(&bench);
+}
+
 Test(fetch, what_cannot_be_retried_fails_at_once)
 {
 	struct bench bench;
