@@ -36,6 +36,7 @@
 #define RACES_MAX	   1000u
 #define STARTS_MAX	   4u		       /* each may take half a grace */
 #define TEXT_MAX	   (DS_RECORD_MAX / 8) /* of message and author: JSON may need 6 bytes for one */
+#define TABLES_PART	   8u /* of the budget, for tables of packs besides: 64 MiB */
 #define PROGRESS_NS	   (200 * (uint64_t)DS_NS_PER_MS)
 
 struct commit {
@@ -679,7 +680,8 @@ static int run(struct commit *commit)
 				    commit->has_head && !commit->head.is_deleted
 					    ? &commit->head.version
 					    : NULL,
-				    commit->state.dir, commit->state.tmp, &commit->watch,
+				    commit->state.dir, commit->state.tmp,
+				    commit_memory_bytes(options) / TABLES_PART, &commit->watch,
 				    &commit->find);
 	if (r == 0)
 		r = run_attempts(commit);

@@ -44,9 +44,10 @@ struct ds_commit_options {
 	/* Stat cache and temporary files (the manifest, and some 550 bytes for each file of the source). NULL: $XDG_CACHE_HOME/dsfs, or
 	 * /var/cache/dsfs for root; "": none kept. */
 	const char *state_dir;
-	uint64_t memory_bytes; /* budget for chunks and packs in flight; 0: 512 MiB */
-	unsigned jobs_n;       /* readers; 0: CPUs + 2 */
-	uint32_t page_size;    /* of a first manifest; 0: the default */
+	/* For chunks and packs in flight, and an eighth more for tables of packs; 0: 512 MiB */
+	uint64_t memory_bytes;
+	unsigned jobs_n;    /* readers; 0: CPUs + 2 */
+	uint32_t page_size; /* of a first manifest; 0: the default */
 	void (*progress)(
 		void *ctx,
 		const struct ds_commit_progress *

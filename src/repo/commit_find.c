@@ -7,11 +7,13 @@
 #include "repo/commit_index.h"
 #include "repo/commit_noted.h"
 #include "util/error.h"
+#include "util/list.h"
 #include "util/map.h"
 #include "util/mem.h"
 
 struct known_pack {		 /* what was learned of a pack that a hit or the parent named */
-	struct ds_pack_toc *toc; /* NULL: it cannot be had */
+	struct ds_list node;	 /* in find->tables, if it has one */
+	struct ds_pack_toc *toc; /* NULL: it cannot be had, or (result 0) had to make room */
 	int result;		 /* why */
 	bool is_young, age_known;
 	bool has_note, note_known; /* of a pack that is absent: it has moved */
@@ -25,7 +27,9 @@ struct commit_find {
 	char *state_dir;
 	const struct commit_watch *watch;
 	struct noted_table *own;
-	struct ds_map *known; /* pack id -> struct known_pack */
+	struct ds_map *known;  /* pack id -> struct known_pack */
+	struct ds_list tables; /* of known_pack: the last used last */
+	uint64_t tables_bytes, tables_bytes_max;
 	size_t for_index_n;
 	struct commit_index *index; /* NULL: not loaded yet */
 	struct ds_keep *keep;
@@ -34,8 +38,8 @@ struct commit_find {
 };
 
 int commit_find_new(struct ds_repo *repo, struct commit_packs *packs, const struct ds_digest *base,
-		    const char *state_dir, const char *scratch, const struct commit_watch *watch,
-		    struct commit_find **ret_find)
+		    const char *state_dir, const char *scratch, uint64_t tables_bytes_max,
+		    const struct commit_watch *watch, struct commit_find **ret_find)
 {
 	struct commit_find *find = ds_calloc(1, sizeof(*find));
 	int r;
@@ -48,6 +52,8 @@ int commit_find_new(struct ds_repo *repo, struct commit_packs *packs, const stru
 	if (base)
 		find->base = *base;
 	find->watch = watch;
+	find->tables_bytes_max = tables_bytes_max;
+	ds_list_init(&find->tables);
 	find->state_dir = state_dir ? ds_strdup(state_dir) : NULL;
 	r = state_dir && !find->state_dir ? -ENOMEM : noted_table_new(scratch, &find->own);
 	if (r == 0)
@@ -122,6 +128,30 @@ bool commit_find_own(const struct commit_find *find, const struct ds_digest *dig
 	return true;
 }
 
+static uint64_t table_bytes(const struct known_pack *known)
+{
+	return sizeof(*known->toc) + known->toc->chunks_n * sizeof(known->toc->entries[0]);
+}
+
+/* Its table is used now; those that were not used lately make room for it. */
+static void use_table(struct commit_find *find, struct known_pack *known)
+{
+	ds_list_remove(&known->node);
+	ds_list_push_back(&find->tables, &known->node);
+	while (find->tables_bytes > find->tables_bytes_max) {
+		struct known_pack *oldest =
+			ds_list_entry(find->tables.next, struct known_pack, node);
+
+		if (oldest == known)
+			return;
+		find->tables_bytes -= table_bytes(oldest);
+		ds_list_remove(&oldest->node);
+		ds_free(oldest->toc);
+		oldest->toc = NULL;
+	}
+}
+
+/* A table is valid until the next call. */
 static int get_known(struct commit_find *find, const struct ds_digest *id,
 		     struct known_pack **ret_known)
 {
@@ -135,9 +165,16 @@ static int get_known(struct commit_find *find, const struct ds_digest *id,
 			ds_free(known);
 			return r;
 		}
+		ds_list_init(&known->node);
+	}
+	if (!known->toc && known->result == 0) {
 		/* Absent, moved or unreadable: no hit, that is all. */
 		known->result = ds_fetch_toc(ds_repo_store(find->repo), id, &known->toc, NULL);
+		if (known->toc)
+			find->tables_bytes += table_bytes(known);
 	}
+	if (known->toc)
+		use_table(find, known);
 	*ret_known = known;
 	return 0;
 }

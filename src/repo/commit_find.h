@@ -15,10 +15,11 @@
 struct commit_find;
 
 /* `base`: a version that is kept for sure (the head), or NULL. state_dir: index objects are kept there; NULL: nowhere. scratch: as
- * commit_scan's. The watch is kept by reference. */
+ * commit_scan's. Tables of packs that were not used lately are dropped when all together have more than tables_bytes_max: 56 bytes a
+ * chunk; files are looked for in the order of their paths, in which they lie in packs. The watch is kept by reference. */
 int commit_find_new(struct ds_repo *repo, struct commit_packs *packs, const struct ds_digest *base,
-		    const char *state_dir, const char *scratch, const struct commit_watch *watch,
-		    struct commit_find **ret_find);
+		    const char *state_dir, const char *scratch, uint64_t tables_bytes_max,
+		    const struct commit_watch *watch, struct commit_find **ret_find);
 struct commit_find *commit_find_free(struct commit_find *find);
 
 /* Remembers where a chunk lies that this commit may refer to. `for_index`: the parent's manifest does not say so, and the index object
@@ -33,7 +34,7 @@ void commit_find_refer_none(struct commit_find *find);
 /* Whether it was noted; for a file of one chunk: with all that such a file's entry needs. */
 bool commit_find_own(const struct commit_find *find, const struct ds_digest *digest,
 		     bool is_whole_file, struct commit_place *ret_place);
-/* Whether the parent's place of a chunk holds it, by the table of its pack, which is got once: 1; 0: no, and from then on commit_find_has_lost;
+/* Whether the parent's place of a chunk holds it, by the table of its pack: 1; 0: no, and from then on commit_find_has_lost;
  * or -ENOMEM. A pack that has moved, or that the store cannot tell of now, is believed in. */
 int commit_find_check(struct commit_find *find, const struct ds_digest *digest,
 		      uint32_t raw_len_bytes, const struct commit_place *place);

@@ -137,6 +137,70 @@ Test(commit_reuse, the_index_is_merged_and_still_finds_everything)
 	box_release(&box);
 }
 
+static void count_pack_gets(void *ctx, const struct ds_store_req *req)
+{
+	_Atomic long *gets_n = ctx;
+
+	*gets_n += req->op == DS_STORE_GET && strncmp(req->key, "packs/", 6) == 0;
+}
+
+#define MIXED_N 20u
+
+/* To names that take turns between the packs, or back. */
+static void mix(struct box *box, bool back)
+{
+	char apart[40], mixed[40];
+
+	for (unsigned i = 0; i < 3 * MIXED_N; i++) {
+		snprintf(apart, sizeof(apart), "dir-%u/%05u", i % 3, i / 3);
+		snprintf(mixed, sizeof(mixed), "mixed/%05u", i);
+		box_rename(box, back ? mixed : apart, back ? apart : mixed);
+	}
+	box_move_elsewhere(box);
+}
+
+/* Three packs, of which the tables fit, and do not: then they are got anew, and nothing else is different. */
+Test(commit_reuse, tables_of_packs_take_no_more_memory_than_they_may)
+{
+	_Atomic long gets_n = 0;
+	long all_n;
+	struct box box;
+	char dir[20];
+
+	box_init(&box);
+	box_mkdir(&box, "mixed");
+	for (unsigned i = 0; i < 3; i++) {
+		snprintf(dir, sizeof(dir), "dir-%u", i);
+		box_mkdir(&box, dir);
+		for (unsigned k = 0; k < MIXED_N; k++) {
+			char path[40];
+
+			snprintf(path, sizeof(path), "%s/%05u", dir, k);
+			box_fill(&box, path, 1000 + 100 * i + k, 300);
+		}
+		box_commit(&box);
+	}
+	mix(&box, false);
+	box.spy.before = count_pack_gets;
+	box.spy.ctx = &gets_n;
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	all_n = gets_n;
+	mix(&box, true);
+	box_commit(&box);
+	mix(&box, false);
+	/* 512 bytes of tables: less than one has. */
+	box.options.memory_bytes = DS_KIB(4);
+	gets_n = 0;
+	box_commit(&box);
+	cr_assert_eq(box.result.uploaded_data_bytes, 0);
+	cr_assert_geq(gets_n, all_n + 2 * (long)MIXED_N, "%ld GETs, %ld with room for all",
+		      (long)gets_n, all_n);
+	box.spy.before = NULL;
+	box_check(&box, NULL);
+	box_release(&box);
+}
+
 static void count_index_gets(void *ctx, const struct ds_store_req *req)
 {
 	_Atomic long *gets_n = ctx;
@@ -207,13 +271,6 @@ Test(commit_reuse, the_stat_cache_spares_reading)
 	box_commit(&box);
 	cr_assert_gt(box.result.read_bytes, 1000000);
 	box_release(&box);
-}
-
-static void count_pack_gets(void *ctx, const struct ds_store_req *req)
-{
-	_Atomic long *gets_n = ctx;
-
-	*gets_n += req->op == DS_STORE_GET && strncmp(req->key, "packs/", 6) == 0;
 }
 
 Test(commit_reuse, where_the_stat_cache_knows_all_the_manifest_is_not_read)
