@@ -252,7 +252,7 @@ const struct cli_command cli_command_warm = {
 		"checked as it comes. What is there already is not fetched again, so that a "
 		"warming that was interrupted goes on where it was. Mounts go on beside it, and "
 		"their reads come first where they share a process (see -o warm of dsfs mount).\n"
-		"Refused (1) before anything is fetched if the cache cannot hold it, and (3) if a "
+		"Refused (1) before any file is fetched if the cache cannot hold it, and (3) if a "
 		"PATH is not there. Files that are damaged in the store are named, the others are "
 		"fetched, and the exit status is 6. When nothing comes from the store for the time "
 		"of --timeout, it ends with 5.\n"

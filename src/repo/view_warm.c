@@ -559,8 +559,13 @@ static int run(struct ds_warm *warm)
 	struct ds_warm_progress progress;
 	int r = get_memory(warm);
 
-	if (r == 0 && warm->options.paths_n == 0)
-		r = warm_manifest(warm);
+	/* What names all files has to come before they can be counted: if no more than that is too much, not even that. */
+	if (r == 0 && warm->options.paths_n == 0) {
+		warm_tally_manifest(warm);
+		r = check_room(warm);
+		if (r == 0)
+			r = warm_manifest(warm);
+	}
 	if (r == 0)
 		r = warm_tree(warm, WARM_TALLY);
 	if (r == 0)

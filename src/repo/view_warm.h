@@ -45,8 +45,8 @@ int ds_warm_new(struct ds_view *view, const struct ds_warm_options *options,
 /* Not while it runs. */
 struct ds_warm *ds_warm_free(struct ds_warm *warm);
 /*
- * Blocks until all is here, or it ends early. Once only. 0; -ENOENT, -ENOTDIR: a path (the diag names it), before anything is
- * fetched; -ENOSPC: the cache cannot hold it, before anything is fetched, or did not keep it; -DS_E_CORRUPT and the
+ * Blocks until all is here, or it ends early. Once only. 0; -ENOENT, -ENOTDIR: a path (the diag names it), before any file is
+ * fetched; -ENOSPC: the cache cannot hold it, before any file is fetched, or did not keep it; -DS_E_CORRUPT and the
  * like: files were damaged, all others are here; -DS_E_INTERRUPTED: it was stopped; -DS_E_TIMEOUT and others of the
  * store: it was given up.
  */

@@ -106,6 +106,7 @@ enum warm_pass {
 	WARM_FETCH, /* brings it */
 };
 int warm_tree(struct ds_warm *warm, enum warm_pass pass);
+void warm_tally_manifest(struct ds_warm *warm);
 int warm_manifest(struct ds_warm *warm);
 int warm_tally_init(struct warm_tally *tally);
 void warm_tally_release(struct warm_tally *tally);

@@ -2,7 +2,7 @@
  * Warming: what is wanted. The paths, a walk over the directories below them, and the chunks of each file.
  *
  * The walk is done twice: first everything is counted (WARM_TALLY), so that a cache which cannot hold it is refused before
- * anything is fetched, and so that progress knows its end; then each chunk that is not here is fetched (WARM_FETCH). The tally
+ * any file is fetched, and so that progress knows its end; then each chunk that is not here is fetched (WARM_FETCH). The tally
  * holds what the first walk met, and the second takes out of it what it meets: further names of a file, and files of equal
  * contents, cost nothing.
  */
@@ -485,14 +485,18 @@ static int find_page(struct ds_warm *warm, void *ctx)
 	return view_page_target(warm->view, &warm->demand, call->page, &call->target);
 }
 
+void warm_tally_manifest(struct ds_warm *warm)
+{
+	warm->needed_bytes += warm->view->pages_n * warm->view->page_size +
+			      ds_image_map_bytes((uint32_t)warm->view->pages_n);
+}
+
 int warm_manifest(struct ds_warm *warm)
 {
 	struct page_call call = {0};
 	struct warm_chunk chunk = {0};
 	int r = 0;
 
-	warm->needed_bytes += warm->view->pages_n * warm->view->page_size +
-			      ds_image_map_bytes((uint32_t)warm->view->pages_n);
 	for (; r == 0 && call.page < warm->view->pages_n; call.page++) {
 		r = warm_call(warm, find_page, &call);
 		chunk.target = call.target;

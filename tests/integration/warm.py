@@ -121,6 +121,22 @@ def check_too_small(box, repo, proxy):
         check("cache_size=" in mount.log_text(), mount.log_text())
 
 
+def check_names_too_large(box, rng, proxy, store):
+    """Not even the list of names fits: it does not come to make that known."""
+    source, repo = box.new_dir("src"), store.url("names")
+    for i in range(4000):
+        os.close(os.open(f"{source}/{i:04}-{rng.randbytes(100).hex()}", os.O_WRONLY | os.O_CREAT, 0o644))
+    box.commit(source, repo, "--init", env=store.env)
+    proxy.clear_log()
+    result = warm(box, repo, *cached(box.path("names"), "cache_size=256K"), env=proxy.env, status=FAILURE)
+    check("256.0 KiB" in result.errors and "cache_size=" in result.errors, result.errors)
+    few = sum(data_gets(proxy))
+    proxy.clear_log()
+    warm(box, repo, *cached(box.path("names")), env=proxy.env)
+    say(f"a list of names of {sum(data_gets(proxy)) // KIB} KiB: {few // KIB} KiB came before it was refused")
+    check(few < sum(data_gets(proxy)) / 4, "it came although there is no room for it")
+
+
 def check_aged(box, rng):
     """Files of five commits side by side in the tree, each commit's in packs of their own: these come in order."""
     source, repo, wanted = box.new_dir("src"), box.path("aged"), 0
@@ -275,6 +291,7 @@ def run(box, args):
     check_all(box, repo, proxy, wanted)
     check_paths(box, repo, proxy, wanted)
     check_too_small(box, repo, proxy)
+    check_names_too_large(box, rng, proxy, store)
     check_damage(box, source, wanted)
     check_aged(box, rng)
     check_stopped(box, repo, proxy, wanted)
