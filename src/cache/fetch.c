@@ -448,6 +448,32 @@ bool ds_fetcher_abandon(struct ds_fetcher *fetcher, struct ds_fetch_waiter *wait
 	return flight != NULL;
 }
 
+int ds_fetcher_why(struct ds_fetcher *fetcher, const struct ds_fetch_waiter *waiter,
+		   struct ds_diag *ret_diag)
+{
+	const struct ds_flight *flight;
+	int error = 0;
+
+	pthread_mutex_lock(&fetcher->mutex);
+	flight = waiter->flight;
+	if (flight)
+		error = flight->last_error;
+	if (error && ret_diag && flight->diag)
+		*ret_diag = *flight->diag;
+	else if (error && ret_diag)
+		*ret_diag = (struct ds_diag){.code = error};
+	/* The store tries again by itself, for as long as the request may take. */
+	if (flight && !error && flight->state == DS_FLIGHT_FETCHING) {
+		error = flight->batch->call.req.attempt_error;
+		if (error && ret_diag) {
+			ds_diag_clear(ret_diag);
+			ds_diag_set(ret_diag, error, flight->batch->key, NULL);
+		}
+	}
+	pthread_mutex_unlock(&fetcher->mutex);
+	return error;
+}
+
 int ds_fetcher_stash(struct ds_fetcher *fetcher, const struct ds_digest *digest,
 		     struct ds_chunk_bytes *bytes)
 {

@@ -98,6 +98,10 @@ void ds_fetcher_pull(struct ds_fetcher *fetcher, struct ds_image *image,
 		     const struct ds_digest *pack);
 /* Takes a waiter back: true: done will not be called; false: it is being called or has been. The flight goes on if others wait, else ends. */
 bool ds_fetcher_abandon(struct ds_fetcher *fetcher, struct ds_fetch_waiter *waiter);
+/* What a waiter waits for: the error of the last try, another is to follow; 0: there was none, or it does not wait. The diag, if given, is
+ * set with an error, to as much as is known of it. */
+int ds_fetcher_why(struct ds_fetcher *fetcher, const struct ds_fetch_waiter *waiter,
+		   struct ds_diag *ret_diag);
 
 /* Puts bytes that are at hand (e.g. what a mount fetched in one GET) into an in-memory stash: wants of that digest are
  * answered from it without a request. Lives as long as the fetcher; at most 8 MiB (then -DS_E_LIMIT). -DS_E_CORRUPT if the digest does not fit. */

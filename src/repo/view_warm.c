@@ -39,24 +39,52 @@ static void note_error_locked(struct ds_warm *warm, int error, const struct ds_d
 		warm->locked.diag = *diag;
 }
 
-/* Whether the store is silent: nothing comes, for us or for anybody else of this mount. */
+/* What is known of why nothing comes: of any of those that are under way. */
+static int why_it_stalls(struct ds_warm *warm, struct ds_diag *ret_diag)
+{
+	for (size_t i = 0; i < WARM_WANTS; i++) {
+		int error = ds_fetcher_why(warm->view->fetcher, &warm->wants[i].fetch, ret_diag);
+
+		if (ds_error_is_retryable(error))
+			return error;
+	}
+	ds_diag_clear(ret_diag);
+	return -DS_E_TIMEOUT;
+}
+
+static void end_stalled(struct ds_warm *warm)
+{
+	unsigned long long s = warm->options.timeout_ms / 1000;
+	struct ds_diag cause = {0}, diag;
+	int error = why_it_stalls(warm, &cause);
+
+	diag = cause;
+	ds_diag_set(&diag, error, NULL, "nothing has come from the store for %llu s%s%s", s,
+		    cause.detail[0] ? ": " : "", cause.detail);
+	pthread_mutex_lock(&warm->mutex);
+	note_error_locked(warm, error, &diag);
+	pthread_mutex_unlock(&warm->mutex);
+}
+
+/* Whether nothing comes, for us or for anybody else of this mount. */
 static void look_for_stall(struct ds_warm *warm)
 {
 	uint64_t timeout_ms = warm->options.timeout_ms, now = ds_mono_ns();
 	struct ds_fetcher_stats stats;
+	bool is_stalled = false;
 
 	ds_fetcher_get_stats(warm->view->fetcher, &stats);
 	pthread_mutex_lock(&warm->mutex);
 	if (stats.chunks_n != warm->locked.chunks_n || ds_list_is_empty(&warm->locked.busy)) {
 		warm->locked.chunks_n = stats.chunks_n;
 		warm->locked.moved_ns = now;
-	} else if (now > warm->locked.moved_ns + timeout_ms * DS_NS_PER_MS && !warm->locked.error) {
-		note_error_locked(warm, -DS_E_TIMEOUT, NULL);
-		ds_diag_set(&warm->locked.diag, -DS_E_TIMEOUT, NULL,
-			    "nothing has come from the store for %llu s",
-			    (unsigned long long)(timeout_ms / 1000));
+	} else {
+		is_stalled = now > warm->locked.moved_ns + timeout_ms * DS_NS_PER_MS &&
+			     !warm->locked.error;
 	}
 	pthread_mutex_unlock(&warm->mutex);
+	if (is_stalled)
+		end_stalled(warm);
 }
 
 int warm_check(struct ds_warm *warm)

@@ -48,7 +48,7 @@ struct ds_warm *ds_warm_free(struct ds_warm *warm);
  * Blocks until all is here, or it ends early. Once only. 0; -ENOENT, -ENOTDIR: a path (the diag names it), before any file is
  * fetched; -ENOSPC: the cache cannot hold it, before any file is fetched, or did not keep it; -DS_E_CORRUPT and the
  * like: files were damaged, all others are here; -DS_E_INTERRUPTED: it was stopped; -DS_E_TIMEOUT and others of the
- * store: it was given up.
+ * store: it was given up; nothing came, and the diag says what the store answered last, if it did.
  */
 int ds_warm_run(struct ds_warm *warm, struct ds_diag *reterr_diag);
 /* Makes run end soon. */

@@ -493,8 +493,10 @@ struct s3_verdict ds_s3_answer_judge(struct s3_op *op)
 	if (ds_http_header(transfer, "x-amz-request-id", 0, text, sizeof(text)))
 		ds_escape(text, strlen(text), diag->request_id, sizeof(diag->request_id));
 	v = transfer->result < 0 ? judge_failure(op) : judge_answer(op);
-	if (v.code < 0 && v.next != S3_RETRY_NOW)
+	if (v.code < 0 && v.next != S3_RETRY_NOW) {
 		op->last_error = v.code;
+		op->req->attempt_error = v.code;
+	}
 	/* A refusal is an answer as well. */
 	if (transfer->result == 0 && v.next != S3_RETRY)
 		ds_s3_pacer_succeeded(&op->s3->pacer, ds_mono_ns());

@@ -92,6 +92,8 @@ struct ds_store_req {
 	void (*done)(struct ds_store_req *req); /* submit only */
 	void *ctx;
 
+	/* set by the store at any time: the error of the last attempt, for who wonders what it waits for; 0: there is none yet */
+	_Atomic int attempt_error;
 	/* set by the store before done */
 	int result;
 	struct ds_diag diag;

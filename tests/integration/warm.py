@@ -196,6 +196,11 @@ def check_stopped(box, repo, proxy, wanted):
     proxy.rules({"match": PACKS, "fault": "hang", "from": 8})
     result = warm(box, repo, *cached(cache), "--timeout", "2s", env=proxy.env, status=STORE)
     check("s" in result.errors and result.errors.count("\n") <= 2, result.errors)
+    # What the store says meanwhile is told.
+    proxy.rules({"match": PACKS, "fault": "status", "code": 500, "s3code": "InternalError", "from": 2})
+    result = warm(box, repo, *cached(cache), "--timeout", "3s", env=proxy.env, status=STORE)
+    check("the store failed: nothing has come from the store for 3 s" in result.errors, result.errors)
+    say(result.errors.splitlines()[-1])
     for number, status in (signal.SIGINT, INTERRUPTED), (signal.SIGKILL, -signal.SIGKILL):
         proxy.rules({"match": PACKS, "fault": "hang", "from": 2})
         process = box.start(["warm", repo, *cached(cache)], env={**proxy.env, **box.no_leak_check()})

@@ -376,6 +376,28 @@ Test(fetch, T9_what_the_store_is_not_to_be_asked_before_is_not_asked)
 	bench_close(&bench);
 }
 
+Test(fetch, who_waits_can_be_told_why)
+{
+	uint64_t limit_ns = ds_deadline_in_ms(20000);
+	struct ds_diag diag = {0};
+	struct bench bench;
+	struct want want;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	want_init(&want, &bench.pack, 3);
+	cr_assert_eq(ds_fetcher_why(bench.fetcher, &want.waiter, &diag), 0);
+	set(&bench, NULL, 0, -DS_E_SERVER, 1000);
+	start(&bench, &want, 3, 60000);
+	while (!ds_fetcher_why(bench.fetcher, &want.waiter, NULL) && ds_mono_ns() < limit_ns)
+		ds_sleep_ms(1);
+	cr_assert_eq(ds_fetcher_why(bench.fetcher, &want.waiter, &diag), -DS_E_SERVER);
+	cr_assert_eq(diag.code, -DS_E_SERVER);
+	set(&bench, NULL, 0, 0, 0);
+	cr_assert_eq(want_wait(&want), 0);
+	cr_assert_eq(ds_fetcher_why(bench.fetcher, &want.waiter, NULL), 0);
+	bench_close(&bench);
+}
+
 Test(fetch, what_cannot_be_retried_fails_at_once)
 {
 	struct bench bench;
