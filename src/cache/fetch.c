@@ -405,8 +405,10 @@ static bool ahead_locked(struct ds_fetcher *fetcher, const struct ds_fetch_targe
 	struct ds_flight_key key = key_of(target);
 	struct ds_flight *flight;
 
-	if (fetcher->locked.is_ending || (is_bounded && bytes >= fetcher->inflight_bytes_max) ||
-	    ds_fetch_start_locked(fetcher) < 0)
+	if (fetcher->locked.is_ending || ds_fetch_start_locked(fetcher) < 0)
+		return false;
+	if (is_bounded && (bytes >= fetcher->inflight_bytes_max ||
+			   fetcher->locked.flights_n >= DS_FETCH_AHEAD_FLIGHTS_MAX))
 		return false;
 	if (ds_map_get(fetcher->locked.flights, &key, sizeof(key)))
 		return true;

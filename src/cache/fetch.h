@@ -87,8 +87,8 @@ int ds_fetcher_want(struct ds_fetcher *fetcher, const struct ds_fetch_target *ta
  */
 int ds_fetcher_want_ahead(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
 			  struct ds_fetch_waiter *const *waiters, size_t n, size_t *ret_n);
-/* Chunks that will be wanted soon, nobody waits for; what is over the budget (with what is in flight) is dropped. Demand overtakes
- * them, and a quarter of the budget is its own. A want joins them. Returns how many of the first ones were taken, or are on their way. */
+/* Chunks that will be wanted soon, nobody waits for; what is over the budget (with what is in flight), or over some ten thousand
+ * chunks, is dropped. Demand overtakes them, and a quarter of the budget is its own. A want joins them. Returns how many of the first ones were taken, or are on their way. */
 size_t ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_target *targets,
 			   size_t targets_n);
 /* All chunks of a pack, into its image, of which the caller holds a reference during the call: fetched as by ds_fetcher_prefetch, in few

@@ -169,6 +169,8 @@ struct ds_fetcher {
 /* ---- fetch_pull.c */
 /* No pull makes more flights (some 900 bytes each, with their places in the maps) while there are so many, whoever made them. */
 #define DS_FETCH_PULL_FLIGHTS_MAX 8192u
+/* Nor does prefetch: twice as many, since a pull is not to keep it out. */
+#define DS_FETCH_AHEAD_FLIGHTS_MAX (2 * DS_FETCH_PULL_FLIGHTS_MAX)
 /* Frees a value of the map. */
 void ds_fetch_pull_free(void *value);
 /* Whether it is not over yet. */

@@ -4,6 +4,7 @@
  */
 #include <criterion/criterion.h>
 #include <semaphore.h>
+#include <stdlib.h>
 
 #include "fetch_bench.h"
 #include "util/clock.h"
@@ -283,4 +284,24 @@ Test(fetch_ahead, they_can_be_taken_back_and_end_with_the_fetcher)
 	for (uint32_t i = 10; i < 20; i++)
 		cr_assert_eq(want_wait(&ahead[i]), -DS_E_INTERRUPTED);
 	bench_close(&bench);
+}
+
+#define TINY_N (DS_FETCH_AHEAD_FLIGHTS_MAX + 4000)
+
+/* Of tiny chunks the budget's bytes alone would let in very many. */
+Test(fetch_ahead, T28_prefetch_is_bounded_in_chunks_too)
+{
+	struct ds_fetch_target *targets = calloc(TINY_N, sizeof(targets[0]));
+	struct bench bench;
+
+	bench_open(&bench, TINY_N, 40, true, NULL);
+	hold(&bench);
+	for (uint32_t i = 0; i < TINY_N; i++)
+		targets[i] = target_of(bench.image, &bench.pack, &bench.stored, i);
+	cr_assert_eq(ds_fetcher_prefetch(bench.fetcher, targets, TINY_N),
+		     DS_FETCH_AHEAD_FLIGHTS_MAX);
+	cr_assert_eq(stats_of(&bench).underway_n, DS_FETCH_AHEAD_FLIGHTS_MAX);
+	fault_store_release(bench.store);
+	bench_close(&bench);
+	free(targets);
 }
