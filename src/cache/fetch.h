@@ -93,7 +93,7 @@ size_t ds_fetcher_prefetch(struct ds_fetcher *fetcher, const struct ds_fetch_tar
 			   size_t targets_n);
 /* All chunks of a pack, into its image, of which the caller holds a reference during the call: fetched as by ds_fetcher_prefetch, in few
  * GETs, after its table of contents, some thousand at a time. Nothing if it was asked for in the last minutes, or the budget is used up, or four
- * such calls are not over: a later one may. Never blocks. */
+ * such calls are not over, or one for a pack of very many chunks, as this is: a later one may. Never blocks. */
 void ds_fetcher_pull(struct ds_fetcher *fetcher, struct ds_image *image,
 		     const struct ds_digest *pack);
 /* Takes a waiter back: true: done will not be called; false: it is being called or has been. The flight goes on if others wait, else ends. */

@@ -151,7 +151,7 @@ struct ds_fetcher {
 		struct ds_map *stash; /* bytes by digest */
 		uint64_t stash_bytes;
 		struct ds_map *pulls; /* by pack (fetch_pull.c) */
-		unsigned pulls_busy_n;
+		unsigned pulls_busy_n, pulls_large_n;
 		struct ds_map *kept; /* by digest (fetch_kept.c) */
 		struct ds_list kept_list;
 		_Atomic uint64_t kept_bytes; /* read without the mutex too */
@@ -171,6 +171,8 @@ struct ds_fetcher {
 #define DS_FETCH_PULL_FLIGHTS_MAX 8192u
 /* Nor does prefetch: twice as many, since a pull is not to keep it out. */
 #define DS_FETCH_AHEAD_FLIGHTS_MAX (2 * DS_FETCH_PULL_FLIGHTS_MAX)
+/* Of packs of more chunks one is pulled at a time: the table of one has 56 bytes for each, and 40 while it comes. */
+#define DS_FETCH_PULL_LARGE_N 50000u
 /* Frees a value of the map. */
 void ds_fetch_pull_free(void *value);
 /* Whether it is not over yet. */

@@ -125,6 +125,11 @@ static enum pace pace_of(struct pull *pull)
 	return pace;
 }
 
+static bool is_large(const struct ds_image *image)
+{
+	return image->layout.slots_n > DS_FETCH_PULL_LARGE_N;
+}
+
 static void end_pull(struct pull *pull)
 {
 	struct ds_fetcher *fetcher = pull->fetcher;
@@ -137,6 +142,7 @@ static void end_pull(struct pull *pull)
 	pull->image = NULL;
 	pull->over_ns = ds_mono_ns();
 	fetcher->locked.pulls_busy_n--;
+	fetcher->locked.pulls_large_n -= is_large(image);
 	pthread_mutex_unlock(&fetcher->mutex);
 	ds_image_unref(image);
 }
@@ -185,7 +191,8 @@ static void start_locked(struct ds_fetcher *fetcher, struct ds_image *image,
 	    (ds_fetch_pull_is_busy(pull) || ds_mono_ns() < pull->over_ns + AGAIN_MS * DS_NS_PER_MS))
 		return;
 	/* Whoever misses something of it later asks again. */
-	if (fetcher->locked.pulls_busy_n >= BUSY_MAX)
+	if (fetcher->locked.pulls_busy_n >= BUSY_MAX ||
+	    (is_large(image) && fetcher->locked.pulls_large_n > 0))
 		return;
 	if (ds_fetch_start_locked(fetcher) < 0 || ds_fetch_movers_locked(fetcher) < 0)
 		return;
@@ -207,6 +214,7 @@ static void start_locked(struct ds_fetcher *fetcher, struct ds_image *image,
 	pull->next = 0;
 	pull->is_paused = false;
 	fetcher->locked.pulls_busy_n++;
+	fetcher->locked.pulls_large_n += is_large(image);
 	fetcher->locked.stats.pulls_n++;
 	ds_work_submit(fetcher->movers, &pull->work, false);
 }

@@ -268,6 +268,36 @@ Test(fetch_pull, few_at_a_time_and_a_chunk_that_was_moved_is_found_meanwhile)
 	bench_close(&bench);
 }
 
+/* Their tables would be in memory together. */
+Test(fetch_pull, of_packs_of_very_many_chunks_one_comes_at_a_time)
+{
+	static const uint32_t slots[] = {DS_FETCH_PULL_LARGE_N + 1, DS_FETCH_PULL_LARGE_N + 1, 10};
+	struct support_pack packs[3];
+	struct ds_image *images[3];
+	struct bench bench;
+
+	bench_open(&bench, 10, 5000, false, NULL);
+	hold(&bench);
+	for (uint32_t i = 0; i < 3; i++) {
+		support_pack_init(&packs[i], 20 + i, slots[i], 4, false);
+		images[i] = support_image(bench.cache, &packs[i]);
+		ds_fetcher_pull(bench.fetcher, images[i], &packs[i].layout.name);
+	}
+	cr_assert_eq(stats_of(&bench).pulls_n, 2);
+	cr_assert_eq(busy_n(&bench), 2);
+	fault_store_release(bench.store);
+	wait_quiet(&bench);
+	ds_fetcher_pull(bench.fetcher, images[1], &packs[1].layout.name);
+	cr_assert_eq(stats_of(&bench).pulls_n, 3);
+	wait_quiet(&bench);
+	cr_assert_eq(busy_n(&bench), 0);
+	for (uint32_t i = 0; i < 3; i++) {
+		ds_image_unref(images[i]);
+		support_pack_release(&packs[i]);
+	}
+	bench_close(&bench);
+}
+
 Test(fetch_pull, J01_every_allocation_may_fail)
 {
 	unsigned failed_n = 0;
