@@ -248,29 +248,43 @@ static void read_tiny(struct ds_image *image)
 	}
 }
 
+static void use_tiny(struct ds_cache *cache, uint8_t name, struct ds_image **ret_images)
+{
+	for (unsigned k = 0; k < TINY_IMAGES; k++) {
+		struct ds_image_layout layout = {.name.bytes = {(uint8_t)k, name},
+						 .slots_n = TINY_SLOTS,
+						 .size_bytes = TINY_SLOTS};
+
+		cr_assert_eq(ds_image_open(cache, &layout, &ret_images[k]), 0);
+	}
+	for (unsigned k = 0; k < TINY_IMAGES; k++)
+		fill_tiny(ret_images[k]);
+	for (unsigned k = 0; k < TINY_IMAGES; k++)
+		read_tiny(ret_images[k]);
+}
+
+static void drop_tiny(struct ds_image **images)
+{
+	for (unsigned k = 0; k < TINY_IMAGES; k++)
+		ds_image_unref(images[k]);
+}
+
 /* 10,000,000 files of 1 KiB lie in some 300 packs, all of which a shuffled epoch uses all the time. */
 Test(copy, memory_does_not_grow_with_the_chunks_that_were_read)
 {
 	const uint64_t limit = DS_MIB(2), slots_n = TINY_SLOTS * TINY_IMAGES;
 	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(256), 1);
-	struct ds_image *images[TINY_IMAGES];
+	struct ds_image *others[TINY_IMAGES], *images[TINY_IMAGES];
 	uint64_t before, grown, map_bytes = ds_image_map_bytes(TINY_SLOTS);
 
 	cr_assert_leq(cache->copied_max_bytes, DS_MIB(32));
 	cr_assert_gt(map_bytes * TINY_IMAGES, 4 * limit);
+	/* ASan's second stack (detect_stack_use_after_return) is touched by the first of these that there are. */
+	cache->copied_max_bytes = 0;
+	use_tiny(cache, 1, others);
 	cache->copied_max_bytes = limit;
-	for (unsigned k = 0; k < TINY_IMAGES; k++) {
-		struct ds_image_layout layout = {.name.bytes[0] = (uint8_t)k,
-						 .slots_n = TINY_SLOTS,
-						 .size_bytes = TINY_SLOTS};
-
-		cr_assert_eq(ds_image_open(cache, &layout, &images[k]), 0);
-	}
 	before = anon_bytes();
-	for (unsigned k = 0; k < TINY_IMAGES; k++)
-		fill_tiny(images[k]);
-	for (unsigned k = 0; k < TINY_IMAGES; k++)
-		read_tiny(images[k]);
+	use_tiny(cache, 2, images);
 	grown = anon_bytes() - before;
 	fprintf(stderr, "%llu bytes for %llu chunks\n", (unsigned long long)grown,
 		(unsigned long long)slots_n);
@@ -278,7 +292,7 @@ Test(copy, memory_does_not_grow_with_the_chunks_that_were_read)
 		cr_assert(ds_image_is_whole(images[k]));
 	/* And 2 MiB for whatever else this process has touched meanwhile. */
 	cr_assert_leq(grown, limit + slots_n * 5 / 4 + DS_MIB(2));
-	for (unsigned k = 0; k < TINY_IMAGES; k++)
-		ds_image_unref(images[k]);
+	drop_tiny(images);
+	drop_tiny(others);
 	ds_cache_unref(cache);
 }

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "manifest_support.h"
 #include "util/bytes.h"
@@ -524,6 +525,7 @@ Test(manifest_hostile, more_extents_than_the_bytes_can_have)
 		cr_assert_neq(support_verify(manifest), 0, "%s", texts[i]);
 		ds_manifest_free(manifest);
 		support_source_release(&source);
+		cr_assert_eq(unlink(support_path("m")), 0);
 	}
 }
 
