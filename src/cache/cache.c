@@ -3,9 +3,10 @@
  * mount), the counter of used bytes, and the keeper, a thread that looks after both.
  *
  * Below DIR: images/XX/NAME/{data,map}; tmp/ for images that are being made or deleted; usage, the counter
- * that the processes share. `usage` is a hint that scans put right; deleting it loses nothing.
+ * that the processes share. `usage` is a hint that scans put right; deleting it loses nothing. It also says that DIR is a cache
+ * (cache_own.c).
  *
- * INV-1 Nothing below a directory is touched that is not ours alone to write.
+ * INV-1 Nothing below a directory is touched that is not ours alone to write, and nothing that dsfs did not make.
  * INV-2 seen + pending is this process's best knowledge of the bytes in use.
  */
 #include <assert.h>
@@ -38,17 +39,10 @@
  * and a hit costs one more system call: 0.5 us, where all that the cache does for 1,000 bytes costs 1.3. */
 #define COPIED_MAX_BYTES  DS_MIB(16)
 #define MAPPED_MEMORIES	  4u /* so many times the memory, of addresses */
-#define USAGE_MAGIC	  "dsfsuse1"
 #define USAGE_PENDING_MAX ((int64_t)DS_KIB(256))
 
-struct usage_file {
-	char magic[8];
-	int64_t used_bytes;
-	uint64_t
-		pressure_ms; /* wall clock: when a process last found nothing that it could evict */
-};
 /* The two are written apart: a process that finds no room does not hold the counter's lock. */
-#define COUNTER_LEN offsetof(struct usage_file, pressure_ms)
+#define COUNTER_LEN offsetof(struct ds_usage_file, pressure_ms)
 
 uint64_t ds_cache_now_ms(void)
 {
@@ -111,27 +105,21 @@ static int check_parent(const char *path, struct ds_diag *reterr_diag)
 	return 0;
 }
 
-/* A directory of ours below root; what else has its name is moved out of the way. */
+/* A directory of ours below root. -EEXIST: something else has its name. */
 static int open_below(int root_fd, const char *name, int *ret_fd)
 {
 	struct stat st;
 	int fd;
 
-	for (int tries = 0;; tries++) {
-		if (mkdirat(root_fd, name, 0700) == 0) {
-			if (fchmodat(root_fd, name, 0700, 0) < 0)
-				return -errno;
-		} else if (errno != EEXIST) {
+	if (mkdirat(root_fd, name, 0700) == 0) {
+		if (fchmodat(root_fd, name, 0700, 0) < 0)
 			return -errno;
-		}
-		fd = openat(root_fd, name, DIR_FLAGS);
-		if (fd >= 0 || tries == 1 || (errno != ENOTDIR && errno != ELOOP))
-			break;
-		if (unlinkat(root_fd, name, 0) < 0)
-			return -errno;
-	}
-	if (fd < 0)
+	} else if (errno != EEXIST) {
 		return -errno;
+	}
+	fd = openat(root_fd, name, DIR_FLAGS);
+	if (fd < 0)
+		return errno == ENOTDIR || errno == ELOOP ? -EEXIST : -errno;
 	if (fstat(fd, &st) < 0 || st.st_uid != geteuid() || (st.st_mode & 022)) {
 		close(fd);
 		return -EPERM;
@@ -140,49 +128,52 @@ static int open_below(int root_fd, const char *name, int *ret_fd)
 	return 0;
 }
 
-/* -1 if it cannot be had. */
-static int open_usage(int root_fd)
+static int refuse(int r, const char *path, const char *name, struct ds_diag *reterr_diag)
 {
-	static const struct usage_file fresh = {.magic = USAGE_MAGIC};
+	_ds_cleanup_free_ char *object = ds_asprintf("%s/%s", path, name);
 
-	for (int tries = 0; tries < 2; tries++) {
-		int fd = openat(root_fd, "usage",
-				O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY,
-				0600);
-		struct usage_file file = {0};
-		struct stat st;
-		size_t n;
-
-		if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) &&
-		    st.st_uid == geteuid() && st.st_nlink == 1) {
-			fchmod(fd, 0600);
-			if (ds_pread_full(fd, &file, sizeof(file), 0, &n) == 0 &&
-			    n == sizeof(file) &&
-			    memcmp(file.magic, USAGE_MAGIC, sizeof(file.magic)) == 0)
-				return fd;
-			if (ds_pwrite_full(fd, &fresh, sizeof(fresh), 0) == 0)
-				return fd;
-			close(fd);
-			return -1;
-		}
-		ds_close_ptr(&fd);
-		ds_rmtree_at(root_fd, "usage");
-	}
-	return -1;
+	if (r != -EEXIST || !object)
+		return ds_diag_set(reterr_diag, r, path, "the cache directory cannot be used");
+	return ds_diag_set(reterr_diag, r, object,
+			   "this is not dsfs's, and so the directory is not taken for a cache "
+			   "(give an empty one, or one that is a cache)");
 }
 
-static int root_open(const char *path, struct ds_cache_root **ret_root, struct ds_diag *reterr_diag)
+/* Only once it is known for a cache, or for what may become one, anything is made in it. */
+static int open_parts(struct ds_cache_root *root, const char *path, bool makes_none,
+		      struct ds_diag *reterr_diag)
+{
+	char foreign[DS_OWN_NAME_MAX];
+	bool is_cache = false;
+	int r = ds_own_look(root->fd, &is_cache, foreign);
+
+	if (r < 0)
+		return refuse(r, path, foreign, reterr_diag);
+	if (makes_none && !is_cache)
+		return ds_diag_set(reterr_diag, -ENOENT, path, "this directory is not a cache");
+	/* First, as it tells what the others are. */
+	root->usage_fd = ds_own_open_usage(root->fd);
+	r = open_below(root->fd, "images", &root->images_fd);
+	if (r < 0)
+		return refuse(r, path, "images", reterr_diag);
+	r = open_below(root->fd, "tmp", &root->tmp_fd);
+	return r < 0 ? refuse(r, path, "tmp", reterr_diag) : 0;
+}
+
+static int root_open(const char *path, bool makes_none, struct ds_cache_root **ret_root,
+		     struct ds_diag *reterr_diag)
 {
 	struct ds_cache_root *root = ds_calloc(1, sizeof(*root));
 	bool is_new;
-	int r;
+	int r = 0;
 
 	if (!root)
 		return -ENOMEM;
 	root->refs_n = 1;
 	root->fd = root->images_fd = root->tmp_fd = root->usage_fd = -1;
-	is_new = access(path, F_OK) < 0;
-	r = ds_mkdir_p(AT_FDCWD, path, 0700);
+	is_new = !makes_none && access(path, F_OK) < 0;
+	if (!makes_none)
+		r = ds_mkdir_p(AT_FDCWD, path, 0700);
 	if (r < 0)
 		ds_diag_set(reterr_diag, r, path, "the cache directory cannot be made");
 	if (r == 0)
@@ -199,18 +190,12 @@ static int root_open(const char *path, struct ds_cache_root **ret_root, struct d
 		r = -errno;
 	if (r == 0)
 		r = check_dir(root->fd, path, reterr_diag);
-	if (r == 0) {
-		r = open_below(root->fd, "images", &root->images_fd);
-		if (r == 0)
-			r = open_below(root->fd, "tmp", &root->tmp_fd);
-		if (r < 0)
-			ds_diag_set(reterr_diag, r, path, "the cache directory cannot be used");
-	}
+	if (r == 0)
+		r = open_parts(root, path, makes_none, reterr_diag);
 	if (r < 0) {
 		ds_cache_root_unref(root);
 		return r;
 	}
-	root->usage_fd = open_usage(root->fd);
 	*ret_root = root;
 	return 0;
 }
@@ -224,7 +209,7 @@ struct ds_cache_root *ds_cache_root_get(struct ds_cache *cache)
 	pthread_mutex_lock(&cache->mutex);
 	if (!cache->locked.root && ds_mono_ns() >= cache->locked.root_tried_ns) {
 		cache->locked.root_tried_ns = ds_deadline_in_ms(ROOT_RETRY_MS);
-		if (root_open(cache->dir, &root, NULL) == 0)
+		if (root_open(cache->dir, cache->makes_none, &root, NULL) == 0)
 			cache->locked.root = root;
 	}
 	root = cache->locked.root;
@@ -262,11 +247,11 @@ void ds_cache_root_suspect(struct ds_cache *cache)
 
 static int usage_read(int fd, int64_t *ret_bytes)
 {
-	struct usage_file file;
+	struct ds_usage_file file;
 	size_t n;
 	int r = ds_pread_full(fd, &file, sizeof(file), 0, &n);
 
-	if (r == 0 && (n != sizeof(file) || memcmp(file.magic, USAGE_MAGIC, 8) != 0))
+	if (r == 0 && (n != sizeof(file) || memcmp(file.magic, DS_USAGE_MAGIC, 8) != 0))
 		r = -EIO;
 	if (r == 0)
 		*ret_bytes = DS_MAX(file.used_bytes, (int64_t)0);
@@ -280,7 +265,7 @@ static void usage_write_locked(struct ds_cache *cache, struct ds_cache_root *roo
 {
 	struct ds_cache_usage *usage = &cache->usage;
 	int64_t base = usage->locked.seen_bytes;
-	struct usage_file file = {.magic = USAGE_MAGIC};
+	struct ds_usage_file file = {.magic = DS_USAGE_MAGIC};
 	int r = -1;
 
 	for (int tries = 0; root->usage_fd >= 0 && tries < 100; tries++) {
@@ -366,7 +351,7 @@ void ds_cache_press(struct ds_cache_root *root)
 
 	if (root->usage_fd >= 0)
 		ds_pwrite_full(root->usage_fd, &now, sizeof(now),
-			       offsetof(struct usage_file, pressure_ms));
+			       offsetof(struct ds_usage_file, pressure_ms));
 }
 
 static bool is_pressed(struct ds_cache_root *root)
@@ -376,7 +361,7 @@ static bool is_pressed(struct ds_cache_root *root)
 
 	return root->usage_fd >= 0 &&
 	       ds_pread_full(root->usage_fd, &pressed_ms, sizeof(pressed_ms),
-			     offsetof(struct usage_file, pressure_ms), &n) == 0 &&
+			     offsetof(struct ds_usage_file, pressure_ms), &n) == 0 &&
 	       n == sizeof(pressed_ms) && pressed_ms <= now && now - pressed_ms < PRESSED_MS;
 }
 
@@ -526,7 +511,9 @@ int ds_cache_open(const struct ds_cache_options *options, struct ds_cache **ret_
 		cache->dir = cwd ? ds_asprintf("%s/%s", cwd, options->dir) : NULL;
 		free(cwd);
 	}
-	r = cache->dir ? root_open(cache->dir, &cache->locked.root, reterr_diag) : -ENOMEM;
+	cache->makes_none = options->makes_none;
+	r = cache->dir ? root_open(cache->dir, cache->makes_none, &cache->locked.root, reterr_diag)
+		       : -ENOMEM;
 	if (r < 0) {
 		ds_cache_unref(cache);
 		return r;

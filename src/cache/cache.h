@@ -38,8 +38,10 @@ struct ds_cache;
 
 struct ds_cache_options {
 	/* Created 0700 if absent; refused if it is not ours, or writable by others, or a symlink, or if others
-	 * may write to the directory above (unless that is sticky). */
+	 * may write to the directory above (unless that is sticky), or with -EEXIST if anything is in it that dsfs did not make, unless
+	 * it is a cache already: that may have such things beside it, but not under a cache's own names. */
 	const char *dir;
+	bool makes_none; /* -ENOENT where there is no cache yet */
 	/* Allocated blocks of all images; 0: half of what is free and used by the cache. */
 	uint64_t capacity_bytes;
 	unsigned free_floor_percent; /* of the file system stays free; 0: 10 */

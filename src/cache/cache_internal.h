@@ -2,6 +2,7 @@
  * What the parts of the cache share; for src/cache only.
  *
  *   cache.c        the directory, its checks, the counter of used bytes, the thread that looks after it
+ *   cache_own.c    what in it is dsfs's
  *   image.c        the table of images; who uses the files of one, and who may close them
  *   image_slot.c   looking, reading
  *   image_fill.c   locks of slots, filling
@@ -154,6 +155,24 @@ struct ds_cache_root {
 	int usage_fd; /* -1: this process alone counts */
 };
 
+#define DS_USAGE_MAGIC	"dsfsuse1"
+#define DS_OWN_NAME_MAX 288
+
+struct ds_usage_file {
+	char magic[8];
+	int64_t used_bytes;
+	uint64_t
+		pressure_ms; /* wall clock: when a process last found nothing that it could evict */
+};
+
+/* Whether the directory is a cache; if not, it may become one. Changes nothing. -EEXIST: it may not, since `ret_foreign` in it is not
+ * dsfs's. Other errnos: it cannot be told. */
+int ds_own_look(int root_fd, bool *ret_is_cache, char ret_foreign[DS_OWN_NAME_MAX]);
+/* `usage`, made if need be; -1 if it cannot be had. */
+int ds_own_open_usage(int root_fd);
+/* Whether a name in tmp/ is one that we give. */
+bool ds_own_is_tmp(const char *name);
+
 /* Bytes in use, counted by all processes together in the file `usage`. */
 struct ds_cache_usage {
 	pthread_mutex_t mutex;
@@ -195,6 +214,7 @@ struct ds_evict_candidate {
 struct ds_cache {
 	_Atomic unsigned refs_n;
 	char *dir; /* NULL: no directory */
+	bool makes_none;
 	uint8_t boot_id[DS_BOOT_ID_LEN];
 	_Atomic uint64_t capacity_bytes;
 	uint64_t free_at_open_bytes; /* the default capacity follows from it and the first scan */

@@ -171,6 +171,8 @@ static int clean_entry(void *ctx, int dir_fd, const char *name)
 {
 	struct stat st;
 
+	if (!ds_own_is_tmp(name))
+		return 0;
 	/* One that is being made is young; the others are being deleted, or nobody does it any more. */
 	if (!ds_starts_with(name, "old-") && (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
 					      time(NULL) - st.st_ctime < TMP_NEW_LIFE_S))

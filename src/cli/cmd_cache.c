@@ -36,7 +36,7 @@ static int open_cache(struct cli_call *call, char **ret_dir, struct ds_cache **r
 {
 	const char *given = cli_text(call, "cache-dir");
 	char *dir = given ? ds_strdup(given) : cli_default_cache_dir();
-	struct ds_cache_options options = {.dir = dir};
+	struct ds_cache_options options = {.dir = dir, .makes_none = true};
 	struct stat st;
 	int r = 0;
 
@@ -45,12 +45,11 @@ static int open_cache(struct cli_call *call, char **ret_dir, struct ds_cache **r
 			  : ds_diag_set(
 				    &call->diag, -DS_E_USAGE, NULL,
 				    "there is no home directory for the cache: give --cache-dir");
-	if (r == 0 && stat(dir, &st) < 0)
-		r = ds_diag_set(
-			&call->diag, -errno, dir,
-			"no cache is there: a mount makes it, or --cache-dir names another");
 	if (r == 0)
-		r = ds_cache_open(&options, ret_cache, &call->diag);
+		r = stat(dir, &st) < 0 ? -errno : ds_cache_open(&options, ret_cache, &call->diag);
+	if (r == -ENOENT)
+		ds_diag_set(&call->diag, r, dir,
+			    "no cache is there: a mount makes it, or --cache-dir names another");
 	if (r < 0)
 		ds_free(dir);
 	else

@@ -50,8 +50,9 @@ int cli_open_library(struct cli_call *call, const char *text, struct ds_locator 
 		.waits_ctx = store.waits_ctx,
 	};
 	r = dsfs_repository_open(ret_locator->url, &options, ret_repository, &call->error);
-	if (r < 0 && cache_dir && (r == -EACCES || r == -EROFS || r == -EPERM || r == -ENOENT)) {
-		/* The cache is a help, not a need: e.g. a home that is read-only. */
+	if (r < 0 && cache_dir &&
+	    (r == -EACCES || r == -EROFS || r == -EPERM || r == -ENOENT || r == -EEXIST)) {
+		/* The cache is a help, not a need: e.g. a home that is read-only. A mount tells what is wrong. */
 		options.cache_dir = NULL;
 		call->error = (struct dsfs_error){0};
 		r = dsfs_repository_open(ret_locator->url, &options, ret_repository, &call->error);

@@ -89,6 +89,57 @@ def usage(box, cache):
     say("wrong usage is told")
 
 
+def listed(path):
+    """All that is below it, with modes and bytes."""
+    found = {}
+    for folder, folders, files in os.walk(path):
+        for name in folders + files:
+            at = os.path.join(folder, name)
+            stat = os.lstat(at)
+            data = open(at, "rb").read() if stat.st_mode & 0o170000 == 0o100000 else None
+            found[at] = (stat.st_mode, stat.st_ino, stat.st_mtime_ns, data)
+    return found
+
+
+def not_a_cache(box, repo):
+    """Nobody's data suffer from being named as the cache."""
+    data, empty = box.new_dir("data"), box.new_dir("empty")
+    for name in ("usage/deep/report.txt", "images/cat.png", "tmp/note"):
+        os.makedirs(os.path.dirname(f"{data}/{name}"), exist_ok=True)
+        with open(f"{data}/{name}", "w", encoding="ascii") as file:
+            file.write("precious")
+    actions = [["cache", action, *more] for action, *more in (("status",), ("verify",), ("prune", "--all"))]
+    before = listed(data)
+    for args in [*(action + ["--cache-dir", data] for action in actions),
+                 ["warm", repo, "-o", f"cache_dir={data}"],
+                 ["mount", repo, box.new_dir("not-mounted"), "-o", f"cache_dir={data}"]]:
+        result = box.dsfs(*args, status=7)
+        check(f"{data}/usage" in result.errors and "is not dsfs's" in result.errors and "give an empty" in result.errors,
+              f"{args}: {result.errors}")
+        equal(listed(data), before, f"the data, after {args}")
+    # A command that can do without a cache does.
+    box.dsfs("ls", repo, env={"DSFS_CACHE_DIR": data})
+    equal(listed(data), before, "the data, after ls")
+    for action in actions:
+        result = box.dsfs(*action, "--cache-dir", empty, status=3)
+        check(empty in result.errors and "no cache is there" in result.errors, result.errors)
+        equal(os.listdir(empty), [], "what a look made")
+    # On a file system of its own.
+    os.mkdir(f"{empty}/lost+found", 0o700)
+    with box.mount(repo, f"cache_dir={empty}"):
+        pass
+    box.dsfs("cache", "status", "--cache-dir", empty)
+    # Where commits keep what they know.
+    shared = box.path("shared")
+    more = box.new_dir("more")
+    with open(f"{more}/file", "w", encoding="ascii") as file:
+        file.write("more")
+    box.dsfs("commit", more, box.path("more-repo"), "--init", env={"DSFS_CACHE_DIR": shared})
+    check(os.listdir(shared), "the commit left nothing")
+    box.dsfs("warm", box.path("more-repo"), env={"DSFS_CACHE_DIR": shared})
+    say("a directory of somebody's data is no cache, and stays as it is")
+
+
 def status(box, cache, mount, wanted):
     found = box.dsfs("cache", "status", "--json", "--cache-dir", cache).json
     total = sum(map(len, wanted.values()))
@@ -217,6 +268,7 @@ def run(box, args):
     wanted = make(source, rng, args.files)
     box.commit(source, repo, "--init")
     usage(box, cache)
+    not_a_cache(box, repo)
     with box.mount(repo, f"cache_dir={cache},{SIZE}") as mount:
         same(mount, wanted, "at first")
         status(box, cache, mount, wanted)
