@@ -18,7 +18,7 @@
 #include "util/file.h"
 
 #define DIR_FLAGS    (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
-#define FILE_FLAGS   (O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY)
+#define FILE_FLAGS   (O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY)
 #define WAIT_STEP_MS 20u
 
 /* One image, opened to be looked at. */
@@ -65,8 +65,23 @@ static bool is_whole(struct opened *opened)
 	       (uint64_t)opened->data.st_size == header->size_bytes;
 }
 
+/* That a file cannot be opened for these says nothing of the file. */
+static bool is_ours_to_have(int error)
+{
+	return error == EMFILE || error == ENFILE || error == ENOMEM || error == EACCES ||
+	       error == EPERM || error == EROFS;
+}
+
+/* What is only read can be on a read-only file system. */
+static int open_file(int dir_fd, const char *name, int access)
+{
+	int fd = openat(dir_fd, name, access | FILE_FLAGS);
+
+	return fd < 0 && errno == EROFS ? openat(dir_fd, name, O_RDONLY | FILE_FLAGS) : fd;
+}
+
 /* 1: it is no image, or not there any more. */
-static int open_image(int parent_fd, const char *name, struct opened *ret_opened)
+static int open_image(int parent_fd, const char *name, int access, struct opened *ret_opened)
 {
 	*ret_opened = (struct opened){
 		.parent_fd = parent_fd, .name = name, .dir_fd = -1, .map_fd = -1, .data_fd = -1};
@@ -74,12 +89,12 @@ static int open_image(int parent_fd, const char *name, struct opened *ret_opened
 		return 1;
 	ret_opened->dir_fd = openat(parent_fd, name, DIR_FLAGS);
 	if (ret_opened->dir_fd < 0)
-		return errno == EMFILE || errno == ENFILE ? -errno : 1;
-	ret_opened->map_fd = openat(ret_opened->dir_fd, "map", FILE_FLAGS);
-	if (ret_opened->map_fd < 0 && (errno == EMFILE || errno == ENFILE))
+		return is_ours_to_have(errno) ? -errno : 1;
+	ret_opened->map_fd = open_file(ret_opened->dir_fd, "map", access);
+	if (ret_opened->map_fd < 0 && is_ours_to_have(errno))
 		return -errno;
-	ret_opened->data_fd = openat(ret_opened->dir_fd, "data", FILE_FLAGS);
-	if (ret_opened->data_fd < 0 && (errno == EMFILE || errno == ENFILE))
+	ret_opened->data_fd = open_file(ret_opened->dir_fd, "data", access);
+	if (ret_opened->data_fd < 0 && is_ours_to_have(errno))
 		return -errno;
 	ret_opened->is_damaged = !is_whole(ret_opened);
 	/* Half of it was there because it was just going. */
@@ -92,6 +107,7 @@ struct walk {
 	struct ds_cache *cache;
 	struct ds_cache_root *root;
 	const volatile int *interrupted;
+	int access;	 /* O_RDONLY, O_RDWR */
 	const char *dir; /* images/XX */
 	int (*fn)(struct walk *walk, struct opened *opened);
 	void *ctx;
@@ -106,7 +122,7 @@ static int walk_image(void *ctx, int parent_fd, const char *name)
 	if (walk->interrupted && *walk->interrupted)
 		walk->r = -DS_E_INTERRUPTED;
 	if (walk->r == 0)
-		walk->r = open_image(parent_fd, name, &opened);
+		walk->r = open_image(parent_fd, name, walk->access, &opened);
 	if (walk->r == 0)
 		walk->r = walk->fn(walk, &opened);
 	else if (walk->r == 1)
@@ -125,10 +141,11 @@ static int walk_dir(void *ctx, int dir_fd, const char *name)
 	return walk->r != 0 || r == -ENOMEM || r == -EMFILE || r == -ENFILE ? r : 0;
 }
 
-static int walk_all(struct ds_cache *cache, const volatile int *interrupted,
+static int walk_all(struct ds_cache *cache, const volatile int *interrupted, int access,
 		    int (*fn)(struct walk *walk, struct opened *opened), void *ctx)
 {
-	struct walk walk = {.cache = cache, .interrupted = interrupted, .fn = fn, .ctx = ctx};
+	struct walk walk = {
+		.cache = cache, .interrupted = interrupted, .access = access, .fn = fn, .ctx = ctx};
 	int r;
 
 	walk.root = ds_cache_root_get(cache);
@@ -202,10 +219,15 @@ int ds_cache_survey(struct ds_cache *cache, const volatile int *interrupted,
 {
 	struct survey survey = {.fn = fn, .ctx = ctx};
 
-	return walk_all(cache, interrupted, survey_image, &survey);
+	return walk_all(cache, interrupted, O_RDONLY, survey_image, &survey);
 }
 
 /* ---- check */
+
+struct bad_slot {
+	uint32_t number, len_bytes;
+	uint64_t off;
+};
 
 struct check {
 	const struct ds_check_options *options;
@@ -213,7 +235,7 @@ struct check {
 	struct walk *walk;
 	struct opened *opened;
 	uint8_t *buffer; /* DS_CHUNK_MAX */
-	uint32_t *bad;	 /* slots */
+	struct bad_slot *bad;
 	size_t bad_n;
 };
 
@@ -250,14 +272,16 @@ static int is_right(struct check *check, const struct ds_map_slot *slot)
 	return r < 0 ? r : ds_digest_equal(&digest, &slot->digest);
 }
 
-static int add_bad(struct check *check, uint32_t number)
+static int add_bad(struct check *check, uint32_t number, const struct ds_map_slot *slot)
 {
-	uint32_t *grown = ds_reallocarray(check->bad, check->bad_n + 1, sizeof(grown[0]));
+	struct bad_slot *grown = ds_reallocarray(check->bad, check->bad_n + 1, sizeof(grown[0]));
 
 	if (!grown)
 		return -ENOMEM;
 	check->bad = grown;
-	check->bad[check->bad_n++] = number;
+	check->bad[check->bad_n++] = (struct bad_slot){.number = number,
+						       .len_bytes = slot->raw_len_bytes,
+						       .off = slot->raw_off};
 	return 0;
 }
 
@@ -288,8 +312,7 @@ static int check_slot(void *ctx, uint32_t number, const struct ds_map_slot *slot
 	r = is_right(check, &now);
 	if (r != 0)
 		return DS_MIN(r, 0);
-	tell(check, true, now.raw_off, now.raw_len_bytes);
-	return add_bad(check, number);
+	return add_bad(check, number, &now);
 }
 
 /* Unlinks it, and waits for those who use it. */
@@ -331,7 +354,7 @@ static int drop_bad(struct check *check)
 	if (r < 0 || (opened->header.flags & DS_IMAGE_HANDED_OUT))
 		return take_away(check);
 	for (size_t i = 0; i < check->bad_n && r == 0; i++)
-		r = ds_map_drop(opened->map_fd, opened->header.slots_n, check->bad[i]);
+		r = ds_map_drop(opened->map_fd, opened->header.slots_n, check->bad[i].number);
 	return r;
 }
 
@@ -344,8 +367,10 @@ static int check_image(struct walk *walk, struct opened *opened)
 	check->opened = opened;
 	check->bad_n = 0;
 	if (opened->is_damaged) {
-		tell(check, false, 0, 0);
-		return take_away(check);
+		r = take_away(check);
+		if (r == 0)
+			tell(check, false, 0, 0);
+		return r;
 	}
 	r = ds_map_lock_soon(opened->map_fd, F_RDLCK, DS_MAP_LOCK_USE);
 	if (r < 0)
@@ -358,11 +383,16 @@ static int check_image(struct walk *walk, struct opened *opened)
 	posix_fadvise(opened->data_fd, 0, 0, POSIX_FADV_DONTNEED);
 	check->result.images_n++;
 	if (r == -DS_E_MALFORMED || r == -EIO) {
-		tell(check, false, 0, 0);
-		return take_away(check);
+		r = take_away(check);
+		if (r == 0)
+			tell(check, false, 0, 0);
+		return r;
 	}
 	if (r == 0 && check->bad_n)
 		r = drop_bad(check);
+	/* What was found is said to be dropped. */
+	for (size_t i = 0; r == 0 && i < check->bad_n; i++)
+		tell(check, true, check->bad[i].off, check->bad[i].len_bytes);
 	return r;
 }
 
@@ -370,7 +400,8 @@ int ds_cache_check(struct ds_cache *cache, const struct ds_check_options *option
 		   struct ds_check_result *ret_result)
 {
 	struct check check = {.options = options, .buffer = ds_malloc(DS_CHUNK_MAX)};
-	int r = check.buffer ? walk_all(cache, options->interrupted, check_image, &check) : -ENOMEM;
+	int r = check.buffer ? walk_all(cache, options->interrupted, O_RDWR, check_image, &check)
+			     : -ENOMEM;
 
 	ds_free(check.bad);
 	ds_free(check.buffer);

@@ -35,7 +35,7 @@ struct ds_prune_result {
 	uint64_t freed_bytes, used_bytes; /* used: afterwards */
 	uint64_t evictions_n, in_use_n;	  /* in use: would have gone, but others read them */
 };
-/* Evicts, least recently used first, as the mounts themselves do. */
+/* Evicts, least recently used first, as the mounts themselves do. -EROFS, -EACCES: nothing can be. */
 int ds_cache_prune(struct ds_cache *cache, const struct ds_prune_options *options,
 		   struct ds_prune_result *ret_result);
 
@@ -57,7 +57,7 @@ struct ds_check_result {
  * Reads every chunk that is present and compares it with its digest, from the disk as far as the page cache can be emptied of it. What
  * is wrong is dropped: a chunk from its image, if nobody uses that, else the image as a whole, which who uses it lets go of
  * within seconds. It is fetched anew when it is wanted. Programs that have a file open which the kernel reads from the image by itself
- * see the old bytes until they close it. What a mount has given to the kernel's page cache is not asked for again: it stays there.
+ * see the old bytes until they close it. Where nothing can be dropped (-EROFS, ...), the first that should be ends the check. What a mount has given to the kernel's page cache is not asked for again: it stays there.
  */
 int ds_cache_check(struct ds_cache *cache, const struct ds_check_options *options,
 		   struct ds_check_result *ret_result);

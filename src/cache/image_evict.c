@@ -512,6 +512,12 @@ int ds_cache_prune(struct ds_cache *cache, const struct ds_prune_options *option
 
 	if (!root)
 		return -ENOENT;
+	/* Rather than nothing evicted, and no word. */
+	if (faccessat(root->tmp_fd, ".", W_OK, AT_EACCESS) < 0) {
+		r = -errno;
+		ds_cache_root_unref(root);
+		return r;
+	}
 	pthread_mutex_lock(&cache->evict_mutex);
 	ds_evict_clean_tmp(root);
 	for (;;) {

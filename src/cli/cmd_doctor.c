@@ -104,10 +104,17 @@ static void check_cache(struct doctor *doctor)
 		say(doctor, BAD, "cache", "%s", ds_diag_format(&diag, line, sizeof(line)));
 		return;
 	}
-	if (statvfs(dir, &st) == 0)
-		say(doctor, GOOD, "cache", "%s, on a file system of %s with %s free", dir,
+	if (faccessat(AT_FDCWD, dir, W_OK, AT_EACCESS) < 0)
+		say(doctor, BAD, "cache", "%s: %s: nothing can be stored in it", dir,
+		    ds_strerror(-errno));
+	else if (statvfs(dir, &st) == 0)
+		say(doctor, st.f_bavail < st.f_blocks / 100 ? NOTE : GOOD, "cache",
+		    "%s, on a file system of %s with %s free%s", dir,
 		    ds_format_size((uint64_t)st.f_blocks * st.f_frsize, total, sizeof(total)),
-		    ds_format_size((uint64_t)st.f_bavail * st.f_frsize, avail, sizeof(avail)));
+		    ds_format_size((uint64_t)st.f_bavail * st.f_frsize, avail, sizeof(avail)),
+		    st.f_bavail < st.f_blocks / 100
+			    ? ": it is full, and what is not in the cache yet will not stay in it"
+			    : "");
 	ds_cache_unref(cache);
 }
 

@@ -3,10 +3,12 @@
 import glob
 import os
 import random
+import subprocess
 import threading
 
 import lib
 from lib import KIB, MIB, check, equal, say
+from mount_cache import Tmpfs
 
 # Too small for whole packs ahead of demand, so that what is there is what was read.
 SIZE = "cache_size=300M"
@@ -262,6 +264,50 @@ def prune(box, repo, cache, wanted):
     say("prune: freed what it said, and readers beside it read right")
 
 
+def read_only(box, repo):
+    """The disk turned read-only: a cache is as whole as it was, and what cannot be done is said."""
+    if os.geteuid() != 0:
+        say("no tmpfs can be mounted here: nothing is known of read-only ones")
+        return
+    with Tmpfs(box, 64 * MIB) as tmpfs:
+        cache = f"{tmpfs.path}/c"
+        at = ("--cache-dir", cache)
+        box.dsfs("warm", repo, "-o", f"cache_dir={cache}")
+        was = box.dsfs("cache", "status", "--json", *at).json
+        subprocess.run(["mount", "-o", "remount,ro", tmpfs.path], check=True, timeout=60)
+        found = box.dsfs("cache", "status", "--json", *at).json
+        equal((found["images"], found["damaged_images"], found["kinds"]), (was["images"], 0, was["kinds"]), "a read-only cache")
+        check(verify(box, cache)["clean"], "a read-only cache is not clean")
+        result = box.dsfs("cache", "prune", "--all", *at, status=1)
+        check("Read-only" in result.errors, result.errors)
+        row = next(row for row in box.dsfs("doctor", "--json", env={"DSFS_CACHE_DIR": cache}, status=None).json
+                   if row["what"] == "cache")
+        check(row["verdict"] == "bad" and "Read-only" in row["text"], f"{row}")
+        # What stays is not said to be dropped.
+        subprocess.run(["mount", "-o", "remount,rw", tmpfs.path], check=True, timeout=60)
+        data = glob.glob(f"{cache}/images/*/*/map")[0]
+        os.truncate(data, 100)
+        subprocess.run(["mount", "-o", "remount,ro", tmpfs.path], check=True, timeout=60)
+        equal(box.dsfs("cache", "status", "--json", *at).json["damaged_images"], 1, "damaged images")
+        result = box.dsfs("cache", "verify", *at, status=1)
+        check("Read-only" in result.errors and "dropped" not in result.text, f"{result.errors} {result.text}")
+        check(os.path.exists(data), "what was it that was dropped?")
+        subprocess.run(["mount", "-o", "remount,rw", tmpfs.path], check=True, timeout=60)
+        result = box.dsfs("cache", "verify", *at, status=6)
+        check("dropped" in result.text and not os.path.exists(data), result.text)
+        # Full: nothing is wrong with it.
+        with open(f"{tmpfs.path}/filler", "wb", buffering=0) as file:
+            try:
+                while file.write(bytes(64 * KIB)) == 64 * KIB:
+                    pass
+            except OSError:
+                pass
+        row = next(row for row in box.dsfs("doctor", "--json", env={"DSFS_CACHE_DIR": cache}, status=None).json
+                   if row["what"] == "cache")
+        check(row["verdict"] == "note" and "it is full" in row["text"], f"{row}")
+    say("a read-only cache is whole, and a full one is called so")
+
+
 def run(box, args):
     rng = random.Random(args.seed)
     source, repo, cache = box.new_dir("src"), box.path("repo"), box.path("its-cache")
@@ -274,6 +320,7 @@ def run(box, args):
         status(box, cache, mount, wanted)
         check(verify(box, cache)["clean"], "not clean at first")
     status(box, cache, None, wanted)
+    read_only(box, repo)
     flips(box, repo, cache, wanted)
     damaged(box, repo, cache, wanted)
     prune(box, repo, cache, wanted)
