@@ -373,6 +373,9 @@ void ds_image_disk_unmap(struct ds_image_disk *disk);
 void ds_image_disk_forget_lent(struct ds_image_disk *disk);
 /* Writes the stamps of last use into the map, and learns those of other processes. image->mutex held. */
 void ds_image_disk_flush(struct ds_image_disk *disk);
+/* The first byte from `off` on that is not zero, or is not there; `end`: none before it. Reads only what the file system does not call a
+ * hole (some part of a block at each end). Errors of the disk. */
+int ds_image_find_byte(int fd, uint64_t off, uint64_t end, uint64_t *ret_off);
 /* Neither unlinked nor cut. */
 bool ds_image_disk_is_sound(const struct ds_image_disk *disk);
 /* Room for 3 and DS_DIGEST_TEXT_MAX bytes. */

@@ -5,6 +5,8 @@
  *       meanwhile.
  * INV-2 A claim is taken back only with the exclusive lock, from an image that was never handed out; every other damaged
  *       image is unlinked, and those who use it find that out by themselves.
+ * INV-3 What no chunk of a file claims reads as zeros, since the kernel may come to show it as such. A claim comes before its
+ *       bytes: they are stray if, after they were seen, none covers them. They are punched with the exclusive lock only.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,6 +22,9 @@
 #define DIR_FLAGS    (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
 #define FILE_FLAGS   (O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY)
 #define WAIT_STEP_MS 20u
+/* Of a hole, between two looks whether to stop. */
+#define GAP_STEP_BYTES DS_MIB(64)
+#define BETWEEN	       UINT32_MAX
 
 /* One image, opened to be looked at. */
 struct opened {
@@ -224,9 +229,10 @@ int ds_cache_survey(struct ds_cache *cache, const volatile int *interrupted,
 
 /* ---- check */
 
-struct bad_slot {
-	uint32_t number, len_bytes;
-	uint64_t off;
+/* What is not as it should be: a slot, or (BETWEEN) bytes where no chunk is. */
+struct bad {
+	uint32_t number;
+	uint64_t off, len_bytes;
 };
 
 struct check {
@@ -235,8 +241,14 @@ struct check {
 	struct walk *walk;
 	struct opened *opened;
 	uint8_t *buffer; /* DS_CHUNK_MAX */
-	struct bad_slot *bad;
+	struct bad *bad;
 	size_t bad_n;
+	struct gap {
+		bool is_looked_at; /* files only */
+		bool is_to_go;	   /* with the exclusive lock */
+		uint64_t off;	   /* end of the last claim */
+		uint32_t slot;	   /* the one after it */
+	} gap;
 };
 
 static void path_of(const struct check *check, char *ret_path, size_t size)
@@ -272,17 +284,103 @@ static int is_right(struct check *check, const struct ds_map_slot *slot)
 	return r < 0 ? r : ds_digest_equal(&digest, &slot->digest);
 }
 
-static int add_bad(struct check *check, uint32_t number, const struct ds_map_slot *slot)
+static int add_bad(struct check *check, uint32_t number, uint64_t off, uint64_t len_bytes)
 {
-	struct bad_slot *grown = ds_reallocarray(check->bad, check->bad_n + 1, sizeof(grown[0]));
+	struct bad *grown = ds_reallocarray(check->bad, check->bad_n + 1, sizeof(grown[0]));
 
 	if (!grown)
 		return -ENOMEM;
 	check->bad = grown;
-	check->bad[check->bad_n++] = (struct bad_slot){.number = number,
-						       .len_bytes = slot->raw_len_bytes,
-						       .off = slot->raw_off};
+	check->bad[check->bad_n++] =
+		(struct bad){.number = number, .off = off, .len_bytes = len_bytes};
 	return 0;
+}
+
+/* ---- between the chunks of a file */
+
+static bool is_zeros(const struct ds_map_slot *slot)
+{
+	static const struct ds_digest none;
+
+	return slot->raw_len_bytes == 1 && ds_digest_equal(&slot->digest, &none);
+}
+
+/* The end of the claim that covers `off`, of slots from *slot (which moves on) to before `last`; 0: none does. */
+static int find_claim(struct check *check, uint64_t off, uint32_t *slot, uint32_t last,
+		      uint64_t *ret_end)
+{
+	const struct opened *opened = check->opened;
+	struct ds_map_slot now;
+
+	*ret_end = 0;
+	for (; *slot < last; (*slot)++) {
+		int r = ds_map_read_slot(opened->map_fd, opened->header.slots_n, *slot, &now);
+
+		if (r < 0)
+			return r;
+		if (now.raw_len_bytes == 0 || is_zeros(&now) ||
+		    now.raw_off + now.raw_len_bytes <= off)
+			continue;
+		if (now.raw_off <= off)
+			*ret_end = now.raw_off + now.raw_len_bytes;
+		return 0;
+	}
+	return 0;
+}
+
+static int drop_stray(struct check *check, uint64_t off, uint64_t end)
+{
+	int fd = check->opened->data_fd;
+	off_t hole = lseek(fd, (off_t)off, SEEK_HOLE);
+
+	if (!check->gap.is_to_go)
+		return add_bad(check, BETWEEN, off,
+			       (hole < 0 ? end : DS_MIN((uint64_t)hole, end)) - off);
+	/* With the zeros of its block, so that nothing stays of it. */
+	off = DS_MAX(check->gap.off, off / 4096 * 4096);
+	if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off,
+		      (off_t)(end - off)) < 0)
+		return -errno;
+	return 0;
+}
+
+/* From the end of the last claim to `end`, where slot `last` begins. */
+static int check_gap(struct check *check, uint64_t end, uint32_t last)
+{
+	uint64_t off = check->gap.off, found, claim_end;
+	uint32_t slot = check->gap.slot;
+
+	while (off < end) {
+		uint64_t stop = DS_MIN(end, off + GAP_STEP_BYTES);
+		int r;
+
+		if (check->options->interrupted && *check->options->interrupted)
+			return -DS_E_INTERRUPTED;
+		/* What cannot be read is as bad. */
+		if (ds_image_find_byte(check->opened->data_fd, off, stop, &found) < 0)
+			found = off;
+		off = stop;
+		if (found == stop)
+			continue;
+		r = find_claim(check, found, &slot, last, &claim_end);
+		if (r < 0 || claim_end == 0)
+			return r < 0 ? r : drop_stray(check, found, end);
+		off = claim_end;
+	}
+	return 0;
+}
+
+static int check_gap_before(void *ctx, uint32_t number, const struct ds_map_slot *slot)
+{
+	struct check *check = ctx;
+	int r;
+
+	if (!check->gap.is_looked_at || is_zeros(slot))
+		return 0;
+	r = check_gap(check, slot->raw_off, number);
+	check->gap.off = slot->raw_off + slot->raw_len_bytes;
+	check->gap.slot = number + 1;
+	return r;
 }
 
 static int check_slot(void *ctx, uint32_t number, const struct ds_map_slot *slot)
@@ -292,8 +390,9 @@ static int check_slot(void *ctx, uint32_t number, const struct ds_map_slot *slot
 	struct ds_map_slot now;
 	int r;
 
-	if (!(slot->state & DS_SLOT_PRESENT))
-		return 0;
+	r = check_gap_before(check, number, slot);
+	if (r < 0 || !(slot->state & DS_SLOT_PRESENT))
+		return r;
 	if (check->options->interrupted && *check->options->interrupted)
 		return -DS_E_INTERRUPTED;
 	check->result.chunks_n++;
@@ -312,7 +411,7 @@ static int check_slot(void *ctx, uint32_t number, const struct ds_map_slot *slot
 	r = is_right(check, &now);
 	if (r != 0)
 		return DS_MIN(r, 0);
-	return add_bad(check, number, &now);
+	return add_bad(check, number, now.raw_off, now.raw_len_bytes);
 }
 
 /* Unlinks it, and waits for those who use it. */
@@ -342,9 +441,22 @@ static int take_away(struct check *check)
 	return 0;
 }
 
+/* All claims, and what lies between and after them. */
+static int walk_claims(struct check *check,
+		       int (*fn)(void *ctx, uint32_t number, const struct ds_map_slot *slot))
+{
+	const struct ds_map_header *header = &check->opened->header;
+	int r = ds_map_walk(check->opened->map_fd, header, fn, check);
+
+	if (r == 0 && check->gap.is_looked_at)
+		r = check_gap(check, header->size_bytes, header->slots_n);
+	return r;
+}
+
 static int drop_bad(struct check *check)
 {
 	struct opened *opened = check->opened;
+	struct stat after;
 	int r;
 
 	/* Flagged meanwhile? Nobody can do it any more once the lock is ours alone. */
@@ -354,8 +466,18 @@ static int drop_bad(struct check *check)
 	if (r < 0 || (opened->header.flags & DS_IMAGE_HANDED_OUT))
 		return take_away(check);
 	for (size_t i = 0; i < check->bad_n && r == 0; i++)
-		r = ds_map_drop(opened->map_fd, opened->header.slots_n, check->bad[i].number);
-	return r;
+		if (check->bad[i].number != BETWEEN)
+			r = ds_map_drop(opened->map_fd, opened->header.slots_n,
+					check->bad[i].number);
+	if (r < 0 || !check->gap.is_looked_at)
+		return r;
+	/* With what was just dropped, and without what was filled until we had the lock. */
+	check->gap = (struct gap){.is_looked_at = true, .is_to_go = true};
+	r = walk_claims(check, check_gap_before);
+	if (r == 0 && fstat(opened->data_fd, &after) == 0)
+		ds_cache_usage_add(check->walk->cache, check->walk->root,
+				   (int64_t)(after.st_blocks - opened->data.st_blocks) * 512);
+	return r == 0 || r == -DS_E_INTERRUPTED ? r : take_away(check);
 }
 
 static int check_image(struct walk *walk, struct opened *opened)
@@ -366,6 +488,7 @@ static int check_image(struct walk *walk, struct opened *opened)
 	check->walk = walk;
 	check->opened = opened;
 	check->bad_n = 0;
+	check->gap = (struct gap){.is_looked_at = opened->header.kind_plus_1 == DS_IMAGE_FILE + 1u};
 	if (opened->is_damaged) {
 		r = take_away(check);
 		if (r == 0)
@@ -379,7 +502,7 @@ static int check_image(struct walk *walk, struct opened *opened)
 		return 0;
 	/* The disk is asked, not what is left in memory of what was written. */
 	posix_fadvise(opened->data_fd, 0, 0, POSIX_FADV_DONTNEED);
-	r = ds_map_walk(opened->map_fd, &opened->header, check_slot, check);
+	r = walk_claims(check, check_slot);
 	posix_fadvise(opened->data_fd, 0, 0, POSIX_FADV_DONTNEED);
 	check->result.images_n++;
 	if (r == -DS_E_MALFORMED || r == -EIO) {

@@ -40,7 +40,8 @@ int ds_cache_prune(struct ds_cache *cache, const struct ds_prune_options *option
 		   struct ds_prune_result *ret_result);
 
 struct ds_check_options {
-	/* A chunk, or (chunk false) an image as a whole, is damaged, and was dropped. `file` is its path below the directory. */
+	/* A chunk, or what should be zeros, or (chunk false) an image as a whole, is damaged, and was dropped. `file` is its path below the
+	 * directory. */
 	void (*finding)(void *ctx, const char *file, bool is_chunk, uint64_t off,
 			uint64_t len_bytes);
 	/* A damaged image could not be taken away from a process that uses it; NULL: not told. */
@@ -54,7 +55,8 @@ struct ds_check_result {
 	uint64_t images_n, chunks_n, bytes, findings_n, still_used_n;
 };
 /*
- * Reads every chunk that is present and compares it with its digest, from the disk as far as the page cache can be emptied of it. What
+ * Reads every chunk that is present and compares it with its digest, from the disk as far as the page cache can be emptied of it, and
+ * whatever of a file lies where no chunk does, as zeros: also what a fill left there that did not end before the host stopped. What
  * is wrong is dropped: a chunk from its image, if nobody uses that, else the image as a whole, which who uses it lets go of
  * within seconds. It is fetched anew when it is wanted. Programs that have a file open which the kernel reads from the image by itself
  * see the old bytes until they close it. Where nothing can be dropped (-EROFS, ...), the first that should be ends the check. What a mount has given to the kernel's page cache is not asked for again: it stays there.

@@ -70,30 +70,13 @@ static bool enter_again(struct ds_image_backing *backing)
 	return disk == backing->disk;
 }
 
-/* With the claim, and no lock: who might write there holds another claim. Reads only what the file system does not call a hole. */
+/* With the claim, and no lock: who might write there holds another claim. */
 static int check_zeros(int fd, uint64_t off, uint64_t end)
 {
-	uint8_t piece[DS_KIB(16)];
+	uint64_t found;
+	int r = ds_image_find_byte(fd, off, end, &found);
 
-	while (off < end) {
-		off_t data = lseek(fd, (off_t)off, SEEK_DATA), hole;
-
-		if (data < 0 && errno == ENXIO)
-			return 0;
-		off = data < 0 ? off : (uint64_t)data;
-		hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
-		for (uint64_t stop = hole < 0 ? end : DS_MIN((uint64_t)hole, end); off < stop;) {
-			size_t n, len = (size_t)DS_MIN(sizeof(piece), stop - off);
-			int r = ds_pread_full(fd, piece, len, off, &n);
-
-			if (r < 0)
-				return r;
-			if (n != len || piece[0] || memcmp(piece, piece + 1, len - 1) != 0)
-				return -ENODATA;
-			off += len;
-		}
-	}
-	return 0;
+	return r < 0 ? r : found < end ? -ENODATA : 0;
 }
 
 int ds_image_backing_add_zeros(struct ds_image_backing *backing, uint32_t slot, uint64_t raw_off,

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -450,6 +451,37 @@ int ds_image_disk_open(struct ds_cache *cache, struct ds_cache_root *root,
 			return r;
 	}
 	return -EBUSY;
+}
+
+int ds_image_find_byte(int fd, uint64_t off, uint64_t end, uint64_t *ret_off)
+{
+	uint8_t piece[DS_KIB(16)];
+
+	while (off < end) {
+		off_t data = lseek(fd, (off_t)off, SEEK_DATA), hole;
+
+		if (data < 0 && errno == ENXIO)
+			break;
+		off = data < 0 ? off : (uint64_t)data;
+		hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
+		for (uint64_t stop = hole < 0 ? end : DS_MIN((uint64_t)hole, end); off < stop;) {
+			size_t n, i = 0, len = (size_t)DS_MIN(sizeof(piece), stop - off);
+			int r = ds_pread_full(fd, piece, len, off, &n);
+
+			if (r < 0)
+				return r;
+			if (n == len && !piece[0] && memcmp(piece, piece + 1, len - 1) == 0) {
+				off += len;
+				continue;
+			}
+			while (i < n && !piece[i])
+				i++;
+			*ret_off = off + i;
+			return 0;
+		}
+	}
+	*ret_off = end;
+	return 0;
 }
 
 void ds_image_disk_flush(struct ds_image_disk *disk)

@@ -537,6 +537,33 @@ Test(image, zeros_that_were_written_are_zeros)
 	cr_assert_eq(back_after_a_crash(35000, 0), 0);
 }
 
+/* As two mounts in a row: what the first has found is not believed. */
+Test(image, zeros_are_looked_at_by_each_who_gives_them_to_the_kernel)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct support_pack pack;
+	struct ds_image *image;
+	int fd = -1, data_fd;
+
+	support_pack_init(&pack, 7, 20, 70000, true);
+	image = support_image(cache, &pack);
+	for (uint32_t i = 0; i < 20; i += 2)
+		cr_assert_eq(support_fill(image, &pack, i), 0);
+	cr_assert_eq(back(image, &pack, &fd), 0);
+	close(fd);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	data_fd = support_data(support_path("c"), O_RDWR);
+	cr_assert_eq(pwrite(data_fd, "x", 1, (off_t)pack.slots[7].raw_off + 35000), 1);
+	close(data_fd);
+	cache = support_open(support_path("c"), DS_MIB(64), 1);
+	image = support_image(cache, &pack);
+	cr_assert_eq(back(image, &pack, &fd), -ENODATA);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
 /* ---- allocation failures */
 
 Test(image, J01_every_allocation_may_fail)

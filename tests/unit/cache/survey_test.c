@@ -151,6 +151,138 @@ Test(survey, one_flipped_bit_costs_one_chunk)
 	support_pack_release(&pack);
 }
 
+/* ---- what lies between the chunks of a file: INV-3 */
+
+/* Even slots are chunks, odd ones stand for zeros. */
+static void fill_even(struct support_pack *pack, bool hand_out)
+{
+	struct ds_cache *cache = open_cache();
+	struct ds_image_backing backing;
+	struct ds_image *image;
+	int fd, hold_fd;
+
+	support_pack_init(pack, 7, SLOTS, CHUNK, true);
+	pack->layout.kind = DS_IMAGE_FILE;
+	image = support_image(cache, pack);
+	for (uint32_t i = 0; i < SLOTS; i += 2)
+		cr_assert_eq(support_fill(image, pack, i), 0);
+	if (hand_out) {
+		cr_assert_eq(ds_image_backing_begin(image, true, &backing), 0);
+		for (uint32_t i = 1; i < SLOTS; i += 2)
+			cr_assert_eq(ds_image_backing_add_zeros(&backing, i, pack->slots[i].raw_off,
+								CHUNK),
+				     0);
+		cr_assert_eq(ds_image_backing_take(&backing, &fd, &hold_fd), 0);
+		ds_image_backing_end(&backing);
+		close(fd);
+		close(hold_fd);
+	}
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+}
+
+static uint8_t byte_at(uint64_t off)
+{
+	int fd = support_data(support_path("c"), O_RDONLY);
+	uint8_t byte;
+
+	cr_assert_eq(pread(fd, &byte, 1, (off_t)off), 1);
+	close(fd);
+	return byte;
+}
+
+static void note_stray(void *ctx, const char *file, bool is_chunk, uint64_t off, uint64_t len_bytes)
+{
+	struct finding *finding = ctx;
+
+	(void)file;
+	cr_assert(is_chunk && len_bytes > 0 && len_bytes <= CHUNK);
+	finding->chunks_n++;
+	finding->off = off;
+}
+
+static unsigned check_stray(struct ds_cache *cache, uint64_t *ret_off)
+{
+	struct finding finding = {0};
+	struct ds_check_options options = {.finding = note_stray, .ctx = &finding, .wait_ms = 100};
+	struct ds_check_result result;
+
+	cr_assert_eq(ds_cache_check(cache, &options, &result), 0);
+	*ret_off = finding.off;
+	return finding.chunks_n;
+}
+
+Test(survey, what_is_not_zeros_in_a_hole_of_a_file_goes)
+{
+	static const uint64_t at[] = {CHUNK, 8 * CHUNK - 1, SLOTS * CHUNK - 1};
+	struct support_pack pack;
+	struct ds_cache *cache;
+	uint64_t off;
+
+	fill_even(&pack, false);
+	for (size_t i = 0; i < DS_ARRAY_SIZE(at); i++) {
+		flip(at[i]);
+		cache = open_cache();
+		cr_assert_eq(check_stray(cache, &off), 1);
+		cr_assert_eq(off, at[i]);
+		cr_assert_eq(byte_at(at[i]), 0);
+		cr_assert_eq(check_stray(cache, &off), 0);
+		cr_assert_eq(count(cache, &pack), SLOTS / 2);
+		ds_cache_unref(cache);
+	}
+	/* A chunk that is dropped leaves nothing either. */
+	flip(2 * CHUNK);
+	cache = open_cache();
+	cr_assert_eq(check_stray(cache, &off), 1);
+	cr_assert_eq(check_stray(cache, &off), 0);
+	cr_assert_eq(count(cache, &pack), SLOTS / 2 - 1);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+Test(survey, with_it_goes_a_file_that_the_kernel_has)
+{
+	struct support_pack pack;
+	struct ds_cache *cache;
+	uint64_t off;
+
+	fill_even(&pack, true);
+	cache = open_cache();
+	cr_assert_eq(check_stray(cache, &off), 0);
+	ds_cache_unref(cache);
+	flip(5 * CHUNK + 7);
+	cache = open_cache();
+	cr_assert_eq(check_stray(cache, &off), 1);
+	cr_assert_eq(off, 5 * CHUNK + 7);
+	cr_assert_eq(support_images(support_path("c"), 0, NULL), 0);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+Test(survey, a_chunk_that_is_being_filled_is_not_stray)
+{
+	struct ds_cache *user, *cache;
+	struct support_pack pack;
+	struct ds_image *image;
+	uint64_t off;
+
+	fill_even(&pack, false);
+	user = open_cache();
+	image = support_image(user, &pack);
+	cr_assert_eq(support_count(image, &pack, true), SLOTS / 2);
+	cr_assert_eq(ds_map_claim(atomic_load(&image->disk), &pack.slots[7], 1), 0);
+	flip(7 * CHUNK + 100);
+	cache = open_cache();
+	cr_assert_eq(check_stray(cache, &off), 0);
+	cr_assert_eq(support_fill(image, &pack, 7), 0);
+	cr_assert_eq(check_stray(cache, &off), 0);
+	cr_assert_eq(support_count(image, &pack, false), SLOTS / 2 + 1);
+	ds_image_unref(image);
+	ds_cache_unref(user);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
 /* The claim itself: what was flipped in the map must not keep the right chunk out. */
 Test(survey, a_claim_that_is_wrong_does_not_stay_in_the_way)
 {
@@ -395,8 +527,10 @@ Test(survey, a_check_beside_fills_and_eviction_finds_nothing)
 	pthread_t thread;
 	uint64_t bytes = 0;
 
-	for (uint64_t i = 0; i < CROWD; i++)
+	for (uint64_t i = 0; i < CROWD; i++) {
 		support_pack_init(&crowd.packs[i], 100 + i, SLOTS, CHUNK, true);
+		crowd.packs[i].layout.kind = i % 2 ? DS_IMAGE_FILE : DS_IMAGE_PACK;
+	}
 	pthread_create(&thread, NULL, crowd_thread, &crowd);
 	for (uint64_t deadline = ds_deadline_in_ms(1500);
 	     ds_mono_ns() < deadline || bytes < DS_MIB(4) || crowd.fills_n < 100;) {
