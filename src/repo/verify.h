@@ -19,6 +19,7 @@ struct ds_verify_options {
 };
 
 struct ds_verify_result {
+	/* packs_n: whose tables were checked, with the chunks in these; bytes: of chunks that were read */
 	uint64_t versions_n, packs_n, chunks_n, objects_n, bytes, findings_n;
 	uint64_t unreachable_n; /* packs that no version refers to: no finding */
 	uint64_t

@@ -30,6 +30,7 @@ struct verify_pack {
 	bool is_listed, is_wanted;
 	bool is_missed; /* there is a finding that it is missing */
 	bool is_read;	/* its bytes were read (read_data) */
+	bool is_counted;
 	uint64_t object_len_bytes;
 	struct ds_pack_toc *toc; /* may be dropped and read again; NULL unless THERE or MOVED */
 	struct ds_pack_moved_to *targets; /* of a note, beside toc */

@@ -76,6 +76,18 @@ static void keep_toc(struct verify *verify, struct verify_pack *pack, struct ds_
 	pthread_mutex_unlock(&verify->mutex);
 }
 
+/* Once, however often its table is read. */
+static void count(struct verify *verify, struct verify_pack *pack)
+{
+	if (pack->is_counted)
+		return;
+	pack->is_counted = true;
+	pthread_mutex_lock(&verify->mutex);
+	verify->result.packs_n++;
+	verify->result.chunks_n += pack->toc ? pack->toc->chunks_n : 0;
+	pthread_mutex_unlock(&verify->mutex);
+}
+
 /* The table of a pack that is there: 0, -DS_E_ABSENT, damage, or what the store said. */
 static int load_object(struct verify *verify, struct verify_pack *pack, const char *key,
 		       struct ds_diag *diag)
@@ -120,6 +132,7 @@ static int load_object(struct verify *verify, struct verify_pack *pack, const ch
 				   (unsigned long long)size);
 	}
 	keep_toc(verify, pack, toc);
+	count(verify, pack);
 	return 0;
 }
 
@@ -176,6 +189,7 @@ static int load(struct verify *verify, struct verify_pack *pack)
 	}
 	/* Of a bad one nothing is read again, so that this is said once. */
 	pack->state = VERIFY_PACK_BAD;
+	count(verify, pack);
 	ds_verify_find_diag(verify, key, r, &diag);
 	return 0;
 }
@@ -455,7 +469,6 @@ static void item_run(struct ds_work_item *work)
 	struct item *item = ds_container_of(work, struct item, work);
 	struct verify *verify = item->verify;
 	struct verify_pack *pack = item->pack;
-	uint32_t chunks_n = 0;
 	bool has_room;
 
 	if (ds_verify_is_over(verify))
@@ -463,7 +476,6 @@ static void item_run(struct ds_work_item *work)
 	if (item->is_note) {
 		check_note(verify, pack);
 	} else if (load(verify, pack) == 0 && pack->state == VERIFY_PACK_THERE) {
-		chunks_n = pack->toc->chunks_n;
 		pack->is_read = verify->options->read_data;
 		if (verify->options->read_data)
 			check_data(verify, pack);
@@ -471,8 +483,6 @@ static void item_run(struct ds_work_item *work)
 	pthread_mutex_lock(&verify->mutex);
 	has_room = verify->toc_chunks_n <= TOC_CHUNKS_MAX;
 	verify->result.objects_n++;
-	verify->result.packs_n += !item->is_note;
-	verify->result.chunks_n += chunks_n;
 	pthread_mutex_unlock(&verify->mutex);
 	if (!has_room && !item->is_note)
 		drop_toc(verify, pack);

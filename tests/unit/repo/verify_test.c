@@ -131,6 +131,7 @@ Test(verify, counts_are_right)
 	struct ds_store *store = golden_load("repo");
 	struct ds_verify_options options = {.read_data = true};
 	struct ds_verify_result result;
+	uint64_t all_chunks_n;
 	struct ds_repo *repo;
 
 	cr_assert_eq(ds_repo_open_store(store, &repo, NULL), 0);
@@ -139,6 +140,21 @@ Test(verify, counts_are_right)
 	cr_assert_eq(result.packs_n, 7);
 	cr_assert_eq(result.unreachable_n, 0);
 	cr_assert_gt(result.bytes, 60000);
+	all_chunks_n = result.chunks_n;
+	/* Without --read-data no fewer; of one version its own, each once. */
+	options.read_data = false;
+	cr_assert_eq(ds_verify(repo, &options, &result, NULL), 0);
+	cr_assert_eq(result.packs_n, 7);
+	cr_assert_eq(result.chunks_n, all_chunks_n);
+	cr_assert_eq(result.bytes, 0);
+	for (int read_data = 0; read_data < 2; read_data++) {
+		options = (struct ds_verify_options){.selector = "v1.0", .read_data = read_data};
+		cr_assert_eq(ds_verify(repo, &options, &result, NULL), 0);
+		cr_assert_eq(result.versions_n, 1);
+		cr_assert_eq(result.packs_n, 2);
+		cr_assert(result.chunks_n > 0 && result.chunks_n < all_chunks_n);
+		cr_assert_eq(result.bytes > 0, read_data);
+	}
 	ds_repo_unref(repo);
 	ds_store_unref(store);
 }
