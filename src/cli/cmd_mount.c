@@ -188,7 +188,7 @@ static int unmount(struct cli_call *call, const char *typed, bool lazy)
 	r = cli_mounts_read(&mounts);
 	mount = r == 0 ? cli_mounts_find(&mounts, path) : NULL;
 	if (r == 0 && !mount) {
-		r = ds_diag_set(&call->diag, -ENOENT, typed, "no dsfs is mounted there");
+		r = ds_diag_set(&call->diag, -DS_E_NOT_MOUNTED, typed, NULL);
 	} else if (r == 0 && geteuid() != 0 && mount->uid != geteuid()) {
 		r = ds_diag_set(&call->diag, -EPERM, typed,
 				"another user (%u) has mounted it, who or root can unmount it",

@@ -29,12 +29,14 @@ enum cli_exit cli_exit_of(int code)
 	case DS_E_NO_VERSION:
 	case DS_E_NO_BUCKET:
 	case DS_E_CLOSED:
+	case DS_E_NOT_MOUNTED:
 	case ENOENT:
 	case ENOTDIR:
 	case EISDIR:
 		return CLI_EXIT_NOT_FOUND;
 	case DS_E_DENIED:
 	case DS_E_AUTH:
+	case DS_E_NO_KEYS:
 	case EACCES:
 	case EPERM:
 		return CLI_EXIT_ACCESS;

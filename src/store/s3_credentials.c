@@ -190,12 +190,12 @@ static int read_file(const char *path, struct found *found, struct ds_diag *rete
 		return 0;
 	r = fd < 0 ? -errno : ds_file_read_fd(fd, &text);
 	if (r == -DS_E_LIMIT)
-		r = ds_diag_set(reterr_diag, -DS_E_AUTH, path, "it is too large for what it is");
+		r = ds_diag_set(reterr_diag, -DS_E_NO_KEYS, path, "it is too large for what it is");
 	else if (r < 0 && r != -ENOMEM)
-		r = ds_diag_set(reterr_diag, -DS_E_AUTH, path, "it cannot be read: %s",
+		r = ds_diag_set(reterr_diag, -DS_E_NO_KEYS, path, "it cannot be read: %s",
 				ds_strerror(r));
 	else if (r == 0 && text.len_bytes && memchr(text.data, '\0', text.len_bytes))
-		r = ds_diag_set(reterr_diag, -DS_E_AUTH, path, "it is no text");
+		r = ds_diag_set(reterr_diag, -DS_E_NO_KEYS, path, "it is no text");
 	if (r == 0 && text.len_bytes)
 		ds_s3_ini_parse((char *)text.data, on_value, found);
 	if (r == 0 && found->is_out_of_memory)
@@ -217,18 +217,18 @@ static bool is_header_text(const char *text)
 	return true;
 }
 
-/* 0: usable; 1: there are none; -DS_E_AUTH: half of them. */
+/* 0: usable; 1: there are none; -DS_E_NO_KEYS: half of them. */
 static int judge(const struct ds_s3_credentials *credentials, const char *where,
 		 struct ds_diag *reterr_diag)
 {
 	if (!credentials->access_key && !credentials->secret_key)
 		return 1;
 	if (!credentials->access_key || !credentials->secret_key)
-		return ds_diag_set(reterr_diag, -DS_E_AUTH, where, "the %s is missing",
+		return ds_diag_set(reterr_diag, -DS_E_NO_KEYS, where, "the %s is missing",
 				   credentials->access_key ? "secret access key" : "access key id");
 	if (!is_header_text(credentials->access_key) || !is_header_text(credentials->secret_key) ||
 	    (credentials->session_token && !is_header_text(credentials->session_token)))
-		return ds_diag_set(reterr_diag, -DS_E_AUTH, where,
+		return ds_diag_set(reterr_diag, -DS_E_NO_KEYS, where,
 				   "a key has a character that no key has");
 	return 0;
 }
@@ -260,15 +260,15 @@ static int tell_no_keys(const struct ds_s3_config *config, bool has_profile,
 	const char *shared = config->credentials_path, *other = config->config_path;
 
 	if (has_profile)
-		return ds_diag_set(reterr_diag, -DS_E_AUTH, config->profile,
+		return ds_diag_set(reterr_diag, -DS_E_NO_KEYS, config->profile,
 				   "the profile has no keys of its own");
 	if (config->is_named)
-		return ds_diag_set(reterr_diag, -DS_E_AUTH, config->profile,
+		return ds_diag_set(reterr_diag, -DS_E_NO_KEYS, config->profile,
 				   "there is no such profile in %s or %s",
 				   shared ? shared : "~/.aws/credentials",
 				   other ? other : "~/.aws/config");
-	return ds_diag_set(reterr_diag, -DS_E_AUTH, config->profile,
-			   "there are no keys: neither AWS_ACCESS_KEY_ID nor such a profile in "
+	return ds_diag_set(reterr_diag, -DS_E_NO_KEYS, config->profile,
+			   "neither AWS_ACCESS_KEY_ID nor such a profile in "
 			   "~/.aws/credentials");
 }
 

@@ -25,7 +25,7 @@ struct ds_s3_config {
 };
 
 /* profile NULL: AWS_PROFILE, then "default"; otherwise keys in the environment do not count.
- * -DS_E_AUTH: there are no usable keys, with the reason; -ENOMEM. */
+ * -DS_E_NO_KEYS: there are no usable keys, with the reason; -ENOMEM. */
 int ds_s3_config_load(const char *profile, struct ds_s3_config *ret_config,
 		      struct ds_diag *reterr_diag);
 void ds_s3_config_release(struct ds_s3_config *config);

@@ -158,7 +158,7 @@ struct ds_store_options {
  * for a directory, opening it (`create`: making it; without it, a missing directory is
  * -DS_E_NO_REPO). Threads are started by the first request, so that a process may still fork after
  * this. -DS_E_USAGE with a reason in diag for a bad URL (credentials in it, bad bucket name, plain
- * http), -DS_E_AUTH without credentials, -ENOMEM, the errno of the directory.
+ * http), -DS_E_NO_KEYS without credentials, -ENOMEM, the errno of the directory.
  */
 int ds_store_open(const char *url, const struct ds_store_options *options, bool create,
 		  struct ds_store **ret_store, struct ds_diag *reterr_diag);

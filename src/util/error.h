@@ -49,7 +49,9 @@
 	X(TAKEN, 4140, EEXIST, false, "the name is taken")                                  \
 	X(IMPORTED, 4141, EIO, false,                                                       \
 	  "it lies in an imported object, which this release does not read")                \
-	X(SCRATCH, 4142, EIO, false, "the directory for temporary files cannot be used")
+	X(SCRATCH, 4142, EIO, false, "the directory for temporary files cannot be used")    \
+	X(NO_KEYS, 4143, EACCES, false, "no keys for the store that could be used")         \
+	X(NOT_MOUNTED, 4144, ENOENT, false, "no dsfs is mounted there")
 
 enum ds_error {
 #define DS_X(name, number, err, retry, text) DS_E_##name = number,

@@ -9,7 +9,7 @@ import subprocess
 import lib
 from lib import check, equal, say
 
-FAILURE, USAGE, ACCESS = 1, 2, 4
+FAILURE, USAGE, NOT_FOUND, ACCESS = 1, 2, 3, 4
 
 
 def told(box, status, *args, holds=(), lacks=(), **kwargs):
@@ -65,8 +65,8 @@ def profiles(box):
     for env in keys, {}:
         told(box, ACCESS, "log", "s3://bucket/x", "--profile", "nope", env=env,
              holds=["nope", "there is no such profile in ", f"{box.home}/.aws/config"],
-             lacks=["AWS_ACCESS_KEY_ID"])
-    told(box, ACCESS, "log", "s3://bucket/x", holds=["AWS_ACCESS_KEY_ID"])
+             lacks=["AWS_ACCESS_KEY_ID", "refused"])
+    told(box, ACCESS, "log", "s3://bucket/x", holds=["AWS_ACCESS_KEY_ID", "no keys for the store"], lacks=["refused"])
 
 
 def raw_text(box, source, repo):
@@ -98,6 +98,13 @@ def usage(box, source, repo):
     box.dsfs("umount", *[box.path(str(i)) for i in range(40)], status=3)
 
 
+def not_mounted(box):
+    """A directory that is there, and no mount."""
+    place = box.new_dir("here")
+    told(box, NOT_FOUND, "umount", place, holds=[place, "no dsfs is mounted there"], lacks=["No such file"])
+    told(box, NOT_FOUND, "umount", f"{place}/no/where", holds=["No such file", "the mount point does not exist"])
+
+
 def run(box, args):
     source, repo = box.new_dir("source"), box.path("repo")
     with open(f"{source}/file", "wb") as file:
@@ -108,6 +115,7 @@ def run(box, args):
     profiles(box)
     raw_text(box, source, repo)
     usage(box, source, repo)
+    not_mounted(box)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ static void expect_no_keys(const char *profile, const char *why)
 	struct ds_diag diag = {0};
 	char line[1024];
 
-	cr_assert_eq(ds_s3_config_load(profile, &config, &diag), -DS_E_AUTH);
+	cr_assert_eq(ds_s3_config_load(profile, &config, &diag), -DS_E_NO_KEYS);
 	ds_diag_format(&diag, line, sizeof(line));
 	cr_assert(strstr(line, why), "%s", line);
 	cr_assert_null(strstr(line, "SECRET"));
@@ -210,9 +210,9 @@ Test(s3_credentials, C02_files_that_cannot_be_right_are_refused)
 {
 	char *large = malloc(11 << 20), path[128];
 
-	expect_no_keys(NULL, "there are no keys");
+	expect_no_keys(NULL, "no keys for the store that could be used: neither");
 	write_text("credentials", "");
-	expect_no_keys(NULL, "there are no keys");
+	expect_no_keys(NULL, "no keys for the store that could be used: neither");
 	write_text("credentials", "[default]\naws_access_key_id = A\naws_secret_acc");
 	expect_no_keys(NULL, "secret access key is missing");
 	write_text("credentials", "[default]\naws_secret_access_key = SECRET\n");

@@ -39,9 +39,9 @@ Test(error, every_code_has_a_number_a_name_an_errno_and_a_text_of_its_own)
 /* 503 is never ENOENT: only what says so by its name is. */
 Test(error, T9_no_trouble_with_the_store_reads_as_ENOENT)
 {
-	static const int codes[] = {DS_E_ABSENT,    DS_E_DENIED,   DS_E_AUTH,
-				    DS_E_THROTTLED, DS_E_SERVER,   DS_E_NETWORK,
-				    DS_E_TIMEOUT,   DS_E_PROTOCOL, DS_E_CORRUPT};
+	static const int codes[] = {DS_E_ABSENT,    DS_E_DENIED, DS_E_AUTH,    DS_E_NO_KEYS,
+				    DS_E_THROTTLED, DS_E_SERVER, DS_E_NETWORK, DS_E_TIMEOUT,
+				    DS_E_PROTOCOL,  DS_E_CORRUPT};
 
 	for (size_t i = 0; i < DS_ARRAY_SIZE(codes); i++)
 		cr_assert_neq(ds_error_errno(-codes[i]), ENOENT);
