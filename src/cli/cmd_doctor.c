@@ -1,5 +1,6 @@
 /*
- * doctor: what this machine and this store allow, and what would have to be done for more. Never touches a mount.
+ * doctor: what this machine and this store allow, and what would have to be done for more. A mount whose process is
+ * not known is asked as the list of mounts asks, which it cannot hang.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -131,6 +132,16 @@ static void check_passthrough(struct doctor *doctor)
 		    "large files can be read by the kernel from the cache");
 }
 
+static void say_unknown(struct doctor *doctor, struct cli_mount *mount)
+{
+	cli_mounts_ask(mount, 1);
+	if (mount->state == CLI_MOUNT_DEAD)
+		say(doctor, NOTE, "mount", "%s: dead: its process is gone: dsfs umount %s",
+		    mount->mountpoint, mount->mountpoint);
+	else
+		say(doctor, NOTE, "mount", "%s: its process is not known here", mount->mountpoint);
+}
+
 static void check_mounts(struct doctor *doctor)
 {
 	struct cli_mounts mounts = {0};
@@ -146,10 +157,20 @@ static void check_mounts(struct doctor *doctor)
 			    (int)mounts.mounts[i].pid, mounts.mounts[i].how ? ": " : "",
 			    mounts.mounts[i].how ? mounts.mounts[i].how : "");
 		else
-			say(doctor, NOTE, "mount",
-			    "%s: its process is not known here; if it is dead: dsfs umount %s",
-			    mounts.mounts[i].mountpoint, mounts.mounts[i].mountpoint);
+			say_unknown(doctor, &mounts.mounts[i]);
 	cli_mounts_release(&mounts);
+}
+
+static bool is_empty(struct ds_repo *repo)
+{
+	struct ds_ref_list list;
+	bool is_empty;
+
+	if (ds_refs_list(repo, &list, NULL) < 0)
+		return false;
+	is_empty = list.heads_n == 0;
+	ds_ref_list_release(&list);
+	return is_empty;
 }
 
 static void check_repository(struct doctor *doctor, const char *text)
@@ -175,8 +196,12 @@ static void check_repository(struct doctor *doctor, const char *text)
 	}
 	if (r == 0) {
 		r = ds_resolve(repo, locator.selector, &resolved, &call->diag);
-		if (r == 0)
+		if (r == -DS_E_NO_VERSION && !locator.selector && is_empty(repo)) {
+			r = 0;
+			say(doctor, NOTE, "version", "there is none yet: 'dsfs commit' makes one");
+		} else if (r == 0) {
 			say(doctor, GOOD, "version", "%s", ds_digest_format(&resolved.version, id));
+		}
 	}
 	if (r < 0) {
 		call->diag.code = r;
@@ -207,7 +232,7 @@ const struct cli_command cli_command_doctor = {
 	.name = "doctor",
 	.arguments = "[REPO[@VERSION]]",
 	.summary = "say what this machine and this store allow, and what is missing",
-	.details = "Never looks into a mount, so that a dead one cannot hang it. Exits with 1 if "
+	.details = "A dead mount cannot hang it. Exits with 1 if "
 		   "something "
 		   "would keep dsfs from working. Of each mount it says which ways of the kernel "
 		   "it uses (kernel=, io_uring=, readahead=), and why, as the mount's log does.",

@@ -33,6 +33,13 @@
 /* Of all cores: 16 of them have the full depth. */
 #define ENTRIES_MAX (16u * DEPTH_MAX)
 
+static unsigned ring_depth(void)
+{
+	unsigned cores = (unsigned)get_nprocs_conf();
+
+	return DS_MIN(DS_MAX(ENTRIES_MAX / DS_MAX(cores, 1u), DEPTH_MIN), DEPTH_MAX);
+}
+
 static const char *const names[] = {
 	[DS_FS_URING_AUTO] = "auto", [DS_FS_URING_ON] = "on", [DS_FS_URING_OFF] = "off"};
 
@@ -70,11 +77,13 @@ static bool has_ring_for_each_cpu(void)
 	return strtol(last, NULL, 10) + 1 == get_nprocs_conf();
 }
 
-/* 0, or the errno of making a ring as libfuse does. */
+/* 0, or the errno of making a ring as libfuse does, of a mount's size. */
 static int try_ring(void)
 {
-	struct io_uring_params params = {.flags = IORING_SETUP_SQE128};
-	long fd = syscall(SYS_io_uring_setup, 1, &params);
+	unsigned depth = ring_depth();
+	struct io_uring_params params = {.flags = IORING_SETUP_SQE128 | IORING_SETUP_CQSIZE,
+					 .cq_entries = 2 * depth};
+	long fd = syscall(SYS_io_uring_setup, depth, &params);
 
 	if (fd < 0)
 		return errno;
@@ -87,6 +96,7 @@ const char *ds_fs_no_uring(void)
 	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(256);
 	/* Loads the module. */
 	_ds_cleanup_close_ int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	int error;
 
 	(void)fd;
 	if (ds_file_read_at(AT_FDCWD, PARAMETER, &buf) < 0)
@@ -94,7 +104,11 @@ const char *ds_fs_no_uring(void)
 	if (ds_buf_str(&buf)[0] != 'Y')
 		return "the kernel's fuse-over-io_uring is switched off: as root "
 		       "'echo Y > " PARAMETER "'";
-	if (try_ring() != 0)
+	error = try_ring();
+	if (error == ENOMEM)
+		return "this process may not lock as much memory as io_uring takes: raise "
+		       "'ulimit -l', or LimitMEMLOCK= of its service";
+	if (error != 0)
 		return "this process may not use io_uring: 'sysctl kernel.io_uring_disabled=0' as "
 		       "root, or in a container a seccomp profile that allows it";
 	if (!has_ring_for_each_cpu())
@@ -116,7 +130,6 @@ const char *ds_fs_no_uring(void)
 int fs_uring_prepare(struct ds_fs *fs, struct ds_diag *reterr_diag)
 {
 	enum ds_fs_uring wanted = fs->options.uring;
-	unsigned cores = (unsigned)get_nprocs_conf();
 
 	fs->uring.missing = wanted == DS_FS_URING_OFF ? "as asked" : ds_fs_no_uring();
 	if (fs->uring.missing) {
@@ -125,7 +138,7 @@ int fs_uring_prepare(struct ds_fs *fs, struct ds_diag *reterr_diag)
 					   fs->uring.missing);
 		return 0;
 	}
-	fs->uring.depth = DS_MIN(DS_MAX(ENTRIES_MAX / DS_MAX(cores, 1u), DEPTH_MIN), DEPTH_MAX);
+	fs->uring.depth = ring_depth();
 	return 0;
 }
 

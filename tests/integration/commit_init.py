@@ -44,6 +44,19 @@ def refused(box, store, source):
     return n + 1
 
 
+def empty(box, store, source):
+    """What init has made is no trouble to doctor; a version that was asked for and is not there is."""
+    repo = store.url("no-version")
+    box.dsfs("init", repo, env=store.env)
+    for words, status, verdict in ([repo], 0, "note"), ([f"{repo}@v1"], 1, "bad"):
+        rows = box.dsfs("doctor", *words, "--json", status=None, env=store.env).json
+        mine = [row for row in rows if row["what"] in ("repository", "version")]
+        equal([row["verdict"] for row in mine], ["ok", verdict], f"doctor {words}: {mine}")
+        others_bad = any(row["verdict"] == "bad" for row in rows if row not in mine)
+        box.dsfs("doctor", *words, status=1 if others_bad else status, env=store.env)
+    check("dsfs commit" in box.dsfs("doctor", repo, status=None, env=store.env).text, "doctor names no remedy")
+
+
 def places(box, source):
     """In no form of its path may a repository be made inside its source."""
     os.symlink(source, box.path("link"))
@@ -104,6 +117,7 @@ def run(box, args):
         cases_n += refused(box, store, source)
         default_branch(box, store, source)
         foreign(box, store, source)
+        empty(box, store, source)
     places(box, source)
     directories(box)
     say(f"{cases_n} refused commits made no repository")

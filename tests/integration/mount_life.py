@@ -288,6 +288,9 @@ def other_users(box, repo):
     box.wait(lambda: not lib.is_alive(pid), "the killed daemon")
     equal(box.mount_row(place)["state"], "dead", "the user's dead mount, for root")
     equal(user.dsfs("mount", "--json").json[0]["state"], "dead", "the user's dead mount")
+    for who in box, user:
+        rows = [row["text"] for row in who.dsfs("doctor", "--json").json if row["what"] == "mount"]
+        check(any("dead: its process is gone" in text for text in rows), f"doctor says of a dead mount: {rows}")
     user.dsfs("umount", place)
     mine.umount()
     say("other users: each sees its own, root sees all")

@@ -28,7 +28,8 @@ def said(mount):
 
 
 def doctor(box):
-    row = next(row for row in box.json("doctor") if row["what"] == "io_uring")
+    rows = box.dsfs("doctor", "--json", status=None).json
+    row = next(row for row in rows if row["what"] == "io_uring")
     return row["verdict"], row["text"]
 
 
@@ -63,8 +64,23 @@ def check_on(box, repo):
             rings = [name for name in os.listdir(f"/proc/{mount.pid}/task")
                      if "ring" in open(f"/proc/{mount.pid}/task/{name}/comm", encoding="ascii").read()]
             equal(len(rings) > 0, wanted == "on", f"io_uring={option}: rings' threads")
+    no_memory_to_lock(box)
     result = box.dsfs("mount", repo, box.new_dir("m"), "-o", "io_uring=yes", status=2)
     check("io_uring" in result.errors, f"io_uring=yes: {result.errors}")
+
+
+def no_memory_to_lock(box):
+    """A ring's memory counts as locked, but for root: said so, and not blamed on a switch of io_uring."""
+    user = lib.User(box)
+    limits = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    for size in 0, 65536:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (size, limits[1]))
+        try:
+            verdict, text = doctor(user)
+        finally:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, limits)
+        check(verdict == "note" and "ulimit -l" in text and "io_uring_disabled" not in text,
+              f"doctor with {size} bytes to lock: {text}")
 
 
 def check_parked(box, repo, proxy):
