@@ -106,12 +106,28 @@ static bool may_allow_other(void)
 	return found;
 }
 
+/* Of the kernel's options that are given, those that not every kernel or fusermount3 takes; NULL: none. */
+static const char *rare_options(const struct ds_fs_options *options)
+{
+	const char *flags = options->flags ? options->flags : "";
+	bool has_context = strstr(flags, "context=") != NULL;
+
+	if (strstr(flags, "nosymfollow"))
+		return has_context ? "nosymfollow and context=" : "nosymfollow";
+	return has_context ? "context=" : NULL;
+}
+
 /* libfuse has failed to mount. `number` is errno, which tells something only if libfuse has made the system call itself. */
 static int why_not(const struct ds_fs_options *options, int number, struct ds_diag *reterr_diag)
 {
+	const char *rare = rare_options(options);
+
 	if (access("/dev/fuse", R_OK | W_OK) < 0)
 		return ds_diag_set(reterr_diag, -EACCES, "/dev/fuse",
 				   "FUSE is not available (see 'dsfs doctor')");
+	if (geteuid() == 0 && number == EINVAL && rare && strstr(rare, "context="))
+		return ds_diag_set(reterr_diag, -EINVAL, options->mountpoint,
+				   "the kernel refuses these options (context= needs SELinux)");
 	if (geteuid() == 0)
 		return ds_diag_set(reterr_diag, number == 0 || number == EINVAL ? -EPERM : -number,
 				   options->mountpoint, "cannot mount there");
@@ -119,6 +135,12 @@ static int why_not(const struct ds_fs_options *options, int number, struct ds_di
 		return ds_diag_set(reterr_diag, -EACCES, FUSE_CONF,
 				   "allow_other needs a line user_allow_other there, which root "
 				   "can add; or mount without it");
+	if (rare)
+		return ds_diag_set(reterr_diag, -EACCES, options->mountpoint,
+				   "fusermount3 has refused to mount there: it may not know %s: "
+				   "leave that out, or "
+				   "mount as root; and the directory must be yours",
+				   rare);
 	return ds_diag_set(reterr_diag, -EACCES, options->mountpoint,
 			   "fusermount3 has refused to mount there: it must be installed, and the "
 			   "directory must be yours");

@@ -307,9 +307,26 @@ def not_allowed(box, repo):
         check("/etc/fuse.conf" in result.errors.splitlines()[-1] and
               "user_allow_other" in result.errors.splitlines()[-1], f"said: {result.errors}")
         equal(mounts_at(place), 0, "mounts after a refusal")
+    for option, name in ("nosymfollow", "nosymfollow"), ("context=u:r:t", "context="):
+        result = user.dsfs("mount", repo, place, "-o", option, status=None)
+        if result.status == 0:
+            say(f"fusermount3 knows {option}")
+            user.dsfs("umount", place)
+            continue
+        equal(result.status, 4, f"status of {option}: {result.errors}")
+        last = result.errors.splitlines()[-1]
+        check(place in last and f"it may not know {name}: leave that out" in last, f"said: {result.errors}")
+    if os.path.exists("/sys/fs/selinux"):
+        say("context= without SELinux is not tried")
+    else:
+        root_place = box.new_dir("context")
+        for name in "context", "fscontext", "defcontext", "rootcontext":
+            result = box.dsfs("mount", repo, root_place, "-o", f"noexec,{name}=foo", status=1)
+            check("context= needs SELinux" in result.errors.splitlines()[-1], f"said: {result.errors}")
+            check("not permitted" not in result.errors, f"said: {result.errors}")
     os.chown(place, 0, 0)
     result = user.dsfs("mount", repo, place, status=4)
-    check(place in result.errors.splitlines()[-1], f"said: {result.errors}")
+    check(place in result.errors.splitlines()[-1] and "must be yours" in result.errors, f"said: {result.errors}")
     say("what fusermount3 refuses: told with the remedy")
 
 
