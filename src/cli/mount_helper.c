@@ -117,6 +117,7 @@ int cli_mount_helper(int argc, char **argv)
 	int r;
 
 	cli_mount_options_init(&helper.options);
+	helper.options.is_helper = true;
 	r = parse(&helper, false, argc, argv);
 	if (r == 0)
 		r = parse(&helper, true, argc, argv);

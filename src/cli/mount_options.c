@@ -1,7 +1,10 @@
 #include "cli/mount_options.h"
 
+#include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/session.h"
 #include "util/log.h"
@@ -15,7 +18,7 @@ const struct cli_option cli_mount_option_table[] = {
 	 false},
 	{0, "cache_dir", "DIR",
 	 "where the cache lies (/var/cache/dsfs for root, else "
-	 "$XDG_CACHE_HOME/dsfs); it is shared by all mounts of the user",
+	 "$XDG_CACHE_HOME/dsfs); it is shared by all mounts of the user; in fstab an absolute path",
 	 false},
 	{0, "cache_size", "SIZE",
 	 "the cache's quota, such as 500G (half of what is free and of what it takes "
@@ -111,7 +114,7 @@ static const struct {
 	{"users", "noexec"}, {"symfollow", "symfollow"}, {"nosymfollow", "nosymfollow"},
 };
 
-/* Of SELinux, with a value: for the kernel's eyes. */
+/* Of SELinux, with a value: for the kernel's eyes, which want the quotes, too. */
 static const char *const contexts[] = {"context", "fscontext", "defcontext", "rootcontext"};
 
 void cli_mount_options_init(struct cli_mount_options *options)
@@ -154,6 +157,36 @@ static int set_text(char **field, const char *value)
 	return 0;
 }
 
+/* The process in the background has another directory. */
+static int set_path(const struct cli_mount_options *options, char **field, const char *name,
+		    const char *value, struct ds_diag *reterr_diag)
+{
+	_ds_cleanup_free_ char *path = NULL;
+	char cwd[PATH_MAX];
+
+	if (!value[0])
+		return -EINVAL;
+	if (value[0] == '/')
+		return set_text(field, value);
+	if (options->is_helper)
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, value,
+				   "the mount option %s must be an absolute path here", name);
+	if (!getcwd(cwd, sizeof(cwd)))
+		return ds_diag_set(reterr_diag, -errno, value,
+				   "a relative path for %s, and the current directory is not known",
+				   name);
+	path = ds_asprintf("%s/%s", strcmp(cwd, "/") == 0 ? "" : cwd, value);
+	return path ? set_text(field, path) : -ENOMEM;
+}
+
+static int set_log(struct cli_mount_options *options, const char *value,
+		   struct ds_diag *reterr_diag)
+{
+	if (strcmp(value, "stderr") == 0 || strcmp(value, "syslog") == 0)
+		return set_text(&options->log, value);
+	return set_path(options, &options->log, "log", value, reterr_diag);
+}
+
 static int set_id(const char *value, uint32_t *ret_id, bool *ret_has)
 {
 	uint64_t id;
@@ -183,12 +216,13 @@ static int set_umask(const char *value, uint32_t *ret_mask)
 }
 
 /* -EINVAL: the value makes no sense. -ENOENT: no such option. */
-static int apply(struct cli_mount_options *options, const char *name, const char *value)
+static int apply(struct cli_mount_options *options, const char *name, const char *value,
+		 struct ds_diag *reterr_diag)
 {
 	if (strcmp(name, "version") == 0)
 		return value[0] ? set_text(&options->version, value) : -EINVAL;
 	if (strcmp(name, "cache_dir") == 0)
-		return value[0] ? set_text(&options->cache_dir, value) : -EINVAL;
+		return set_path(options, &options->cache_dir, name, value, reterr_diag);
 	if (strcmp(name, "endpoint") == 0)
 		return set_text(&options->endpoint, value);
 	if (strcmp(name, "region") == 0)
@@ -214,7 +248,7 @@ static int apply(struct cli_mount_options *options, const char *name, const char
 	if (strcmp(name, "warm") == 0)
 		return set_text(&options->warm, value);
 	if (strcmp(name, "log") == 0)
-		return value[0] ? set_text(&options->log, value) : -EINVAL;
+		return set_log(options, value, reterr_diag);
 	if (strcmp(name, "allow_other") == 0)
 		options->allow_other = true;
 	else if (strcmp(name, "insecure_http") == 0)
@@ -313,6 +347,17 @@ static int apply_kernel(struct cli_mount_options *options, const char *name, con
 	return -ENOENT;
 }
 
+/* Takes away the quotes around a value, which have done their work. */
+static char *unquoted(char *value)
+{
+	size_t len = value ? strlen(value) : 0;
+
+	if (len < 2 || value[0] != '"' || value[len - 1] != '"')
+		return value;
+	value[len - 1] = '\0';
+	return value + 1;
+}
+
 static int parse_one(struct cli_mount_options *options, char *text, struct ds_diag *reterr_diag)
 {
 	char *value = strchr(text, '=');
@@ -333,6 +378,7 @@ static int parse_one(struct cli_mount_options *options, char *text, struct ds_di
 				   value ? "bad value for a mount option" : "needs a value");
 	if (r != -ENOENT)
 		return r;
+	value = unquoted(value);
 	row = row_of(text);
 	if (!row && options->is_sloppy) {
 		ds_log_warning("the mount option \"%s\" is unknown, and passed over", text);
@@ -348,7 +394,7 @@ static int parse_one(struct cli_mount_options *options, char *text, struct ds_di
 	r = apply_size(options, text, value, reterr_diag);
 	if (r != -ENOENT)
 		return r;
-	r = apply(options, text, value ? value : "");
+	r = apply(options, text, value ? value : "", reterr_diag);
 	if (r == -EINVAL)
 		return ds_diag_set(reterr_diag, -DS_E_USAGE, value,
 				   "bad value for the mount option %s", text);

@@ -13,8 +13,8 @@
 #define CLI_READAHEAD_MAX DS_MIB(64)
 
 struct cli_mount_options {
-	char *version; /* NULL: not given */
-	char *cache_dir;
+	char *version;	      /* NULL: not given */
+	char *cache_dir;      /* absolute, as a file for `log` */
 	uint64_t cache_bytes; /* 0: default */
 	char *endpoint, *region, *profile;
 	enum ds_store_addressing addressing;
@@ -32,6 +32,7 @@ struct cli_mount_options {
 	enum ds_fs_mode mode;
 	enum ds_fs_uring uring;
 	bool is_remount;
+	bool is_helper; /* mount.dsfs: nobody knows in which directory it runs */
 	bool is_fake;	/* only mount.dsfs -f */
 	bool is_sloppy; /* only mount.dsfs -s: what is unknown is a warning */
 };
@@ -43,8 +44,9 @@ void cli_mount_options_init(struct cli_mount_options *options);
 void cli_mount_options_release(struct cli_mount_options *options);
 /* The paths of `warm`, cleaned: a list that ends with NULL, to be freed with cli_paths_free; none for everything. -ENOMEM. */
 int cli_mount_warm_paths(const char *warm, char ***ret_paths, size_t *ret_n);
-/* Takes one comma-separated list; "\," stands for a comma in a value, and a value in double quotes, which stay, may hold commas. May be called several times: later wins. -DS_E_USAGE naming the
- * option; -ENOMEM. */
+/* Takes one comma-separated list; "\," stands for a comma in a value, and a value in double quotes may hold commas; they go, but for SELinux's contexts. A
+ * relative path becomes an absolute one, or is refused to mount.dsfs. May be called several times: later wins. -DS_E_USAGE naming the
+ * option; -ENOMEM; an errno if the current directory is not known. */
 int cli_mount_options_parse(struct cli_mount_options *options, const char *text,
 			    struct ds_diag *reterr_diag);
 

@@ -10,7 +10,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -372,21 +371,13 @@ static int start_log(struct mount_job *job)
 {
 	struct cli_mount_options *o = job->request->options;
 	enum ds_log_level level = o->debug ? DS_LOG_DEBUG : ds_log_get_level();
-	char cwd[PATH_MAX];
-	_ds_cleanup_free_ char *path = NULL;
 	int r;
 
 	if (!o->log) {
 		ds_log_set_level(level);
 		return 0;
 	}
-	/* The background process changes its directory, and opens the file anew on SIGHUP. */
-	if (strcmp(o->log, "stderr") != 0 && strcmp(o->log, "syslog") != 0 && o->log[0] != '/') {
-		path = getcwd(cwd, sizeof(cwd)) ? ds_asprintf("%s/%s", cwd, o->log) : NULL;
-		if (!path)
-			return -errno;
-	}
-	r = ds_log_init(path ? path : o->log, level);
+	r = ds_log_init(o->log, level);
 	return r < 0 ? ds_diag_set(&job->call->diag, r, o->log, "cannot open the log") : 0;
 }
 

@@ -108,10 +108,31 @@ def with_mount(box, mount, repo, versions):
                           (["-o", "version=1,cache_size=lots"], 1), (["more"], 1)):
         done = mount(HELPER, repo, place, *words, status=status)
         equal(done.stderr.count("\n"), 1, f"lines of {words}: {done.stderr}")
+    for option in "cache_dir=rel", "log=rel.log":
+        done = mount(HELPER, repo, place, "-o", f"version=1,{option}", status=1)
+        equal(done.stderr.count("\n"), 1, f"lines of {option}: {done.stderr}")
+        check("rel" in done.stderr and "absolute path" in done.stderr, f"said: {done.stderr}")
     done = mount("/bin/mount", "-t", "dsfs", box.path("nowhere"), place, status=32)
     check("nowhere" in done.stderr, f"not named: {done.stderr}")
     equal(mounts_at(place), 0, "mounts after errors")
     say("mount -t dsfs: as it must be")
+
+
+def quoted(box, mount, repo, versions):
+    """A comma in double quotes, as mount(8) has it, is part of the value, and they are not."""
+    place, home = box.new_dir("quoted"), box.new_dir("commas")
+    for argv in ([lib.DSFS, "mount", repo, place], [HELPER, repo, place], ["/bin/mount", "-t", "dsfs", repo, place]):
+        cache = f"{home}/c,{len(os.listdir(home))}"
+        mount(*argv, "-o", f'version=1,cache_dir="{cache}"')
+        mounted_well(box, place, repo, versions[1])
+        check(os.listdir(cache), f"nothing is in {cache}")
+        box.dsfs("umount", place)
+    box.dsfs("mount", repo, place, "-o", "version=1,cache_dir=beside", cwd=home)
+    mounted_well(box, place, repo, versions[1])
+    check(os.listdir(f"{home}/beside"), "nothing is in a cache with a relative name")
+    box.dsfs("umount", place)
+    equal(len(os.listdir(home)), 4, f"caches: {os.listdir(home)}")
+    say("quotes around a comma: guard it, and go")
 
 
 def flags(box, mount, repo):
@@ -297,6 +318,7 @@ def run(box, args):
         install_helper(box, helper)
     mount = Mounter(box)
     with_mount(box, mount, repo, versions)
+    quoted(box, mount, repo, versions)
     flags(box, mount, repo)
     sloppy(box, mount, repo, versions)
     remount(box, mount, repo, versions)

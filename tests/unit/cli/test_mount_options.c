@@ -1,6 +1,7 @@
 #include <criterion/criterion.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli/mount_options.h"
 #include "cli/session.h"
@@ -131,6 +132,64 @@ Test(mount_options, a_comma_may_be_escaped)
 	cr_assert_str_eq(options.cache_dir, "/a,b");
 	cr_assert_str_eq(options.version, "1");
 	cli_mount_options_release(&options);
+}
+
+Test(mount_options, quotes_around_a_value_guard_its_commas_and_go)
+{
+	static const struct {
+		const char *text, *dir;
+	} rows[] = {
+		{"cache_dir=\"/path/c,y\",version=1", "/path/c,y"},
+		{"version=1,cache_dir=\"/path\"", "/path"},
+		{"version=\"1\",cache_dir=\"/a\\,b\"", "/a,b"},
+		{"cache_dir=/a\"b\",version=1", "/a\"b\""},
+		{"cache_dir=/a\",version=1", "/a\""},
+	};
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(rows); i++) {
+		struct cli_mount_options options;
+
+		cr_assert_eq(parse(&options, rows[i].text), 0, "%s", rows[i].text);
+		cr_expect_str_eq(options.cache_dir, rows[i].dir);
+		cr_expect_str_eq(options.version, "1");
+		cli_mount_options_release(&options);
+	}
+}
+
+Test(mount_options, a_relative_path_is_made_absolute_at_once)
+{
+	struct cli_mount_options options;
+
+	cr_assert_eq(chdir("/usr"), 0);
+	cr_assert_eq(parse(&options, "cache_dir=rel,log=x/log"), 0);
+	cr_assert_str_eq(options.cache_dir, "/usr/rel");
+	cr_assert_str_eq(options.log, "/usr/x/log");
+	cli_mount_options_release(&options);
+	cr_assert_eq(chdir("/"), 0);
+	cr_assert_eq(parse(&options, "cache_dir=rel,log=syslog"), 0);
+	cr_assert_str_eq(options.cache_dir, "/rel");
+	cr_assert_str_eq(options.log, "syslog");
+	cli_mount_options_release(&options);
+}
+
+Test(mount_options, a_relative_path_is_refused_to_mount_dsfs)
+{
+	static const char *const bad[] = {"cache_dir=rel", "log=./x"};
+
+	for (size_t i = 0; i < DS_ARRAY_SIZE(bad); i++) {
+		struct cli_mount_options options;
+		struct ds_diag diag = {0};
+
+		cli_mount_options_init(&options);
+		options.is_helper = true;
+		cr_expect_eq(cli_mount_options_parse(&options, bad[i], &diag), -DS_E_USAGE, "%s",
+			     bad[i]);
+		cr_expect_str_not_empty(diag.detail);
+		ds_diag_clear(&diag);
+		cr_expect_eq(cli_mount_options_parse(&options, "log=stderr,cache_dir=/x", &diag),
+			     0);
+		cli_mount_options_release(&options);
+	}
 }
 
 Test(mount_options, the_later_one_wins)
