@@ -123,6 +123,9 @@ void cli_help_print_overview(void);
 int cli_help_print_man(const char *command_name); /* NULL: dsfs(1) */
 void cli_help_print_completion(void);
 
+/* A number and its noun, for "%" PRIu64 " %s". */
+#define CLI_COUNT(n, noun) (n), (n) == 1 ? noun : noun "s"
+
 /* Prints a json_t (takes it) as one document on stdout. */
 void cli_print_json(void *take_json);
 /* A file's name as a json_t: the text, or {"hex": ...} where it is not UTF-8. NULL without memory. */

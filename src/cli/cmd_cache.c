@@ -185,9 +185,10 @@ static void print_status(const char *dir, const struct status *status,
 
 		if (!row->images_n)
 			continue;
-		printf("%-11s  %" PRIu64 " images, %" PRIu64 " in use; %" PRIu64
-		       " chunks, %s (%s checked in this boot)",
-		       kind_names[i], row->images_n, row->in_use_n, row->chunks_n,
+		printf("%-11s  %" PRIu64 " %s, %" PRIu64 " in use; %" PRIu64
+		       " %s, %s (%s checked in this boot)",
+		       kind_names[i], CLI_COUNT(row->images_n, "image"), row->in_use_n,
+		       CLI_COUNT(row->chunks_n, "chunk"),
 		       ds_format_size(row->present_bytes, a, sizeof(a)),
 		       ds_format_size(row->trusted_bytes, b, sizeof(b)));
 		if (row->handed_out_bytes)
@@ -196,8 +197,9 @@ static void print_status(const char *dir, const struct status *status,
 		putchar('\n');
 	}
 	if (status->damaged_n)
-		printf("damaged: %" PRIu64 " images ('dsfs cache verify' drops them)\n",
-		       status->damaged_n);
+		printf("damaged: %" PRIu64 " %s ('dsfs cache verify' drops %s)\n",
+		       CLI_COUNT(status->damaged_n, "image"),
+		       status->damaged_n == 1 ? "it" : "them");
 	json_array_foreach (mounts, i, mount) {
 		const char *source = json_string_value(json_object_get(mount, "source"));
 		const char *place = json_string_value(json_object_get(mount, "mountpoint"));
@@ -280,8 +282,10 @@ static int run_prune(struct cli_call *call, struct ds_cache *cache, const char *
 		printf("freed %s, %s still used\n",
 		       ds_format_size(result.freed_bytes, freed, sizeof(freed)),
 		       ds_format_size(result.used_bytes, used, sizeof(used)));
-	if (!call->json && result.in_use_n)
-		printf("%" PRIu64 " images stay, since mounts read them\n", result.in_use_n);
+	if (!call->json && !cli_has(call, "quiet") && result.in_use_n)
+		printf("%" PRIu64 " %s, since mounts read %s\n", result.in_use_n,
+		       result.in_use_n == 1 ? "image stays" : "images stay",
+		       result.in_use_n == 1 ? "it" : "them");
 	return cli_finish_output(call);
 }
 
@@ -305,8 +309,9 @@ static void show_finding(void *ctx, const char *file, bool is_chunk, uint64_t of
 	else if (ui->findings)
 		json_array_append_new(ui->findings, json_pack("{s:s}", "file", file));
 	else if (is_chunk)
-		printf("%s: %" PRIu64 " bytes at %" PRIu64 " are not what they must be; dropped\n",
-		       file, len_bytes, off);
+		printf("%s: %" PRIu64 " %s at %" PRIu64 " %s not what %s must be; dropped\n", file,
+		       CLI_COUNT(len_bytes, "byte"), off, len_bytes == 1 ? "is" : "are",
+		       len_bytes == 1 ? "it" : "they");
 	else
 		printf("%s: the image is damaged; dropped\n", file);
 }
@@ -361,10 +366,11 @@ static int run_check(struct cli_call *call, struct ds_cache *cache, const char *
 					 (json_int_t)result.bytes, "still_used_images",
 					 (json_int_t)result.still_used_n, "findings", ui.findings));
 	else if (!(cli_has(call, "quiet") && result.findings_n == 0))
-		printf("%s: %" PRIu64 " images, %" PRIu64 " chunks, %s read, %" PRIu64
-		       " findings\n",
-		       result.findings_n ? "damaged" : "clean", result.images_n, result.chunks_n,
-		       ds_format_size(result.bytes, size, sizeof(size)), result.findings_n);
+		printf("%s: %" PRIu64 " %s, %" PRIu64 " %s, %s read, %" PRIu64 " %s\n",
+		       result.findings_n ? "damaged" : "clean", CLI_COUNT(result.images_n, "image"),
+		       CLI_COUNT(result.chunks_n, "chunk"),
+		       ds_format_size(result.bytes, size, sizeof(size)),
+		       CLI_COUNT(result.findings_n, "finding"));
 	r = cli_finish_output(call);
 	return r == 0 && result.findings_n ? CLI_EXIT_DAMAGED : r;
 }

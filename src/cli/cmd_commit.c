@@ -162,10 +162,12 @@ static void print_result(struct cli_call *call, struct ds_repo *repo,
 		printf("nothing has changed; no new version\n");
 		return;
 	}
-	printf("%" PRIu64 " files, %s; %" PRIu64 " added, %" PRIu64 " changed, %" PRIu64
-	       " removed; %s uploaded\n",
-	       result->totals.files_n, ds_format_size(result->totals.bytes, size, sizeof(size)),
-	       result->added_n, result->changed_n, result->removed_n,
+	/* Directories do not count, as they do for diff. */
+	printf("%" PRIu64 " %s, %s; of files and links %" PRIu64 " added, %" PRIu64
+	       " changed, %" PRIu64 " removed; %s uploaded\n",
+	       CLI_COUNT(result->totals.files_n, "file"),
+	       ds_format_size(result->totals.bytes, size, sizeof(size)), result->added_n,
+	       result->changed_n, result->removed_n,
 	       ds_format_size(result->uploaded_data_bytes + result->uploaded_manifest_bytes, up,
 			      sizeof(up)));
 	if (result->totals.rejected_n)
@@ -275,8 +277,9 @@ const struct cli_command cli_command_commit = {
 	.details =
 		"The new version is SOURCE exactly: files, directories, symlinks, hard links, the "
 		"executable bit and modification times. Only what is not in the repository yet is "
-		"uploaded. On success the version's number and id are printed. An unchanged SOURCE "
-		"makes no version.\n"
+		"uploaded. On success the version's number and id are printed, and how many files "
+		"and links are new, changed or gone; directories do not count, as they do for "
+		"diff. An unchanged SOURCE makes no version.\n"
 		"SOURCE may change meanwhile: each file is stored as it was at one moment, though "
 		"not all at the same. A file that keeps changing fails the commit (exit status "
 		"8); so does one that is open for writing and is changed, other than by growing, "

@@ -409,7 +409,7 @@ static int run_export(struct cli_call *call)
 					 (json_int_t) export.files_n, "bytes",
 					 (json_int_t) export.bytes));
 	else if (r == 0 && !cli_has(call, "quiet"))
-		printf("exported %" PRIu64 " files of %s\n", export.files_n,
+		printf("exported %" PRIu64 " %s of %s\n", CLI_COUNT(export.files_n, "file"),
 		       dsfs_version_info(export.version)->id);
 	if (export.root_fd >= 0)
 		close(export.root_fd);

@@ -171,7 +171,7 @@ static int log_one(void *ctx, const struct dsfs_info *info)
 	if (info->number)
 		printf("%s:%" PRIu64 "  ", info->branch, info->number);
 	printf("%s\n", info->id);
-	printf("    %s  %" PRIu64 " files, %s", when, info->files_n,
+	printf("    %s  %" PRIu64 " %s, %s", when, CLI_COUNT(info->files_n, "file"),
 	       ds_format_size(info->bytes, size, sizeof(size)));
 	if (info->author[0])
 		printf("  %s", cli_safe(info->author, strlen(info->author), text, sizeof(text)));

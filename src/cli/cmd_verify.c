@@ -71,13 +71,16 @@ static int run_verify(struct cli_call *call)
 				  "imported_files", (json_int_t)result.imported_n, "findings_n",
 				  (json_int_t)result.findings_n, "findings", ui.findings));
 	else if (r == 0 && !(cli_has(call, "quiet") && result.findings_n == 0))
-		printf("%s: %" PRIu64 " versions, %" PRIu64 " packs, %" PRIu64
-		       " chunks, %s read, %" PRIu64 " findings\n",
-		       result.findings_n ? "damaged" : "clean", result.versions_n, result.packs_n,
-		       result.chunks_n, ds_format_size(result.bytes, size, sizeof(size)),
-		       result.findings_n);
+		printf("%s: %" PRIu64 " %s, %" PRIu64 " %s, %" PRIu64 " %s, %s read, %" PRIu64
+		       " %s\n",
+		       result.findings_n ? "damaged" : "clean",
+		       CLI_COUNT(result.versions_n, "version"), CLI_COUNT(result.packs_n, "pack"),
+		       CLI_COUNT(result.chunks_n, "chunk"),
+		       ds_format_size(result.bytes, size, sizeof(size)),
+		       CLI_COUNT(result.findings_n, "finding"));
 	if (r == 0 && !ui.findings && result.imported_n && !cli_has(call, "quiet"))
-		printf("not checked: %" PRIu64 " files in imported objects\n", result.imported_n);
+		printf("not checked: %" PRIu64 " %s in imported objects\n",
+		       CLI_COUNT(result.imported_n, "file"));
 	json_decref(ui.findings);
 	ds_repo_unref(repo);
 	ds_locator_release(&locator);

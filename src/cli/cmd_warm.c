@@ -168,12 +168,12 @@ static void print_result(struct warm_call *warm, double seconds)
 					 (json_int_t)progress.failed_n, "seconds", seconds,
 					 "failures", warm->failures));
 	else if (!cli_has(warm->call, "quiet"))
-		printf("warmed %" PRIu64 " files of %s: %s, of which %s were fetched in %" PRIu64
-		       " requests\n",
-		       progress.files_n - progress.failed_n, id,
+		printf("warmed %" PRIu64 " %s of %s: %s, of which %s were fetched in %" PRIu64
+		       " %s\n",
+		       CLI_COUNT(progress.files_n - progress.failed_n, "file"), id,
 		       ds_format_size(progress.bytes_total, all, sizeof(all)),
 		       ds_format_size(progress.fetched_bytes, fetched, sizeof(fetched)),
-		       stats.gets_n);
+		       CLI_COUNT(stats.gets_n, "request"));
 }
 
 static int warm_view(struct warm_call *warm, uint64_t timeout_ms)
@@ -199,8 +199,8 @@ static int warm_view(struct warm_call *warm, uint64_t timeout_ms)
 	cli_progress_end(&warm->progress);
 	ds_warm_get_progress(warm->warm, &progress);
 	if (warm->told_n > FAILURES_TOLD)
-		fprintf(stderr, "dsfs: %" PRIu64 " more files could not be had\n",
-			warm->told_n - FAILURES_TOLD);
+		fprintf(stderr, "dsfs: %" PRIu64 " more %s could not be had\n",
+			CLI_COUNT(warm->told_n - FAILURES_TOLD, "file"));
 	if (r == 0 || (call->json && progress.failed_n))
 		print_result(warm, (double)(ds_mono_ns() - start_ns) / 1e9);
 	/* There is one document on standard output, and it is there. */

@@ -23,7 +23,7 @@ static void on_begin(void *ctx, const struct ds_warm_progress *progress)
 	char size[32];
 
 	(void)ctx;
-	ds_log_info("warming %" PRIu64 " files, %s", progress->files_total_n,
+	ds_log_info("warming %" PRIu64 " %s, %s", CLI_COUNT(progress->files_total_n, "file"),
 		    ds_format_size(progress->bytes_total, size, sizeof(size)));
 }
 
@@ -54,8 +54,9 @@ static void run(struct ds_work_item *item)
 		diag.code = r;
 		ds_log_error("warming ended: %s", ds_diag_format(&diag, line, sizeof(line)));
 	} else {
-		ds_log_info("warmed %" PRIu64 " files, %s of them fetched, in %" PRIu64 " s",
-			    progress.files_n, size, (ds_mono_ns() - start_ns) / DS_NS_PER_S);
+		ds_log_info("warmed %" PRIu64 " %s, %s fetched, in %" PRIu64 " s",
+			    CLI_COUNT(progress.files_n, "file"), size,
+			    (ds_mono_ns() - start_ns) / DS_NS_PER_S);
 	}
 }
 

@@ -314,12 +314,15 @@ static int refuse(const struct ds_commit_options *options, const struct commit_t
 {
 	if (tree->special_n && !options->skip_special)
 		return ds_diag_set(reterr_diag, -DS_E_SOURCE_REFUSED, options->source,
-				   "%llu special files; --skip-special leaves them out",
-				   (unsigned long long)tree->special_n);
+				   "%llu special file%s; --skip-special leaves %s out",
+				   (unsigned long long)tree->special_n,
+				   tree->special_n == 1 ? "" : "s",
+				   tree->special_n == 1 ? "it" : "them");
 	if (tree->unreadable_n && !options->skip_unreadable)
 		return ds_diag_set(reterr_diag, -DS_E_SOURCE_REFUSED, options->source,
-				   "%llu unreadable; --skip-unreadable leaves them out",
-				   (unsigned long long)tree->unreadable_n);
+				   "%llu unreadable; --skip-unreadable leaves %s out",
+				   (unsigned long long)tree->unreadable_n,
+				   tree->unreadable_n == 1 ? "it" : "them");
 	return 0;
 }
 

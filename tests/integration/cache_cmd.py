@@ -206,7 +206,7 @@ def damaged(box, repo, cache, wanted):
     data = find(cache, wanted["3/003"][:64])[0]
     os.truncate(f"{os.path.dirname(data)}/map", 100)
     text = box.dsfs("cache", "status", "--cache-dir", cache).text
-    check("damaged: 1 images" in text, text)
+    check("damaged: 1 image (" in text, text)
     with open(f"{cache}/images/stranger", "w", encoding="ascii"):
         pass
     result = box.dsfs("cache", "verify", "--cache-dir", cache, status=6)

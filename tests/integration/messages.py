@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
 """That a message blames what is to blame, and that no text of others reaches the terminal raw."""
+import fcntl
+import glob
 import os
 import pwd
+import re
 import shutil
 import stat
+import struct
 import subprocess
 
 import lib
 from lib import check, equal, say
 
-FAILURE, USAGE, NOT_FOUND, ACCESS = 1, 2, 3, 4
+FAILURE, USAGE, NOT_FOUND, ACCESS, SOURCE = 1, 2, 3, 4, 8
+F_OFD_SETLK = 37
 
 
 def told(box, status, *args, holds=(), lacks=(), **kwargs):
@@ -105,6 +110,34 @@ def not_mounted(box):
     told(box, NOT_FOUND, "umount", f"{place}/no/where", holds=["No such file", "the mount point does not exist"])
 
 
+def counts(box):
+    """One is no plural, -q is quiet, and a commit says what it counts."""
+    source, repo, cache = box.new_dir("one"), box.path("one-repo"), box.path("one-cache")
+    with open(f"{source}/file", "wb") as file:
+        file.write(b"x")
+    os.mkdir(f"{source}/dir")
+    texts = [box.dsfs("commit", source, repo, "--init").text, box.dsfs("log", repo).text,
+             box.dsfs("verify", "--read-data", repo).text, box.dsfs("export", repo, box.path("one-copy")).text,
+             box.dsfs("warm", repo, "-o", f"cache_dir={cache}").text]
+    check("\n1 file, 1 B; of files and links 1 added, 0 changed, 0 removed; " in texts[0], texts[0])
+    os.mkfifo(f"{source}/fifo")
+    texts.append(box.dsfs("commit", source, repo, status=SOURCE).errors)
+    check("1 special file; --skip-special leaves it out" in texts[-1], texts[-1])
+    cached = "--cache-dir", cache
+    with box.mount(repo, f"cache_dir={cache}", "warm") as mount:
+        box.wait(lambda: "warmed " in mount.log_text(), "the end of the warming")
+        texts += [mount.log_text()] + [box.dsfs("cache", what, *cached).text for what in ("status", "verify")]
+    # As a mount that reads one image has it.
+    with open(glob.glob(f"{glob.escape(cache)}/images/**/map", recursive=True)[0], "rb") as file:
+        fcntl.fcntl(file, F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0))
+        texts.append(box.dsfs("cache", "prune", "--all", *cached).text)
+        check(texts[-1].endswith("\n1 image stays, since mounts read it\n"), texts[-1])
+        equal(box.dsfs("cache", "prune", "-q", "--all", *cached).text, "", "cache prune -q")
+    for text in texts:
+        check(not re.search(r"\b1 (files|versions|packs|chunks|findings|images|requests|bytes)\b", text), f"one of many: {text}")
+    check(sum(bool(re.search(r"\b1 (file|version|pack|chunk|finding|image|request)\b", text)) for text in texts) > 4, f"{texts}")
+
+
 def run(box, args):
     source, repo = box.new_dir("source"), box.path("repo")
     with open(f"{source}/file", "wb") as file:
@@ -116,6 +149,7 @@ def run(box, args):
     raw_text(box, source, repo)
     usage(box, source, repo)
     not_mounted(box)
+    counts(box)
 
 
 if __name__ == "__main__":
