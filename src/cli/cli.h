@@ -97,8 +97,8 @@ const char *cli_text(const struct cli_call *call, const char *name);
 /* The i-th value of a repeated option, or NULL. */
 const char *cli_text_at(const struct cli_call *call, const char *name, size_t i);
 /* Numbers; `otherwise` if the option was not given. -DS_E_USAGE with a message naming option and value. */
-int cli_number(struct cli_call *call, const char *name, uint64_t otherwise, uint64_t max,
-	       uint64_t *ret_value);
+int cli_number(struct cli_call *call, const char *name, uint64_t otherwise, uint64_t min,
+	       uint64_t max, uint64_t *ret_value);
 int cli_size(struct cli_call *call, const char *name, uint64_t otherwise, uint64_t *ret_bytes);
 /* Store options from the call. */
 int cli_store_of(struct cli_call *call, struct ds_store_options *ret_options);

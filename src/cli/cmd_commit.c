@@ -17,6 +17,8 @@
 #include "util/str.h"
 
 #define EXCLUDES_MAX 128
+/* Less is a slip: a pack under way takes 36 MiB by itself (commit_upload.c). */
+#define MEMORY_MIN DS_MIB(1)
 
 struct commit_ui {
 	struct cli_call *call;
@@ -104,8 +106,11 @@ static int fill_options(struct cli_call *call, struct commit_ui *ui, const char 
 	if (!options->state_dir)
 		options->state_dir = ui->state_dir = cli_default_cache_dir();
 	r = cli_size(call, "memory", 0, &options->memory_bytes);
+	if (r == 0 && cli_has(call, "memory") && options->memory_bytes < MEMORY_MIN)
+		r = ds_diag_set(&call->diag, -DS_E_USAGE, cli_text(call, "memory"),
+				"--memory is at least 1M");
 	if (r == 0)
-		r = cli_number(call, "jobs", 0, 256, &jobs_n);
+		r = cli_number(call, "jobs", 0, 1, 256, &jobs_n);
 	if (r == 0)
 		options->jobs_n = (unsigned)jobs_n;
 	return r;
@@ -240,9 +245,10 @@ static int run_commit(struct cli_call *call)
 		 "leave out FIFOs, sockets and devices instead of failing", false},              \
 		{0, "skip-unreadable", NULL, "leave out what cannot be read instead of failing", \
 		 false},                                                                         \
-		{'j', "jobs", "N", "read so many files at once, up to 256 (CPUs + 2)", false},   \
+		{'j', "jobs", "N", "read so many files at once, 1 to 256 (CPUs + 2)", false},    \
 	{                                                                                        \
-		0, "memory", "SIZE", "memory for what is being read and uploaded (512M)", false  \
+		0, "memory", "SIZE",                                                             \
+			"memory for what is being read and uploaded, at least 1M (512M)", false  \
 	}
 
 static const struct cli_option commit_options[] = {

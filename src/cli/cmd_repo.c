@@ -197,7 +197,7 @@ static int run_log(struct cli_call *call)
 	uint64_t max_n;
 	int r;
 
-	r = cli_number(call, "number", 0, UINT64_MAX, &max_n);
+	r = cli_number(call, "number", 0, 0, UINT64_MAX, &max_n);
 	if (r == 0)
 		r = cli_open_library(call, call->args[0], &locator, &repository);
 	if (r == 0 && locator.selector && cli_has(call, "branch"))

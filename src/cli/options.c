@@ -179,16 +179,16 @@ const char *cli_text(const struct cli_call *call, const char *name)
 	return cli_text_at(call, name, 0);
 }
 
-int cli_number(struct cli_call *call, const char *name, uint64_t otherwise, uint64_t max,
-	       uint64_t *ret_value)
+int cli_number(struct cli_call *call, const char *name, uint64_t otherwise, uint64_t min,
+	       uint64_t max, uint64_t *ret_value)
 {
 	const char *text = cli_text(call, name);
 
 	*ret_value = otherwise;
-	if (text && ds_parse_u64(text, max, ret_value) < 0)
+	if (text && (ds_parse_u64(text, max, ret_value) < 0 || *ret_value < min))
 		return ds_diag_set(&call->diag, -DS_E_USAGE, text,
-				   "--%s takes a whole number up to %llu", name,
-				   (unsigned long long)max);
+				   "--%s takes a whole number from %llu to %llu", name,
+				   (unsigned long long)min, (unsigned long long)max);
 	return 0;
 }
 

@@ -97,7 +97,7 @@ int cli_check_output(struct cli_call *call)
 int cli_fail(struct cli_call *call, int code, const char *what)
 {
 	enum cli_exit status = cli_exit_of(code);
-	char line[1200], text[2100], subject[800];
+	char line[1200], text[2100], subject[800], hint[64] = "";
 
 	if (call->output_error)
 		return tell_output(call->output_error);
@@ -117,10 +117,10 @@ int cli_fail(struct cli_call *call, int code, const char *what)
 		what = NULL;
 	if (what)
 		what = cli_safe(what, strlen(what), subject, sizeof(subject));
+	if (status == CLI_EXIT_USAGE && call->command && !call->diag.object[0])
+		snprintf(hint, sizeof(hint), " (see 'dsfs %s --help')", call->command->name);
 	snprintf(text, sizeof(text), "dsfs: %s%s%s%s", what ? what : "", what ? ": " : "", line,
-		 status == CLI_EXIT_USAGE && call->command && !call->diag.object[0]
-			 ? " (see 'dsfs help')"
-			 : "");
+		 hint);
 	ds_defuse(text);
 	fflush(stdout);
 	fprintf(stderr, "%s\n", text);

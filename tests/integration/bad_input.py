@@ -81,6 +81,13 @@ def usage(ask, repo, mountpoint):
         ask(USAGE, [bad, "--number"], "log", repo, f"--number={bad}")
     for bad in "12Q", "", "-5M", "M":
         ask(USAGE, [bad, "--memory"], "commit", repo, repo, f"--memory={bad}")
+    for bad in "0", "1", "1023K":
+        ask(USAGE, [bad, "--memory is at least 1M"], "commit", repo, repo, f"--memory={bad}")
+        ask(USAGE, [bad, "--memory is at least 1M"], "fingerprint", mountpoint, f"--memory={bad}")
+    for bad in "0", "257", "x":
+        ask(USAGE, [bad, "--jobs takes a whole number from 1 to 256"], "commit", repo, repo, "-j", bad)
+    for words in ["cache"], ["cache", "prune"], ["log"], ["mount", repo]:
+        ask(USAGE, f"(see 'dsfs {words[0]} --help')", *words, may_json=False)
     for bad in "0", "x", "-3s", "5 parsecs":
         ask(USAGE, [bad, "--timeout"], "log", repo, f"--timeout={bad}")
     for option, name in (("cache_size=lots", "cache_size"), ("cache_size=0", "cache_size"),

@@ -100,12 +100,13 @@ Test(options, I02_numbers_and_sizes_are_strict)
 
 		snprintf(text, sizeof(text), "--number=%s", bad[i]);
 		cr_assert_eq(PARSE(&call, "a", text), 0);
-		cr_expect_eq(cli_number(&call, "number", 0, UINT64_MAX, &value), -DS_E_USAGE, "%s",
-			     bad[i]);
+		cr_expect_eq(cli_number(&call, "number", 0, 0, UINT64_MAX, &value), -DS_E_USAGE,
+			     "%s", bad[i]);
 	}
 	cr_assert_eq(PARSE(&call, "a", "--number=5", "--size=1.5K"), 0);
-	cr_assert_eq(cli_number(&call, "number", 0, 4, &value), -DS_E_USAGE);
-	cr_assert_eq(cli_number(&call, "number", 0, 5, &value), 0);
+	cr_assert_eq(cli_number(&call, "number", 0, 0, 4, &value), -DS_E_USAGE);
+	cr_assert_eq(cli_number(&call, "number", 0, 6, 7, &value), -DS_E_USAGE);
+	cr_assert_eq(cli_number(&call, "number", 0, 5, 5, &value), 0);
 	cr_assert_eq(cli_size(&call, "size", 0, &value), 0);
 	cr_assert_eq(value, 1536);
 }
