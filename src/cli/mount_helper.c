@@ -2,6 +2,7 @@
  * mount.dsfs(8), as libmount calls it (mount(8), "External helpers"):
  *
  *     mount.dsfs SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]
+ *     mount.dsfs --help | -h | --version | -V        for people
  *
  * Options come after the paths, and -f means fake here; hence a parser of its own (trap T47). The
  * source name is kept as typed, so that a second `mount -a` finds it in mountinfo and does nothing. HOME and PATH may be unset. Exit
@@ -30,6 +31,28 @@ struct helper {
 	struct cli_mount_options options;
 	const char *source, *mountpoint;
 };
+
+#define USAGE "usage: mount.dsfs REPO[@VERSION] MOUNTPOINT [-sfnv] [-N NAMESPACE] [-o OPTIONS]"
+
+/* Alone, as people ask. */
+static bool answer(const char *text)
+{
+	bool is_version = strcmp(text, "-V") == 0 || strcmp(text, "--version") == 0;
+
+	if (!is_version && strcmp(text, "-h") != 0 && strcmp(text, "--help") != 0)
+		return false;
+	puts(is_version ? "mount.dsfs " DS_VERSION
+			: USAGE "\n\n"
+				"Mounts a version of a repository, as mount(8) has it done; see "
+				"mount.dsfs(8), and 'dsfs "
+				"mount --help'\nfor the options.\n\n"
+				"  -o OPTIONS    mount options, separated by commas\n"
+				"  -f            look at the arguments, and mount nothing\n"
+				"  -s            pass over options that are unknown\n"
+				"  -v            print more\n"
+				"  -n, -N, -t    are taken, and mean nothing here");
+	return true;
+}
 
 /* Lists of options are read once all flags are known: -s may follow them. */
 static int parse_flags(struct helper *helper, const char *text, bool lists, int *i, int argc,
@@ -89,9 +112,7 @@ static int parse(struct helper *helper, bool lists, int argc, char **argv)
 			return r;
 	}
 	if (!helper->mountpoint)
-		return ds_diag_set(&helper->call.diag, -DS_E_USAGE, NULL,
-				   "usage: mount.dsfs REPO[@VERSION] MOUNTPOINT [-sfnv] [-N "
-				   "NAMESPACE] [-o OPTIONS]");
+		return ds_diag_set(&helper->call.diag, -DS_E_USAGE, NULL, USAGE);
 	return 0;
 }
 
@@ -116,6 +137,8 @@ int cli_mount_helper(int argc, char **argv)
 	bool printed = false;
 	int r;
 
+	if (argc == 2 && answer(argv[1]))
+		return fflush(stdout) == 0 ? MOUNT_OK : MOUNT_SYSTEM;
 	cli_mount_options_init(&helper.options);
 	helper.options.is_helper = true;
 	r = parse(&helper, false, argc, argv);

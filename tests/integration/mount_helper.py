@@ -108,6 +108,12 @@ def with_mount(box, mount, repo, versions):
                           (["-o", "version=1,cache_size=lots"], 1), (["more"], 1)):
         done = mount(HELPER, repo, place, *words, status=status)
         equal(done.stderr.count("\n"), 1, f"lines of {words}: {done.stderr}")
+    for flag in "--help", "-h":
+        text = mount(HELPER, flag).stdout
+        check(text.startswith("usage: mount.dsfs REPO[@VERSION] MOUNTPOINT") and "-o OPTIONS" in text, f"{flag}: {text}")
+    for flag in "--version", "-V":
+        equal(mount(HELPER, flag).stdout.split()[0], "mount.dsfs", flag)
+        equal(mount(HELPER, flag).stdout.split()[1], box.dsfs("--version").text.split()[1], flag)
     for option in "cache_dir=rel", "log=rel.log":
         done = mount(HELPER, repo, place, "-o", f"version=1,{option}", status=1)
         equal(done.stderr.count("\n"), 1, f"lines of {option}: {done.stderr}")
