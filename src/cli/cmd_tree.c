@@ -142,7 +142,9 @@ const struct cli_command cli_command_ls = {
 	.summary = "list a directory of a version",
 	.details =
 		"Names that are no plain text are shown escaped; --json gives those that are not "
-		"UTF-8 as {\"hex\": ...}.",
+		"UTF-8 as {\"hex\": ...}. Its digest of a file is the SHA-256 of the content up "
+		"to 4 MiB; of a larger file it is that of the list of its chunks, and not what "
+		"sha256sum says; equal files have equal ones.",
 	.options = ls_options,
 	.takes_store = true,
 	.takes_json = true,

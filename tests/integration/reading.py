@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """The commands that look at versions: what ls, cat, diff, log and export print, and what they say when
 they cannot."""
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -122,6 +124,25 @@ def paths(box, repo):
     check("dir/one" in result.errors and "symlink" in result.errors, result.errors)
 
 
+def digests(box):
+    """As --help and the README have it: of the content up to 4 MiB, of a list of chunks above."""
+    source, repo = box.new_dir("digests"), box.path("digests-repo")
+    wanted = {}
+    for name, size in ("limit", lib.MIB * 4), ("more", lib.MIB * 4 + 1), ("empty", 0):
+        data = os.urandom(size)
+        put(f"{source}/{name}", data)
+        wanted[name] = hashlib.sha256(data).hexdigest()
+    shutil.copy(f"{source}/more", f"{source}/same")
+    box.commit(source, repo, "--init")
+    got = {row["name"]: row["digest"] for row in box.json("ls", repo)}
+    for name in "limit", "empty":
+        equal(got[name], wanted[name], f"digest of {name}")
+    check(got["more"] != wanted["more"], "the digest of a large file is that of its content")
+    equal(got["same"], got["more"], "digest of an equal file")
+    text = " ".join(box.dsfs("ls", "--help").text.split())
+    check("SHA-256 of the content up to 4 MiB" in text and "not what sha256sum says" in text, text)
+
+
 def exports(box, repo):
     full = box.new_dir("full")
     put(f"{full}/x")
@@ -164,6 +185,7 @@ def run(box, args):
     paths(box, repo)
     diff(box)
     times(box, repo)
+    digests(box)
     exports(box, repo)
     say("ls, cat, diff, log and export")
 
