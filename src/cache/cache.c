@@ -33,6 +33,7 @@
 #define PRESSED_MS	 5000u
 #define SCAN_PERIOD_MS	 300000u /* accounting is put right */
 #define ROOT_RETRY_MS	 1000u
+#define TELL_AGAIN_MS	 600000u
 #define FLOOR_PERCENT	 10u
 #define ATTACHED_MAX	 16384u
 /* Copies of claims: 48 bytes for each of 350,000 chunks. Of those beyond it 1.1 bytes are kept (11 MiB for 10,000,000 small files),
@@ -367,6 +368,28 @@ static bool is_pressed(struct ds_cache_root *root)
 
 /* ---- the keeper */
 
+/* No room is nothing to tell of where the cache is as full as it may be; but where not even one chunk may stay, it is no cache. */
+static void tell_trouble(struct ds_cache *cache)
+{
+	uint64_t no_room_n = cache->no_room_n;
+
+	if (no_room_n != cache->tell.no_room_n) {
+		/* Who asked for so little has it. */
+		if ((cache->capacity_is_default || cache->capacity_bytes >= DS_CHUNK_MAX) &&
+		    ds_cache_room_bytes(cache) < DS_CHUNK_MAX) {
+			cache->trouble = -ENOSPC;
+			cache->unstored_n += no_room_n - cache->tell.no_room_n;
+		}
+		cache->tell.no_room_n = no_room_n;
+	}
+	if (!cache->tell.fn || cache->unstored_n == cache->tell.unstored_n ||
+	    ds_mono_ns() < cache->tell.again_ns)
+		return;
+	cache->tell.unstored_n = cache->unstored_n;
+	cache->tell.again_ns = ds_deadline_in_ms(TELL_AGAIN_MS);
+	cache->tell.fn(cache->tell.ctx, cache->trouble);
+}
+
 static void keep(struct ds_cache *cache)
 {
 	struct ds_cache_root *root;
@@ -408,6 +431,7 @@ static void *keeper_thread(void *arg)
 		bool ending;
 
 		keep(cache);
+		tell_trouble(cache);
 		clock_gettime(CLOCK_MONOTONIC, &until);
 		until.tv_sec += KEEPER_PERIOD_MS / 1000;
 		pthread_mutex_lock(&cache->mutex);
@@ -512,6 +536,8 @@ int ds_cache_open(const struct ds_cache_options *options, struct ds_cache **ret_
 		free(cwd);
 	}
 	cache->makes_none = options->makes_none;
+	cache->tell.fn = options->trouble;
+	cache->tell.ctx = options->trouble_ctx;
 	r = cache->dir ? root_open(cache->dir, cache->makes_none, &cache->locked.root, reterr_diag)
 		       : -ENOMEM;
 	if (r < 0) {
@@ -588,7 +614,9 @@ void ds_cache_get_stats(struct ds_cache *cache, struct ds_cache_stats *ret_stats
 				       .fill_failures_n = cache->fill_failures_n,
 				       .refusals_n = cache->refusals_n,
 				       .evictions_n = cache->evictions_n,
-				       .damaged_n = cache->damaged_n};
+				       .damaged_n = cache->damaged_n,
+				       .unstored_n = cache->unstored_n,
+				       .trouble = cache->trouble};
 	size_t cursor = 0, key_len;
 	const void *key;
 	void *value;

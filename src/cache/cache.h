@@ -46,6 +46,10 @@ struct ds_cache_options {
 	uint64_t capacity_bytes;
 	unsigned free_floor_percent; /* of the file system stays free; 0: 10 */
 	const uint8_t *boot_id;	     /* for tests: 16 bytes instead of the kernel's; NULL */
+	/* Called by a thread of the cache's, at most each 10 minutes, once chunks could not be stored: -EROFS, -EIO, ...; -ENOSPC only where
+	 * the disk leaves hardly any room, not where data make room for each other. Must not call the cache. NULL: not told. */
+	void (*trouble)(void *ctx, int code);
+	void *trouble_ctx;
 };
 
 /* Errnos, with a reason in diag. Starts no thread before the first image is used, and scans nothing. */
@@ -63,6 +67,9 @@ struct ds_cache_stats {
 	uint64_t images_n;
 	uint64_t hits_n, misses_n, fills_n, fill_failures_n, evictions_n, damaged_n;
 	uint64_t refusals_n; /* fill failures of images that yield */
+	uint64_t
+		unstored_n; /* fill failures of which `trouble` is told; those of no room are counted within seconds */
+	int trouble; /* the last reason of these; 0: none */
 };
 void ds_cache_get_stats(struct ds_cache *cache, struct ds_cache_stats *ret_stats);
 

@@ -254,6 +254,15 @@ struct ds_cache {
 	_Atomic uint64_t images_n; /* at the last scan, and since */
 	_Atomic uint64_t fills_n, fill_failures_n, refusals_n, evictions_n, damaged_n;
 	_Atomic uint64_t evicted_bytes;
+
+	/* Fills that the disk was in the way of (image_fill.c); the keeper tells. */
+	_Atomic uint64_t unstored_n, no_room_n;
+	_Atomic int attach_error, trouble; /* why an image has no disk; why the last one failed */
+	struct {
+		void (*fn)(void *ctx, int code);
+		void *ctx;
+		uint64_t unstored_n, no_room_n, again_ns;
+	} tell; /* the keeper's */
 };
 
 struct ds_image {

@@ -232,6 +232,33 @@ static void note_refused(struct ds_image *image, const struct ds_image_slot *slo
 	ds_scan_refused(&cache->scan, key | 1, ds_cache_now_ms());
 }
 
+/* What a later try, another claim or other bytes would not mend. */
+static void note_trouble(struct ds_cache *cache, int r)
+{
+	/* No disk: that has a reason of its own. */
+	if (r == -ENOENT && cache->attach_error)
+		r = cache->attach_error;
+	switch (-r) {
+	case ENOSPC:
+	case EDQUOT:
+		cache->no_room_n++;
+		break;
+	case EROFS:
+	case EACCES:
+	case EPERM:
+	case EIO:
+	case ENOENT:
+	case EEXIST:
+	case EMFILE:
+	case ENFILE:
+		cache->trouble = r;
+		cache->unstored_n++;
+		break;
+	default:
+		break;
+	}
+}
+
 void ds_image_fill_run(struct ds_image *image, struct ds_image_fill *fills, size_t n)
 {
 	struct ds_cache *cache = image->cache;
@@ -258,6 +285,8 @@ void ds_image_fill_run(struct ds_image *image, struct ds_image_fill *fills, size
 			cache->fills_n++;
 		else
 			cache->fill_failures_n++;
+		if (fill->result < 0 && cache->dir)
+			note_trouble(cache, fill->result);
 	}
 }
 

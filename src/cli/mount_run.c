@@ -208,6 +208,16 @@ static void tell_waits(void *ctx, const char *why, uint64_t left_ms)
 		cli_tell_waits(NULL, why, left_ms);
 }
 
+static void tell_trouble(void *ctx, int code)
+{
+	struct mount_job *job = ctx;
+
+	ds_log_warning(
+		"the cache \"%s\" cannot store what is read: %s: it comes from the store each "
+		"time",
+		job->cache_dir, ds_strerror(code));
+}
+
 static int open_everything(struct mount_job *job)
 {
 	struct cli_mount_options *o = job->request->options;
@@ -221,7 +231,10 @@ static int open_everything(struct mount_job *job)
 		.waits = job->request->quiet ? NULL : tell_waits,
 		.waits_ctx = job,
 	};
-	struct ds_cache_options cache = {.dir = job->cache_dir, .capacity_bytes = o->cache_bytes};
+	struct ds_cache_options cache = {.dir = job->cache_dir,
+					 .capacity_bytes = o->cache_bytes,
+					 .trouble = tell_trouble,
+					 .trouble_ctx = job};
 	struct ds_diag *diag = &job->call->diag;
 	int r;
 
@@ -357,6 +370,7 @@ static int serve(struct mount_job *job)
 	if (r == 0 && o->warm)
 		r = cli_mount_warm_new(job->reading.view, o->warm, o->timeout_ms, &job->warm);
 	options.warm = cli_mount_warm_of(job->warm);
+	options.cache = job->reading.cache;
 	if (r == 0)
 		r = ds_fs_run(&options, job->reading.view, job->reading.record,
 			      job->reading.fetcher, &job->call->diag);

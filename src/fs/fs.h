@@ -66,7 +66,8 @@ struct ds_fs_options {
 	 */
 	void (*ready)(void *ctx, const char *how);
 	void *ctx;
-	struct ds_warm *warm; /* of the view, for the counters; NULL: none */
+	struct ds_warm *warm;	/* of the view, for the counters; NULL: none */
+	struct ds_cache *cache; /* the same; NULL: not counted */
 };
 
 /* Release of the libfuse that this program uses, and whether it is the bundled one. */

@@ -49,6 +49,7 @@ int fs_control_init(struct ds_fs *fs)
 static void print_stats(struct ds_fs *fs, struct ds_buf *buf)
 {
 	struct ds_warm_progress warm = {0};
+	struct ds_cache_stats cache = {0};
 	struct ds_fetcher_stats fetch;
 
 	ds_fetcher_get_stats(fs->fetcher, &fetch);
@@ -78,6 +79,10 @@ static void print_stats(struct ds_fs *fs, struct ds_buf *buf)
 		(unsigned long long)fetch.waiting_n, (unsigned long long)fetch.underway_n,
 		(unsigned long long)fetch.inflight_bytes,
 		(unsigned long long)fetch.inflight_most_bytes);
+	if (fs->options.cache)
+		ds_cache_get_stats(fs->options.cache, &cache);
+	ds_buf_appendf(buf, "cache_fills %llu\ncache_unstored %llu\n",
+		       (unsigned long long)cache.fills_n, (unsigned long long)cache.unstored_n);
 	if (fs->options.warm)
 		ds_warm_get_progress(fs->options.warm, &warm);
 	ds_buf_appendf(buf,

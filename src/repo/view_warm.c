@@ -573,8 +573,14 @@ static int check_room(struct ds_warm *warm)
 
 static int has_not_stayed(struct ds_warm *warm, uint64_t lost_bytes)
 {
+	struct ds_cache_stats stats;
 	char lost_text[32];
 
+	ds_cache_get_stats(warm->view->cache, &stats);
+	if (stats.trouble && stats.trouble != -ENOSPC)
+		return ds_diag_set(warm->diag, stats.trouble, ds_cache_dir(warm->view->cache),
+				   "%s could not be stored in the cache: give another cache_dir=",
+				   ds_format_size(lost_bytes, lost_text, sizeof(lost_text)));
 	return ds_diag_set(
 		warm->diag, -ENOSPC, ds_cache_dir(warm->view->cache),
 		"%s did not stay in the cache: its disk is full, or others use it; give a "

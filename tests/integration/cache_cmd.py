@@ -8,7 +8,7 @@ import threading
 
 import lib
 from lib import KIB, MIB, check, equal, say
-from mount_cache import Tmpfs
+from mount_cache import Tmpfs, stats
 
 # Too small for whole packs ahead of demand, so that what is there is what was read.
 SIZE = "cache_size=300M"
@@ -264,7 +264,19 @@ def prune(box, repo, cache, wanted):
     say("prune: freed what it said, and readers beside it read right")
 
 
-def read_only(box, repo):
+def unstored(box, repo, cache, wanted, why):
+    """Right bytes, and one line with the reason."""
+    with box.mount(repo, f"cache_dir={cache}") as mount:
+        for _ in range(2):
+            same(mount, wanted, f"a cache that stores nothing: {why}")
+        # The keeper looks every 2 s.
+        box.wait(lambda: "cannot store" in mount.log_text(), "the warning")
+        lines = [line for line in mount.log_text().splitlines() if "cannot store" in line]
+        check(len(lines) == 1 and cache in lines[0] and why in lines[0], f"{lines}")
+        check(stats(mount)["cache_unstored"] > 0, f"{stats(mount)}")
+
+
+def read_only(box, repo, wanted):
     """The disk turned read-only: a cache is as whole as it was, and what cannot be done is said."""
     if os.geteuid() != 0:
         say("no tmpfs can be mounted here: nothing is known of read-only ones")
@@ -305,7 +317,21 @@ def read_only(box, repo):
         row = next(row for row in box.dsfs("doctor", "--json", env={"DSFS_CACHE_DIR": cache}, status=None).json
                    if row["what"] == "cache")
         check(row["verdict"] == "note" and "it is full" in row["text"], f"{row}")
-    say("a read-only cache is whole, and a full one is called so")
+        # A mount says that it does without.
+        unstored(box, repo, cache, wanted, "No space left on device")
+        os.unlink(f"{tmpfs.path}/filler")
+        box.dsfs("cache", "prune", "--all", *at)
+        with box.mount(repo, f"cache_dir={cache}") as mount:
+            same(mount, wanted, "a cache with room")
+            equal(stats(mount)["cache_unstored"], 0, "chunks not stored by a cache with room")
+            check(stats(mount)["cache_fills"] > 0, "nothing was stored")
+            check("cannot store" not in mount.log_text(), mount.log_text())
+        box.dsfs("cache", "prune", "--all", *at)
+        subprocess.run(["mount", "-o", "remount,ro", tmpfs.path], check=True, timeout=60)
+        result = box.dsfs("warm", repo, "-o", f"cache_dir={cache}", status=1)
+        check("Read-only" in result.errors and "full" not in result.errors, result.errors)
+        unstored(box, repo, cache, wanted, "Read-only file system")
+    say("a read-only cache is whole, and a full one is called so; mounts on them say that they store nothing")
 
 
 def run(box, args):
@@ -320,7 +346,7 @@ def run(box, args):
         status(box, cache, mount, wanted)
         check(verify(box, cache)["clean"], "not clean at first")
     status(box, cache, None, wanted)
-    read_only(box, repo)
+    read_only(box, repo, wanted)
     flips(box, repo, cache, wanted)
     damaged(box, repo, cache, wanted)
     prune(box, repo, cache, wanted)
