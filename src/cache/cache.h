@@ -206,9 +206,6 @@ uint64_t ds_image_map_bytes(uint32_t slots_n);
 uint64_t ds_cache_room_bytes(struct ds_cache *cache);
 /* Evicts until `bytes` more fit under quota and floor, as far as possible. */
 int ds_cache_make_room(struct ds_cache *cache, uint64_t bytes);
-/* Until `spares` is false nothing goes for the quota, so that the little that comes meanwhile may be too much until somebody's next fill;
- * for the floor it does. For who has yet to find out whether he can use the cache. */
-void ds_cache_spare(struct ds_cache *cache, bool spares);
 /* Whether a fill of an image that yields was refused lately: what is fetched ahead now will not stay. */
 bool ds_cache_is_refusing(struct ds_cache *cache);
 

@@ -217,7 +217,6 @@ struct ds_cache {
 	bool makes_none;
 	uint8_t boot_id[DS_BOOT_ID_LEN];
 	_Atomic uint64_t capacity_bytes;
-	_Atomic bool spares;	     /* nothing goes for the quota just now */
 	uint64_t free_at_open_bytes; /* the default capacity follows from it and the first scan */
 	bool capacity_is_default;
 	unsigned free_floor_percent;

@@ -320,7 +320,7 @@ static uint64_t shortage(struct ds_cache *cache, struct ds_cache_root *root, uin
 	uint64_t total, left = free_bytes(root, &total), over = 0, under = 0;
 	uint64_t floor = total / 100 * cache->free_floor_percent;
 
-	if (used + bytes > cache->capacity_bytes && !cache->spares)
+	if (used + bytes > cache->capacity_bytes)
 		over = used + bytes - cache->capacity_bytes;
 	if (floor + bytes > left)
 		under = floor + bytes - left;
@@ -458,11 +458,6 @@ int ds_cache_make_room(struct ds_cache *cache, uint64_t bytes)
 	r = ds_evict_for(cache, root, bytes, false);
 	ds_cache_root_unref(root);
 	return r;
-}
-
-void ds_cache_spare(struct ds_cache *cache, bool spares)
-{
-	cache->spares = spares;
 }
 
 uint64_t ds_cache_room_bytes(struct ds_cache *cache)

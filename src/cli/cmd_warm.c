@@ -123,9 +123,6 @@ static int open_view(struct warm_call *warm, uint64_t *ret_timeout_ms)
 				   "there is no home directory for the cache: give -o cache_dir=");
 	cli_raise_files_limit();
 	r = ds_cache_open(&cache, &warm->reading.cache, diag);
-	/* A cache_size= that was typed wrong costs nothing that is here, if it is found to be too small. */
-	if (r == 0)
-		ds_cache_spare(warm->reading.cache, true);
 	if (r == 0)
 		r = ds_repo_open(warm->locator.url, &store, &warm->reading.repo, diag);
 	if (r == 0)
@@ -255,8 +252,7 @@ const struct cli_command cli_command_warm = {
 		"checked as it comes. What is there already is not fetched again, so that a "
 		"warming that was interrupted goes on where it was. Mounts go on beside it, and "
 		"their reads come first where they share a process (see -o warm of dsfs mount).\n"
-		"Refused (1) before any file is fetched, or anything evicted, if the cache cannot "
-		"hold it, and (3) if a "
+		"Refused (1) before any file is fetched if the cache cannot hold it, and (3) if a "
 		"PATH is not there. Files that are damaged in the store are named, the others are "
 		"fetched, and the exit status is 6. When nothing comes from the store for the time "
 		"of --timeout, it ends with 5.\n"

@@ -606,7 +606,6 @@ static int run(struct ds_warm *warm)
 		r = check_room(warm);
 	if (r < 0)
 		return r;
-	ds_cache_spare(warm->view->cache, false);
 	ds_warm_get_progress(warm, &progress);
 	if (warm->options.begins)
 		warm->options.begins(warm->options.ctx, &progress);

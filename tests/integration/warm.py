@@ -121,30 +121,6 @@ def check_too_small(box, repo, proxy):
         check("cache_size=" in mount.log_text(), mount.log_text())
 
 
-def used(cache):
-    """Bytes of the disk that the images in a cache take."""
-    return sum(os.stat(f"{place}/{name}").st_blocks * 512
-               for place, _, names in os.walk(f"{cache}/images") for name in names)
-
-
-def check_spared(box, rng, proxy, store):
-    """Who is refused for a cache_size= that is too small has cost others nothing."""
-    cache, repo = box.path("all"), store.url("other")
-    source = box.new_dir("src")
-    with open(f"{source}/x", "wb") as file:
-        file.write(rng.randbytes(4 * MIB))
-    box.commit(source, repo, "--init", env=store.env)
-    before = used(cache)
-    check(before > 40 * MIB, f"only {before} bytes are in the cache")
-    for words in [], ["x"]:
-        result = warm(box, repo, *words, *cached(cache, "cache_size=2M"), env=proxy.env, status=FAILURE)
-        check("2.0 MiB" in result.errors and "cache_size=" in result.errors, result.errors)
-        check(used(cache) >= before, f"{before - used(cache)} of {before} bytes went for who was refused")
-    # Who is not refused gets what he has asked for.
-    warm(box, repo, *cached(cache, "cache_size=8M"), env=proxy.env)
-    check(used(cache) <= 9 * MIB, f"{used(cache)} bytes are in a cache of 8 MiB")
-
-
 def check_names_too_large(box, rng, proxy, store):
     """Not even the list of names fits: it does not come to make that known."""
     source, repo = box.new_dir("src"), store.url("names")
@@ -321,7 +297,6 @@ def run(box, args):
     check_paths(box, repo, proxy, wanted)
     check_too_small(box, repo, proxy)
     check_names_too_large(box, rng, proxy, store)
-    check_spared(box, rng, proxy, store)
     check_damage(box, source, wanted)
     check_aged(box, rng)
     check_stopped(box, repo, proxy, wanted)
