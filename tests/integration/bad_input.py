@@ -213,6 +213,16 @@ def source(ask, box, repo):
         ask(SOURCE, "file", "commit", odd, repo, "--skip-special", may_json=False)
 
 
+def refused(mount, name, why):
+    """A file that cannot be read, of which the log says why."""
+    try:
+        with open(f"{mount.path}/{name}", "rb") as file:
+            raise lib.Failed(f"{name} was read: {len(file.read())} bytes")
+    except OSError as error:
+        equal(error.errno, errno.EIO, f"reading {name}")
+    check(why in mount.log_text(), f"the log: {mount.log_text()}")
+
+
 def too_new(ask, box, tree, mountpoint):
     repo = box.path("newer")
     box.commit(tree, repo, "--init")
@@ -248,12 +258,7 @@ def too_new(ask, box, tree, mountpoint):
     with box.mount(imported) as mount:
         with open(f"{mount.path}/own", "rb") as file:
             equal(file.read(), b"in a pack\n", "a file beside imported ones, through a mount")
-        try:
-            with open(f"{mount.path}/small", "rb") as file:
-                raise lib.Failed(f"an imported file was read: {file.read()}")
-        except OSError as error:
-            equal(error.errno, errno.EIO, "reading an imported file")
-        check("imported object" in mount.log_text(), f"the log: {mount.log_text()}")
+        refused(mount, "small", "imported object")
 
 
 def damaged(ask, box, tree, mountpoint):
@@ -281,12 +286,7 @@ def lying(box):
     with box.mount(repo, f"cache_dir={cache}") as mount:
         with open(f"{mount.path}/small", "rb") as file:
             equal(file.read(), b"small", "a file beside one that lies")
-        try:
-            with open(f"{mount.path}/large", "rb") as file:
-                raise lib.Failed(f"a file that lies was read: {len(file.read())} bytes")
-        except OSError as error:
-            equal(error.errno, errno.EIO, "reading a file that lies")
-        check("extents" in mount.log_text(), f"the log: {mount.log_text()}")
+        refused(mount, "large", "extents")
         check(lib.allocated(cache) < 4 * MIB, f"{lib.allocated(cache)} bytes in the cache")
     found = box.dsfs("verify", repo, status=DAMAGED)
     check("extents" in found.text + found.errors, f"{found.text} {found.errors}")

@@ -212,6 +212,16 @@ Test(own, what_is_no_cache_yet_becomes_one_but_not_by_a_look)
 	cr_assert_lt(access(support_path("c"), F_OK), 0);
 }
 
+static void fill_cache(const struct support_pack *pack)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct ds_image *image = support_image(cache, pack);
+
+	cr_assert_eq(support_fill_all(image, pack), SLOTS);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+}
+
 Test(own, a_cache_that_lost_its_usage_keeps_what_it_holds)
 {
 	struct ds_cache *cache;
@@ -222,11 +232,7 @@ Test(own, a_cache_that_lost_its_usage_keeps_what_it_holds)
 	support_pack_init(&pack, 7, SLOTS, 5000, false);
 	for (int makes_none = 0; makes_none < 2; makes_none++) {
 		begin();
-		cache = support_open(support_path("c"), DS_MIB(64), 1);
-		image = support_image(cache, &pack);
-		cr_assert_eq(support_fill_all(image, &pack), SLOTS);
-		ds_image_unref(image);
-		ds_cache_unref(cache);
+		fill_cache(&pack);
 		cr_assert_eq(unlink(support_path("c/usage")), 0);
 		cr_assert_eq(try_open(makes_none, &cache, &diag), 0, "%s", diag.object);
 		ds_cache_unref(cache);
@@ -246,16 +252,11 @@ Test(own, what_else_lies_in_a_cache_stays)
 	struct ds_prune_result result;
 	struct support_pack pack;
 	struct ds_cache *cache;
-	struct ds_image *image;
 	struct stat st;
 
 	support_pack_init(&pack, 7, SLOTS, 5000, false);
 	begin();
-	cache = support_open(support_path("c"), DS_MIB(64), 1);
-	image = support_image(cache, &pack);
-	cr_assert_eq(support_fill_all(image, &pack), SLOTS);
-	ds_image_unref(image);
-	ds_cache_unref(cache);
+	fill_cache(&pack);
 	put("report.txt=precious");
 	put("images/cat.png=a cat");
 	put("tmp/old-photos/cat.png=a cat");
