@@ -14,6 +14,13 @@ TestSuite(copy, .fini = support_clean, .timeout = 120);
 
 #define SLOTS 50
 
+/* The keeper lets go of an image that is not sound, whenever it passes: here nobody does but the test. */
+void __wrap_ds_cache_start_keeper(struct ds_cache *cache);
+void __wrap_ds_cache_start_keeper(struct ds_cache *cache)
+{
+	(void)cache;
+}
+
 struct box {
 	struct ds_cache *cache;
 	struct ds_image *image;
