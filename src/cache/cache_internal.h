@@ -256,7 +256,7 @@ struct ds_cache {
 
 	/* Fills that the disk was in the way of (image_fill.c); the keeper tells. */
 	_Atomic uint64_t unstored_n, no_room_n;
-	_Atomic int attach_error, trouble; /* why an image has no disk; why the last one failed */
+	_Atomic int trouble; /* why the last one failed */
 	struct {
 		void (*fn)(void *ctx, int code);
 		void *ctx;
@@ -278,6 +278,7 @@ struct ds_image {
 
 	pthread_mutex_t mutex; /* opening and closing of the disk side */
 	uint64_t retry_ns;     /* trouble with the disk: not before then */
+	_Atomic int attach_error; /* this one, written by the mutex; 0: none */
 };
 
 /* ---- cache.c */

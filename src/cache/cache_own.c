@@ -69,13 +69,13 @@ int ds_own_open_usage(int root_fd)
 			openat(root_fd, "usage",
 			       O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY,
 			       0600);
+		bool is_read_only = fd < 0 && (errno == EROFS || errno == EACCES);
 		enum usage usage;
 		struct stat st;
 		size_t n;
 		int got;
 
-		/* Of a read-only file system; what is written to it is lost. */
-		if (fd < 0 && (errno == EROFS || errno == EACCES))
+		if (is_read_only)
 			fd = openat(root_fd, "usage", READ_FLAGS);
 		if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) ||
 		    judge_usage(fd, &st, &usage, &n) < 0 || usage == USAGE_FOREIGN)
@@ -87,6 +87,9 @@ int ds_own_open_usage(int root_fd)
 			continue;
 		}
 		fchmod(fd, 0600);
+		/* What is only read is believed, and stays as it is, also when the file system can be written again. */
+		if (is_read_only)
+			continue;
 		if ((usage == USAGE_NONE || n != sizeof(fresh)) &&
 		    ds_pwrite_full(fd, &fresh, sizeof(fresh), 0) < 0)
 			return -1;

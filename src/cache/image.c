@@ -218,8 +218,8 @@ static int attach_locked(struct ds_image *image, bool create)
 	ds_cache_start_keeper(cache);
 	r = ds_image_disk_open(cache, root, &image->layout, create, &disk);
 	ds_cache_root_unref(root);
-	if (create)
-		cache->attach_error = r;
+	if (create || r != -ENOENT)
+		image->attach_error = r;
 	if (r == 0) {
 		cache->attached_n++;
 		image->retry_ns = 0;

@@ -233,11 +233,14 @@ static void note_refused(struct ds_image *image, const struct ds_image_slot *slo
 }
 
 /* What a later try, another claim or other bytes would not mend. */
-static void note_trouble(struct ds_cache *cache, int r)
+static void note_trouble(struct ds_image *image, int r)
 {
+	struct ds_cache *cache = image->cache;
+	int why = image->attach_error;
+
 	/* No disk: that has a reason of its own. */
-	if (r == -ENOENT && cache->attach_error)
-		r = cache->attach_error;
+	if (r == -ENOENT && why < 0)
+		r = why;
 	switch (-r) {
 	case ENOSPC:
 	case EDQUOT:
@@ -286,7 +289,7 @@ void ds_image_fill_run(struct ds_image *image, struct ds_image_fill *fills, size
 		else
 			cache->fill_failures_n++;
 		if (fill->result < 0 && cache->dir)
-			note_trouble(cache, fill->result);
+			note_trouble(image, fill->result);
 	}
 }
 

@@ -15,6 +15,7 @@ struct known_pack {		 /* what was learned of a pack that a hit or the parent nam
 	struct ds_list node;	 /* in find->tables, if it has one */
 	struct ds_pack_toc *toc; /* NULL: it cannot be had, or (result 0) had to make room */
 	int result;		 /* why */
+	bool was_had;		 /* it had one: trouble to have it again is of this moment */
 	bool is_young, age_known;
 	bool has_note, note_known; /* of a pack that is absent: it has moved */
 };
@@ -169,9 +170,11 @@ static int get_known(struct commit_find *find, const struct ds_digest *id,
 	}
 	if (!known->toc && known->result == 0) {
 		/* Absent, moved or unreadable: no hit, that is all. */
-		known->result = ds_fetch_toc(ds_repo_store(find->repo), id, &known->toc, NULL);
+		r = ds_fetch_toc(ds_repo_store(find->repo), id, &known->toc, NULL);
 		if (known->toc)
 			find->tables_bytes += table_bytes(known);
+		known->was_had |= known->toc != NULL;
+		known->result = known->was_had && ds_error_is_retryable(r) ? 0 : r;
 	}
 	if (known->toc)
 		use_table(find, known);

@@ -15,6 +15,7 @@
 #include "util/mem.h"
 
 #define TMP_PREFIX "commit-"
+#define TMP_RANDOM "XXXXXX"
 
 static char *default_dir(void)
 {
@@ -27,7 +28,8 @@ static char *default_dir(void)
 	return home && home[0] == '/' ? ds_asprintf("%s/.cache/dsfs", home) : NULL;
 }
 
-/* Removes what killed commits left: their lock files are free. */
+/* Removes what killed commits left, and nothing else that lies there: it has a name as mkdtemp(3) gives, and a lock file, which is free;
+ * or it is empty: killed before it had one (nobody is between the two, see make_tmp). */
 static void clean_stale(int root_fd)
 {
 	int fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 0);
@@ -40,11 +42,13 @@ static void clean_stale(int root_fd)
 		_ds_cleanup_free_ char *lock = ds_asprintf("%s/lock", entry->d_name);
 		_ds_cleanup_close_ int lock_fd = -1;
 
-		if (strncmp(entry->d_name, TMP_PREFIX, strlen(TMP_PREFIX)) != 0 || !lock)
+		if (strncmp(entry->d_name, TMP_PREFIX, strlen(TMP_PREFIX)) != 0 ||
+		    strlen(entry->d_name) != strlen(TMP_PREFIX TMP_RANDOM) || !lock)
 			continue;
 		lock_fd = openat(root_fd, lock, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-		/* Without a lock file it was killed before it had one: nobody is between the two (see make_tmp). */
-		if (lock_fd < 0 ? errno == ENOENT : flock(lock_fd, LOCK_EX | LOCK_NB) == 0)
+		if (lock_fd < 0 && errno == ENOENT)
+			unlinkat(root_fd, entry->d_name, AT_REMOVEDIR);
+		else if (lock_fd >= 0 && flock(lock_fd, LOCK_EX | LOCK_NB) == 0)
 			ds_rmtree_at(root_fd, entry->d_name);
 	}
 	if (dir)
@@ -85,7 +89,7 @@ static int make_tmp(struct commit_state *state, const char *root)
 	if (guard_fd < 0 || flock(guard_fd, LOCK_EX) < 0)
 		return -errno;
 	clean_stale(root_fd);
-	tmp = ds_asprintf("%s/" TMP_PREFIX "XXXXXX", root);
+	tmp = ds_asprintf("%s/" TMP_PREFIX TMP_RANDOM, root);
 	if (!tmp)
 		return -ENOMEM;
 	if (!mkdtemp(tmp))

@@ -577,7 +577,8 @@ static int has_not_stayed(struct ds_warm *warm, uint64_t lost_bytes)
 	char lost_text[32];
 
 	ds_cache_get_stats(warm->view->cache, &stats);
-	if (stats.trouble && stats.trouble != -ENOSPC)
+	/* Trouble of before is nothing to tell now. */
+	if (stats.unstored_n > warm->unstored_n && stats.trouble != -ENOSPC)
 		return ds_diag_set(warm->diag, stats.trouble, ds_cache_dir(warm->view->cache),
 				   "%s could not be stored in the cache: give another cache_dir=",
 				   ds_format_size(lost_bytes, lost_text, sizeof(lost_text)));
@@ -618,10 +619,13 @@ int ds_warm_run(struct ds_warm *warm, struct ds_diag *reterr_diag)
 {
 	struct ds_warm_progress progress;
 	struct ds_diag ignored = {0};
+	struct ds_cache_stats stats;
 	int r;
 
 	warm->diag = reterr_diag ? reterr_diag : &ignored;
 	warm->locked.moved_ns = ds_mono_ns();
+	ds_cache_get_stats(warm->view->cache, &stats);
+	warm->unstored_n = stats.unstored_n;
 	r = run(warm);
 	if ((r == 0 || r == -ENOSPC) && warm->locked.lost_bytes)
 		r = has_not_stayed(warm, warm->locked.lost_bytes);

@@ -59,6 +59,7 @@ struct ds_warm {
 	struct ds_demand demand;
 	struct warm_tally tally;
 	uint64_t needed_bytes; /* of the cache, maps and all */
+	uint64_t unstored_n;   /* of the cache, when it began */
 	uint64_t *stack;
 	size_t stack_n, stack_room_n;
 	struct warm_chunk *batch;

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What commit's options promise, how versions are named, and progress on a terminal."""
 import errno
+import fcntl
 import json
 import os
 import pty
@@ -237,12 +238,32 @@ def memory(box):
         equal(box.dsfs("fingerprint", repo).text, box.dsfs("fingerprint", source).text, "fingerprint")
 
 
+def stale(box, source, repo):
+    """What a killed commit left in the state directory goes, and nothing else that lies there."""
+    state = box.path("state")
+    kept = "tmp/commit-messages/letter", "tmp/commit-backup/old", "tmp/commit-", "tmp/other/lock"
+    left = "tmp/commit-aB3dEf/lock", "tmp/commit-aB3dEf/below/part", "tmp/commit-Zy9XwV/lock"
+    for name in kept + left:
+        put(f"{state}/{name}", b"x")
+    os.mkdir(f"{state}/tmp/commit-000000")
+    for path in f"{state}/tmp", state:
+        os.chmod(path, 0o700)
+    with open(f"{state}/{left[2]}") as running:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        box.commit(source, repo, "--state-dir", state)
+    for name in kept + left[2:]:
+        check(os.path.exists(f"{state}/{name}"), f"{name} is gone")
+    equal({name for name in os.listdir(f"{state}/tmp") if name.startswith("commit-")},
+          {"commit-messages", "commit-backup", "commit-", "commit-Zy9XwV"}, "what is left of commits")
+
+
 def run(box, args):
     source, repo = box.path("source"), box.path("repo")
     put(f"{source}/a/one", b"one\n")
     put(f"{source}/b/two", b"two\n" * 1000)
     unchanged(box, source, repo)
     reading(box, source, repo)
+    stale(box, source, repo)
     excludes(box, source)
     selectors(box, source, repo, branches(box, source, repo))
     odd_names(box)

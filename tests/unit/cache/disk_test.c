@@ -159,6 +159,39 @@ Test(disk, F03_a_read_only_disk_costs_nothing_but_the_cache)
 	support_pack_release(&pack);
 }
 
+/* What was counted before cannot be added to then: it is not believed for ever. */
+Test(disk, F03_a_disk_that_can_be_written_again_is_not_used_beyond_the_quota)
+{
+	struct support_pack pack;
+	struct ds_image *image;
+	struct ds_cache *cache;
+
+	cr_assert(support_tmpfs(support_path("t"), "size=16m"));
+	cache = support_open(support_path("t/c"), DS_MIB(2), 1);
+	support_pack_init(&pack, 1, 4, DS_KIB(64), true);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), 4);
+	ds_image_unref(image);
+	support_pack_release(&pack);
+	ds_cache_unref(cache);
+	cr_assert_eq(mount("none", support_path("t"), NULL, MS_REMOUNT | MS_RDONLY, "size=16m"), 0);
+	cache = support_open(support_path("t/c"), DS_MIB(2), 1);
+	cr_assert_eq(mount("none", support_path("t"), NULL, MS_REMOUNT, "size=16m"), 0);
+	for (uint64_t i = 2; i < 34; i++) {
+		support_pack_init(&pack, i, 4, DS_KIB(64), true);
+		image = support_image(cache, &pack);
+		cr_assert_eq(support_fill_all(image, &pack), 4);
+		cr_assert_eq(support_count(image, &pack, false), 4);
+		ds_image_unref(image);
+		support_pack_release(&pack);
+		cr_assert_leq(support_allocated(support_path("t/c")), DS_MIB(2) + DS_KIB(256),
+			      "%llu bytes after %llu packs",
+			      (unsigned long long)support_allocated(support_path("t/c")),
+			      (unsigned long long)i);
+	}
+	ds_cache_unref(cache);
+}
+
 /* ---- floor */
 
 Test(disk, F09_the_floor_holds_while_others_fill_the_disk)

@@ -239,3 +239,40 @@ Test(sick_disk, J02_each_call_finds_no_descriptor_left)
 {
 	every_call_fails(EMFILE, true);
 }
+
+/* What keeps one image from the disk says nothing of another's fills; nor is the disk well for it because it is for that. */
+Test(sick_disk, F01_each_image_has_trouble_of_its_own)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
+	struct ds_cache_stats stats;
+	bool was_refused = false;
+
+	/* For 0.1 s it is not tried again: a machine that is slower than that is asked anew. */
+	for (uint64_t i = 0; i < 50 && !was_refused; i++) {
+		struct support_pack ill, well;
+		struct ds_image *ill_image, *well_image;
+
+		support_pack_init(&ill, 2 * i, SLOTS, 5000, true);
+		support_pack_init(&well, 2 * i + 1, SLOTS, 5000, true);
+		ill_image = support_image(cache, &ill);
+		well_image = support_image(cache, &well);
+		fail_errno = ENOSPC;
+		fail_on = true;
+		fail_at = 0;
+		is_sick = true;
+		cr_assert_lt(support_fill(ill_image, &ill, 1), 0);
+		is_sick = false;
+		fail_at = -1;
+		cr_assert_eq(support_fill(well_image, &well, 1), 0);
+		was_refused = support_fill(ill_image, &ill, 2) < 0;
+		ds_image_unref(ill_image);
+		ds_image_unref(well_image);
+		support_pack_release(&ill);
+		support_pack_release(&well);
+	}
+	cr_assert(was_refused);
+	ds_cache_get_stats(cache, &stats);
+	cr_assert_eq(stats.unstored_n, 0, "%s", ds_strerror(stats.trouble));
+	cr_assert_eq(stats.trouble, 0);
+	ds_cache_unref(cache);
+}

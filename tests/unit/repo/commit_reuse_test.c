@@ -144,6 +144,14 @@ static void count_pack_gets(void *ctx, const struct ds_store_req *req)
 	*gets_n += req->op == DS_STORE_GET && strncmp(req->key, "packs/", 6) == 0;
 }
 
+/* The n-th from now on. */
+static bool fail_one_pack_get(void *ctx, const struct ds_store_req *req)
+{
+	_Atomic long *left_n = ctx;
+
+	return req->op == DS_STORE_GET && strncmp(req->key, "packs/", 6) == 0 && (*left_n)-- == 0;
+}
+
 #define MIXED_N 20u
 
 /* To names that take turns between the packs, or back. */
@@ -196,7 +204,21 @@ Test(commit_reuse, tables_of_packs_take_no_more_memory_than_they_may)
 	cr_assert_eq(box.result.uploaded_data_bytes, 0);
 	cr_assert_geq(gets_n, all_n + 2 * (long)MIXED_N, "%ld GETs, %ld with room for all",
 		      (long)gets_n, all_n);
+	/* One that fails when it is got anew costs one file, not all of its pack. */
+	mix(&box, true);
+	box.options.memory_bytes = 0;
+	box_commit(&box);
+	mix(&box, false);
+	box.options.memory_bytes = DS_KIB(4);
+	gets_n = all_n + MIXED_N;
 	box.spy.before = NULL;
+	box.spy.fails = fail_one_pack_get;
+	box.spy.fail_with = -DS_E_SERVER;
+	box_commit(&box);
+	cr_assert_eq(box.spy.failed_n, 1);
+	cr_assert_lt(box.result.uploaded_data_bytes, 1500, "%llu bytes",
+		     (unsigned long long)box.result.uploaded_data_bytes);
+	box.spy.fails = NULL;
 	box_check(&box, NULL);
 	box_release(&box);
 }

@@ -37,7 +37,9 @@ static enum fate decide(struct spy_store *spy, const struct ds_store_req *req)
 		spy->data_bytes += (long)req->body_len_bytes;
 	if (spy->before)
 		spy->before(spy->ctx, req);
-	if (spy->fail_at >= 0 && (at == spy->fail_at || (spy->fail_sticky && at > spy->fail_at))) {
+	if ((spy->fails && spy->fails(spy->ctx, req)) ||
+	    (spy->fail_at >= 0 &&
+	     (at == spy->fail_at || (spy->fail_sticky && at > spy->fail_at)))) {
 		spy->failed_n++;
 		return spy->fail_after ? FAIL_AFTER : FAIL_BEFORE;
 	}

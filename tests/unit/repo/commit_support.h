@@ -24,6 +24,7 @@ struct spy_store {
 	const char *deny;      /* requests for such keys are denied */
 	/* Before each request; may use the inner store. */
 	void (*before)(void *ctx, const struct ds_store_req *req);
+	bool (*fails)(void *ctx, const struct ds_store_req *req); /* with fail_with */
 	void *ctx;
 	_Atomic long gets_n, puts_n, heads_n, lists_n;
 	_Atomic long data_bytes; /* put below packs/ */
