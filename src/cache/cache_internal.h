@@ -276,8 +276,8 @@ struct ds_image {
 	_Atomic(struct ds_image_disk *) disk;
 	_Atomic uint64_t hits_n, misses_n;
 
-	pthread_mutex_t mutex; /* opening and closing of the disk side */
-	uint64_t retry_ns;     /* trouble with the disk: not before then */
+	pthread_mutex_t mutex;	  /* opening and closing of the disk side */
+	uint64_t retry_ns;	  /* trouble with the disk: not before then */
 	_Atomic int attach_error; /* this one, written by the mutex; 0: none */
 };
 
