@@ -439,8 +439,10 @@ static void *keeper_thread(void *arg)
 			pthread_cond_timedwait(&cache->wake, &cache->mutex, &until);
 		ending = cache->locked.ending;
 		pthread_mutex_unlock(&cache->mutex);
-		if (ending)
+		if (ending) {
+			tell_trouble(cache);
 			return NULL;
+		}
 	}
 }
 

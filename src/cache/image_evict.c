@@ -463,15 +463,14 @@ int ds_cache_make_room(struct ds_cache *cache, uint64_t bytes)
 uint64_t ds_cache_room_bytes(struct ds_cache *cache)
 {
 	struct ds_cache_root *root = ds_cache_root_get(cache);
-	uint64_t total, left, floor, room;
+	uint64_t total, ours, floor;
 
 	if (!root)
 		return 0;
-	left = free_bytes(root, &total);
+	ours = free_bytes(root, &total) + ds_cache_usage_get(cache, root, true);
 	floor = total / 100 * cache->free_floor_percent;
-	room = ds_cache_usage_get(cache, root, true) + (left > floor ? left - floor : 0);
 	ds_cache_root_unref(root);
-	return DS_MIN(room, (uint64_t)cache->capacity_bytes);
+	return ours > floor ? DS_MIN(ours - floor, (uint64_t)cache->capacity_bytes) : 0;
 }
 
 /* ---- by hand */

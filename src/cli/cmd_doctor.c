@@ -93,6 +93,7 @@ static void check_cache(struct doctor *doctor)
 	struct ds_cache *cache = NULL;
 	char total[32], avail[32], line[512];
 	struct statvfs st;
+	bool is_full;
 	int r;
 
 	if (!dir) {
@@ -105,16 +106,17 @@ static void check_cache(struct doctor *doctor)
 		say(doctor, BAD, "cache", "%s", ds_diag_format(&diag, line, sizeof(line)));
 		return;
 	}
+	is_full = ds_cache_room_bytes(cache) < DS_CHUNK_MAX;
 	if (faccessat(AT_FDCWD, dir, W_OK, AT_EACCESS) < 0)
 		say(doctor, BAD, "cache", "%s: %s: nothing can be stored in it", dir,
 		    ds_strerror(-errno));
 	else if (statvfs(dir, &st) == 0)
-		say(doctor, st.f_bavail < st.f_blocks / 100 ? NOTE : GOOD, "cache",
+		say(doctor, is_full ? NOTE : GOOD, "cache",
 		    "%s, on a file system of %s with %s free%s", dir,
 		    ds_format_size((uint64_t)st.f_blocks * st.f_frsize, total, sizeof(total)),
 		    ds_format_size((uint64_t)st.f_bavail * st.f_frsize, avail, sizeof(avail)),
-		    st.f_bavail < st.f_blocks / 100
-			    ? ": it is full, and what is not in the cache yet will not stay in it"
+		    is_full ? ": it is full (a tenth of it stays free), and what is not in the "
+			      "cache yet will not stay in it"
 			    : "");
 	ds_cache_unref(cache);
 }

@@ -326,7 +326,9 @@ def read_only(box, repo, wanted):
             same(mount, wanted, "a cache with room")
             equal(stats(mount)["cache_unstored"], 0, "chunks not stored by a cache with room")
             check(stats(mount)["cache_fills"] > 0, "nothing was stored")
-            check("cannot store" not in mount.log_text(), mount.log_text())
+            log = mount.log_text
+        # What was refused for want of room is told at the end at the latest.
+        check("cannot store" not in log(), log())
         box.dsfs("cache", "prune", "--all", *at)
         subprocess.run(["mount", "-o", "remount,ro", tmpfs.path], check=True, timeout=60)
         result = box.dsfs("warm", repo, "-o", f"cache_dir={cache}", status=1)

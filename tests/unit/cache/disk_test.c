@@ -228,6 +228,14 @@ Test(disk, F09_the_floor_holds_while_others_fill_the_disk)
 	cr_assert_eq(ds_cache_make_room(cache, 0), 0);
 	cr_assert_eq(statvfs(dir, &vfs), 0);
 	cr_assert_geq(vfs.f_bavail * 10, vfs.f_blocks * 4);
+	/* What may not be used is no room, whatever the cache has now: 16 MiB but for 40 % and what others have. */
+	cr_assert_leq(ds_cache_room_bytes(cache), DS_MIB(16) * 6 / 10 - DS_MIB(5));
+	cr_assert_geq(ds_cache_room_bytes(cache), DS_MIB(4));
+	snprintf(path, sizeof(path), "%s/more", dir);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	cr_assert_eq(fallocate(fd, 0, 0, DS_MIB(3)), 0);
+	close(fd);
+	cr_assert_leq(ds_cache_room_bytes(cache), DS_MIB(16) * 6 / 10 - DS_MIB(8));
 	ds_cache_unref(cache);
 	for (size_t i = 0; i < IMAGES; i++)
 		support_pack_release(&packs[i]);
