@@ -18,21 +18,23 @@
 #include "util/diag.h"
 
 /* Exit statuses, by cause; documented in the README and in dsfs(1). X(name, number, text) */
-#define CLI_EXITS(X)                                                                   \
-	X(OK, 0, "success")                                                            \
-	X(FAILURE, 1, "any other failure: the disk, memory, a bug")                    \
-	X(USAGE, 2, "wrong usage: unknown option, bad value, bad URL")                 \
-	X(NOT_FOUND, 3, "no such repository, bucket, version, path or mount point")    \
-	X(ACCESS, 4, "credentials missing or refused, or access denied")               \
-	X(STORE, 5, "the store cannot be reached, fails, or answers too late")         \
-	X(DAMAGED, 6, "damaged or hostile data; verify found something")               \
-	X(CONFLICT, 7, "somebody else was first: branch moved (--parent), name taken") \
-	X(SOURCE, 8,                                                                   \
-	  "the source cannot be committed as it is: special, unreadable or changing "  \
-	  "files")                                                                     \
-	X(TOO_NEW, 9, "the repository needs a newer dsfs")                             \
-	X(BUSY, 10, "the mount is in use")                                             \
-	X(DIFFERENT, 11, "diff --exit-code: the versions differ")                      \
+#define CLI_EXITS(X)                                                                  \
+	X(OK, 0, "success")                                                           \
+	X(FAILURE, 1, "any other failure: the disk, memory, a bug")                   \
+	X(USAGE, 2, "wrong usage: unknown option, bad value, bad URL")                \
+	X(NOT_FOUND, 3, "no such repository, bucket, version, path or mount point")   \
+	X(ACCESS, 4, "credentials missing or refused, or access denied")              \
+	X(STORE, 5, "the store cannot be reached, fails, or answers too late")        \
+	X(DAMAGED, 6, "damaged or hostile data; verify found something")              \
+	X(CONFLICT, 7,                                                                \
+	  "somebody else was first: branch moved (--parent), name taken; or the "     \
+	  "directory for the cache holds what is not dsfs's")                         \
+	X(SOURCE, 8,                                                                  \
+	  "the source cannot be committed as it is: special, unreadable or changing " \
+	  "files")                                                                    \
+	X(TOO_NEW, 9, "the repository needs a newer dsfs")                            \
+	X(BUSY, 10, "the mount is in use")                                            \
+	X(DIFFERENT, 11, "diff --exit-code: the versions differ")                     \
 	X(INTERRUPTED, 130, "interrupted by a signal")
 
 enum cli_exit {

@@ -330,7 +330,7 @@ static void detach_dead(struct mount_job *job)
 		return;
 	if (cli_mounts_read(&mounts) == 0)
 		there = cli_mounts_find(&mounts, job->mountpoint);
-	if (there && there->pid == getpid()) {
+	if (there && there->pid == getpid() && cli_mount_is_on_top(there)) {
 		ds_log_warning("the connection of %s was aborted: detaching it", job->mountpoint);
 		cli_unmount(job->mountpoint, true);
 	}

@@ -219,10 +219,25 @@ int cli_mountpoint_path(const char *path, char **ret_path)
 
 #define ASK_STEP_MS 2u
 
+bool cli_mount_is_on_top(const struct cli_mount *mount)
+{
+	struct statx stx;
+
+	return statx(AT_FDCWD, mount->mountpoint, AT_STATX_DONT_SYNC, 0, &stx) == 0 &&
+	       stx.stx_dev_major == mount->major && stx.stx_dev_minor == mount->minor;
+}
+
+static void close_all(void)
+{
+	/* Linux before 5.9, and containers that know no newer call. */
+	if (close_range(0, ~0u, 0) < 0)
+		for (long fd = sysconf(_SC_OPEN_MAX); fd >= 0; fd--)
+			close((int)fd);
+}
+
 /* The child's whole life: its exit status is the state. */
 static enum cli_mount_state ask(const struct cli_mount *mount)
 {
-	struct statx stx;
 	struct statvfs vfs;
 
 	/* The kernel lets nobody but the mount's user in, and to others it answers without asking. */
@@ -230,8 +245,7 @@ static enum cli_mount_state ask(const struct cli_mount *mount)
 	    (setgroups(0, NULL) < 0 || setresgid(mount->gid, mount->gid, mount->gid) < 0 ||
 	     setresuid(mount->uid, mount->uid, mount->uid) < 0))
 		return CLI_MOUNT_UNKNOWN;
-	if (statx(AT_FDCWD, mount->mountpoint, AT_STATX_DONT_SYNC, 0, &stx) < 0 ||
-	    stx.stx_dev_major != mount->major || stx.stx_dev_minor != mount->minor)
+	if (!cli_mount_is_on_top(mount))
 		return CLI_MOUNT_UNKNOWN;
 	/* The kernel answers stat from its own memory for ever; statvfs asks the process, which answers from memory too. */
 	if (statvfs(mount->mountpoint, &vfs) == 0)
@@ -288,7 +302,7 @@ void cli_mounts_ask(struct cli_mount *mounts, size_t mounts_n)
 			 * It may outlive its SIGKILL, and who reads what this command prints waits for
 			 * the pipe's end, who mounts at the place for its lock.
 			 */
-			close_range(0, ~0u, 0);
+			close_all();
 			_exit((int)ask(&mounts[i]));
 		}
 	}

@@ -52,6 +52,9 @@ void cli_mounts_release(struct cli_mounts *mounts);
 /* The topmost dsfs mount at exactly this path, or NULL. */
 struct cli_mount *cli_mounts_find(const struct cli_mounts *mounts, const char *mountpoint);
 
+/* Whether nothing else is mounted over it. The kernel answers from its memory; but who may not look into the mount gets false. */
+bool cli_mount_is_on_top(const struct cli_mount *mount);
+
 /*
  * Absolute path of a mountpoint without touching it: the directory above is resolved, and so is the last component while it is a symlink; what that
  * leads to need not exist. New string. Works for mounts that are dead or stuck. A negated errno.

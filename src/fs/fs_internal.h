@@ -36,6 +36,7 @@ struct ds_fs {
 	const struct ds_record *record;
 	struct ds_fetcher *fetcher;
 	struct fuse_session *session;
+	dev_t device;	      /* of the mount; 0: not known */
 	struct ds_work *work; /* what may hash or wait for the disk */
 	enum ds_fs_mode mode; /* auto until INIT */
 	bool is_large;	      /* most bytes are in files that passthrough serves; of auto */

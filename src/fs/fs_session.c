@@ -7,12 +7,15 @@
  * aborted it takes for unmounted: after fusectl's abort the mount stays, dead.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "fs/fs_internal.h"
@@ -138,8 +141,8 @@ static int why_not(const struct ds_fs_options *options, int number, struct ds_di
 	if (rare)
 		return ds_diag_set(reterr_diag, -EACCES, options->mountpoint,
 				   "fusermount3 has refused to mount there: it may not know %s: "
-				   "leave that out, or "
-				   "mount as root; and the directory must be yours",
+				   "leave that out, or mount as root; and it must be installed, "
+				   "and the directory yours",
 				   rare);
 	return ds_diag_set(reterr_diag, -EACCES, options->mountpoint,
 			   "fusermount3 has refused to mount there: it must be installed, and the "
@@ -151,6 +154,25 @@ static bool is_ignored(int number)
 	struct sigaction action;
 
 	return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
+}
+
+/* Of what is mounted at the path; the kernel answers that from its memory. 0: not known. */
+static dev_t device_at(const char *path)
+{
+	struct statx stx;
+
+	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, 0, &stx) < 0)
+		return 0;
+	return makedev(stx.stx_dev_major, stx.stx_dev_minor);
+}
+
+/* By its path, at which there may be another mount: ours was detached while it was in use, or is below that. */
+static void unmount_session(struct ds_fs *fs)
+{
+	dev_t there = device_at(fs->options.mountpoint);
+
+	if (!fs->device || !there || there == fs->device)
+		fuse_session_unmount(fs->session);
 }
 
 static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
@@ -186,6 +208,7 @@ static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
 	errno = 0;
 	if (fuse_session_mount(fs->session, fs->options.mountpoint) != 0)
 		return why_not(&fs->options, errno, reterr_diag);
+	fs->device = device_at(fs->options.mountpoint);
 	return 0;
 }
 
@@ -226,7 +249,7 @@ static int run(struct ds_fs *fs, struct ds_diag *reterr_diag)
 	if (r == 0) {
 		r = loop(fs);
 		fs_request_end_all(fs);
-		fuse_session_unmount(fs->session);
+		unmount_session(fs);
 		if (r == 0 && fs->refusal)
 			r = ds_diag_set(reterr_diag, -EOPNOTSUPP, fs->options.mountpoint, "%s",
 					fs->refusal);
