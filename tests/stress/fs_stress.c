@@ -41,7 +41,7 @@
 #define LEAST_N	   5u /* right reads in a second; some 270 came under TSan with a load of 25 */
 #define LATE_S	   60u /* a slow machine may take so much longer for these, or for the last listing */
 #define TIMEOUT_MS 150u
-/* Of all requests, opens and look-ups too, waits this part at least, so that other threads reply; a third to half was seen. */
+/* Of all requests, look-ups and listings too, waits this part at least, so that other threads reply; a third to half was seen. */
 #define PARKED_ONE_IN 10u
 /* One stop of so many outlasts the deadline of a read, and of the one that the kernel makes of its failed read-ahead. */
 #define LONG_EVERY_N 16u
