@@ -715,11 +715,11 @@ Test(commit, nothing_is_left_in_the_state_directory_but_state)
 	cr_assert_eq(system(command), 0);
 	/* What a killed commit left goes with the next one. */
 	snprintf(command, sizeof(command),
-		 "mkdir '%s/tmp/commit-dead' && touch '%s/tmp/commit-dead/lock'", box.state,
+		 "mkdir '%s/tmp/commit-dEad00' && touch '%s/tmp/commit-dEad00/lock'", box.state,
 		 box.state);
 	cr_assert_eq(system(command), 0);
 	box_commit(&box);
-	snprintf(command, sizeof(command), "test ! -e '%s/tmp/commit-dead'", box.state);
+	snprintf(command, sizeof(command), "test ! -e '%s/tmp/commit-dEad00'", box.state);
 	cr_assert_eq(system(command), 0);
 	/* No state at all. */
 	box.options.state_dir = "";
