@@ -189,9 +189,10 @@ void ds_fetch_kept_free(struct ds_fetcher *fetcher);
 
 /* ---- fetch_moved.c */
 int ds_fetch_movers_locked(struct ds_fetcher *fetcher);
-/* As ds_fetch_toc, ending early with the fetcher. On a thread that may wait. */
-int ds_fetch_toc_by(struct ds_fetcher *fetcher, const struct ds_digest *pack, uint64_t deadline_ns,
-		    struct ds_pack_toc **ret_toc);
+/* As ds_fetch_toc, of a pack of so many chunks (-DS_E_MISMATCH before its table is fetched), ending early with the fetcher. On a thread
+ * that may wait. */
+int ds_fetch_toc_by(struct ds_fetcher *fetcher, const struct ds_digest *pack, uint32_t chunks_n,
+		    uint64_t deadline_ns, struct ds_pack_toc **ret_toc);
 
 /* ---- chunk_bytes.c */
 /* A part of a buffer, which it keeps. */

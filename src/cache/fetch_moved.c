@@ -18,13 +18,15 @@
 #define MOVERS_N   2u
 #define TIMEOUT_MS 60000u
 /* 12 bytes and the table, a pack id and 8 bytes for each chunk at most, and the digest. */
-#define TABLE_BYTES_MAX (32 + 40 * (uint64_t)DS_PACK_CHUNKS_MAX)
-#define NOTE_BYTES_MAX	(16 + TABLE_BYTES_MAX + 40 * (uint64_t)DS_PACK_CHUNKS_MAX + 32)
+#define TABLE_BYTES(chunks_n) (32 + 40 * (uint64_t)(chunks_n))
+#define TABLE_BYTES_MAX	      TABLE_BYTES(DS_PACK_CHUNKS_MAX)
+#define NOTE_BYTES_MAX	      (16 + TABLE_BYTES_MAX + 40 * (uint64_t)DS_PACK_CHUNKS_MAX + 32)
 
 struct io {
 	int (*perform)(void *ctx, struct ds_store_req *req);
 	void *ctx;
 	uint64_t deadline_ns;
+	uint32_t chunks_n; /* that a table must have, else it is not fetched; 0: any */
 };
 
 struct ds_moved_cache {
@@ -107,6 +109,9 @@ static int read_toc(const struct io *io, const struct ds_digest *pack, struct ds
 	r = ds_pack_toc_locate(tail.data, tail.len_bytes, size, &off, &len);
 	if (r < 0)
 		return ds_diag_set(reterr_diag, r, key, "the end of the pack");
+	if (io->chunks_n && len != TABLE_BYTES(io->chunks_n))
+		return ds_diag_set(reterr_diag, -DS_E_MISMATCH, key,
+				   "the pack has another number of chunks");
 	if (off >= size - tail.len_bytes) {
 		at = tail.data + (off - (size - tail.len_bytes));
 	} else {
@@ -405,10 +410,13 @@ int ds_fetch_toc(struct ds_store *store, const struct ds_digest *pack, struct ds
 	return read_toc_twice(&io, pack, ret_toc, reterr_diag);
 }
 
-int ds_fetch_toc_by(struct ds_fetcher *fetcher, const struct ds_digest *pack, uint64_t deadline_ns,
-		    struct ds_pack_toc **ret_toc)
+int ds_fetch_toc_by(struct ds_fetcher *fetcher, const struct ds_digest *pack, uint32_t chunks_n,
+		    uint64_t deadline_ns, struct ds_pack_toc **ret_toc)
 {
-	struct io io = {.perform = ds_fetch_perform, .ctx = fetcher, .deadline_ns = deadline_ns};
+	struct io io = {.perform = ds_fetch_perform,
+			.ctx = fetcher,
+			.deadline_ns = deadline_ns,
+			.chunks_n = chunks_n};
 
 	return read_toc_twice(&io, pack, ret_toc, NULL);
 }

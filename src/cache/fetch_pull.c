@@ -98,9 +98,8 @@ static bool fetch_some(struct pull *pull)
 /* Of an image of the same layout: else the manifest said something else of the pack. */
 static bool get_toc(struct pull *pull)
 {
-	return ds_fetch_toc_by(pull->fetcher, &pull->pack, ds_deadline_in_ms(TIMEOUT_MS),
-			       &pull->toc) == 0 &&
-	       pull->toc->chunks_n == pull->image->layout.slots_n &&
+	return ds_fetch_toc_by(pull->fetcher, &pull->pack, pull->image->layout.slots_n,
+			       ds_deadline_in_ms(TIMEOUT_MS), &pull->toc) == 0 &&
 	       pull->toc->raw_len_bytes == pull->image->layout.size_bytes;
 }
 

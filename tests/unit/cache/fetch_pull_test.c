@@ -298,6 +298,26 @@ Test(fetch_pull, of_packs_of_very_many_chunks_one_comes_at_a_time)
 	bench_close(&bench);
 }
 
+/* Nor is one fetched, of which that was not known, since a manifest lies. */
+Test(fetch_pull, the_table_of_a_pack_that_has_more_chunks_than_was_said_is_not_fetched)
+{
+	struct support_pack said;
+	struct ds_image *image;
+	struct bench bench;
+
+	bench_open(&bench, 3000, 40, false, NULL);
+	support_pack_init(&said, 20, 10, 40, false);
+	image = support_image(bench.cache, &said);
+	ds_fetcher_pull(bench.fetcher, image, &bench.stored.id);
+	wait_quiet(&bench);
+	cr_assert_eq(stats_of(&bench).pulls_n, 1);
+	cr_assert_eq(bench.store->gets_n, 1, "%u GETs", bench.store->gets_n);
+	cr_assert_eq(stats_of(&bench).chunks_n, 0);
+	ds_image_unref(image);
+	support_pack_release(&said);
+	bench_close(&bench);
+}
+
 Test(fetch_pull, J01_every_allocation_may_fail)
 {
 	unsigned failed_n = 0;
