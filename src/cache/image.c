@@ -213,8 +213,10 @@ static int attach_locked(struct ds_image *image, bool create)
 	if (image->retry_ns && ds_mono_ns() < image->retry_ns)
 		return -EIO;
 	root = ds_cache_root_get(cache);
-	if (!root)
+	if (!root) {
+		image->attach_error = -ENOENT;
 		return -ENOENT;
+	}
 	ds_cache_start_keeper(cache);
 	r = ds_image_disk_open(cache, root, &image->layout, create, &disk);
 	ds_cache_root_unref(root);

@@ -293,6 +293,8 @@ static void on_ready(void *ctx, const char *how)
 		start_warming(job);
 		return;
 	}
+	/* Not before: autofs lets nobody mount at a place of its own but the process group that it has asked (linux/Documentation/filesystems/autofs.rst). */
+	setsid();
 	if (!log)
 		ds_log_init("syslog", ds_log_get_level());
 	log_mounted(job, how);
@@ -432,7 +434,6 @@ static void background(struct mount_job *job, int fd)
 	unsigned char status;
 	int r;
 
-	setsid();
 	job->ready_fd = fd;
 	if (chdir("/") < 0)
 		ds_log_warning("cannot change to the root directory");

@@ -223,16 +223,9 @@ bool cli_mount_is_on_top(const struct cli_mount *mount)
 {
 	struct statx stx;
 
-	return statx(AT_FDCWD, mount->mountpoint, AT_STATX_DONT_SYNC, 0, &stx) == 0 &&
+	return statx(AT_FDCWD, mount->mountpoint, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &stx) ==
+		       0 &&
 	       stx.stx_dev_major == mount->major && stx.stx_dev_minor == mount->minor;
-}
-
-static void close_all(void)
-{
-	/* Linux before 5.9, and containers that know no newer call. */
-	if (close_range(0, ~0u, 0) < 0)
-		for (long fd = sysconf(_SC_OPEN_MAX); fd >= 0; fd--)
-			close((int)fd);
 }
 
 /* The child's whole life: its exit status is the state. */
@@ -302,7 +295,7 @@ void cli_mounts_ask(struct cli_mount *mounts, size_t mounts_n)
 			 * It may outlive its SIGKILL, and who reads what this command prints waits for
 			 * the pipe's end, who mounts at the place for its lock.
 			 */
-			close_all();
+			closefrom(0);
 			_exit((int)ask(&mounts[i]));
 		}
 	}

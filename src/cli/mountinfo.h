@@ -52,7 +52,7 @@ void cli_mounts_release(struct cli_mounts *mounts);
 /* The topmost dsfs mount at exactly this path, or NULL. */
 struct cli_mount *cli_mounts_find(const struct cli_mounts *mounts, const char *mountpoint);
 
-/* Whether nothing else is mounted over it. The kernel answers from its memory; but who may not look into the mount gets false. */
+/* Whether nothing else is mounted over it. The kernel answers from its memory. */
 bool cli_mount_is_on_top(const struct cli_mount *mount);
 
 /*

@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -161,17 +162,22 @@ static dev_t device_at(const char *path)
 {
 	struct statx stx;
 
-	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, 0, &stx) < 0)
+	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &stx) < 0)
 		return 0;
 	return makedev(stx.stx_dev_major, stx.stx_dev_minor);
 }
 
-/* By its path, at which there may be another mount: ours was detached while it was in use, or is below that. */
+/*
+ * By its path, at which there may be another mount: ours was detached while it was in use, or is below that. If it is gone already (POLLERR,
+ * as libfuse has it), nothing is looked for by the path: whatever is there now might let us wait.
+ */
 static void unmount_session(struct ds_fs *fs)
 {
-	dev_t there = device_at(fs->options.mountpoint);
+	struct pollfd state = {.fd = fuse_session_fd(fs->session)};
+	bool is_gone = poll(&state, 1, 0) == 1 && (state.revents & POLLERR);
+	dev_t there = fs->device && !is_gone ? device_at(fs->options.mountpoint) : 0;
 
-	if (!fs->device || !there || there == fs->device)
+	if (!there || there == fs->device)
 		fuse_session_unmount(fs->session);
 }
 

@@ -11,11 +11,14 @@
 #include "util/map.h"
 #include "util/mem.h"
 
+#define TRIES_N 3u
+
 struct known_pack {		 /* what was learned of a pack that a hit or the parent named */
 	struct ds_list node;	 /* in find->tables, if it has one */
 	struct ds_pack_toc *toc; /* NULL: it cannot be had, or (result 0) had to make room */
 	int result;		 /* why */
-	bool was_had;		 /* it had one: trouble to have it again is of this moment */
+	bool was_had;		 /* it had one: trouble to have it again may be of this moment */
+	unsigned failed_n;	 /* in a row, then */
 	bool is_young, age_known;
 	bool has_note, note_known; /* of a pack that is absent: it has moved */
 };
@@ -174,7 +177,10 @@ static int get_known(struct commit_find *find, const struct ds_digest *id,
 		if (known->toc)
 			find->tables_bytes += table_bytes(known);
 		known->was_had |= known->toc != NULL;
-		known->result = known->was_had && ds_error_is_retryable(r) ? 0 : r;
+		known->failed_n = known->toc ? 0 : known->failed_n + 1;
+		if (!known->was_had || !ds_error_is_retryable(r) || known->failed_n == TRIES_N)
+			known->result = r;
+		r = 0;
 	}
 	if (known->toc)
 		use_table(find, known);

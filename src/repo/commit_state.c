@@ -28,6 +28,19 @@ static char *default_dir(void)
 	return home && home[0] == '/' ? ds_asprintf("%s/.cache/dsfs", home) : NULL;
 }
 
+static int remove_but_lock(void *ctx, int dir_fd, const char *name)
+{
+	(void)ctx;
+	return strcmp(name, "lock") == 0 ? 0 : ds_rmtree_at(dir_fd, name);
+}
+
+/* The lock file last: who is killed meanwhile leaves what the next one removes. */
+static void remove_tmp(int dir_fd, const char *path)
+{
+	if (ds_each_entry_at(dir_fd, path, remove_but_lock, NULL) == 0)
+		ds_rmtree_at(dir_fd, path);
+}
+
 /* Removes what killed commits left, and nothing else that lies there: it has a name as mkdtemp(3) gives, and a lock file, which is free;
  * or it is empty: killed before it had one (nobody is between the two, see make_tmp). */
 static void clean_stale(int root_fd)
@@ -49,7 +62,7 @@ static void clean_stale(int root_fd)
 		if (lock_fd < 0 && errno == ENOENT)
 			unlinkat(root_fd, entry->d_name, AT_REMOVEDIR);
 		else if (lock_fd >= 0 && flock(lock_fd, LOCK_EX | LOCK_NB) == 0)
-			ds_rmtree_at(root_fd, entry->d_name);
+			remove_tmp(root_fd, entry->d_name);
 	}
 	if (dir)
 		closedir(dir);
@@ -143,7 +156,7 @@ int commit_state_init(struct commit_state *state, const char *wanted, struct ds_
 void commit_state_release(struct commit_state *state)
 {
 	if (state->tmp)
-		ds_rmtree_at(AT_FDCWD, state->tmp);
+		remove_tmp(AT_FDCWD, state->tmp);
 	if (state->lock_fd >= 0)
 		close(state->lock_fd);
 	ds_free(state->tmp);
