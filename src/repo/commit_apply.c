@@ -1,7 +1,7 @@
 /*
- * Changing a manifest into the tree, one directory after the other: its names of before and its names of now, both in byte order, are
- * merged, which tells what each name needs, and then only what differs is touched. All names of a directory are added before anything
- * below them, so that its rows stand together.
+ * Changing a manifest into the tree, one directory after the other: what was matched (commit_match.c) tells what each name needs, and only
+ * what differs is touched; where there are names that match none, the directory is listed, and they go. All names of a directory are added
+ * before anything below them, so that its rows stand together.
  *
  * INV-1  A row of a file that has, or had, several names is kept only if exactly the same names are links of each other before and now;
  *        otherwise each of them is removed and added anew. So setting a row never changes another file.
@@ -194,23 +194,23 @@ static int change_node(struct commit_apply *apply, struct commit_node *node,
 	return r;
 }
 
-/* Whether the row of a name is what it has to be; of several names change_node tells. */
-static bool may_stay(struct commit_node *node, const struct ds_entry *old)
+/* What becomes of a name, by what was matched (commit_match.c): of several names, and of large files, change_node tells. */
+static enum change change_of(const struct commit_node *node)
 {
-	if (node->type == DS_ENTRY_DIRECTORY && old->type == DS_ENTRY_DIRECTORY) {
-		node->old_id = old->id;
-		return true;
-	}
-	return !node->links && old->type == (enum ds_entry_type)node->type &&
-	       (node->type != DS_ENTRY_FILE || commit_is_linked_alike(node)) &&
-	       is_same(old, node, node) && ds_time_compare(old->mtime, node->mtime) == 0;
+	if (!node->old_id)
+		return ADD;
+	if (node->type == DS_ENTRY_DIRECTORY && node->old_type == DS_ENTRY_DIRECTORY)
+		return STAY;
+	return node->is_meta_same && !node->links && !node->old_has_extents && !node->extents_n
+		       ? STAY
+		       : CHANGE;
 }
 
-/* One directory: what becomes of the names that are there. */
+/* The names of a directory that go. */
 struct merge {
 	const struct commit_node *dir;
-	uint32_t next;	/* the first child that was not come to yet */
-	uint64_t *gone; /* ids of names that go */
+	uint32_t next; /* the first child that was not come to yet */
+	uint64_t *gone;
 	size_t gone_n, gone_capacity_n;
 };
 
@@ -235,7 +235,7 @@ static int merge_row(void *ctx, const struct ds_entry *old)
 	const struct commit_node *dir = merge->dir;
 
 	for (; merge->next < dir->children_n; merge->next++) {
-		struct commit_node *node = &dir->children[merge->next];
+		const struct commit_node *node = &dir->children[merge->next];
 		int order;
 
 		if (node->reject)
@@ -245,7 +245,6 @@ static int merge_row(void *ctx, const struct ds_entry *old)
 			break;
 		if (order > 0)
 			continue;
-		node->change = may_stay(node, old) ? STAY : CHANGE;
 		merge->next++;
 		return 0;
 	}
@@ -263,23 +262,33 @@ static int change_name(struct commit_apply *apply, struct commit_node *node, uin
 	return r < 0 ? r : change_node(apply, node, &old, parent);
 }
 
+/* Whether the manifest may have names in the directory that the tree has not; what was rejected when it was read was matched before. */
+static bool may_have_others(const struct commit_node *dir)
+{
+	bool has_others = !dir->has_no_others;
+
+	for (uint32_t i = 0; !has_others && i < dir->children_n; i++)
+		has_others = dir->children[i].reject && dir->children[i].old_id;
+	return has_others;
+}
+
 static int apply_directory(struct commit_apply *apply, struct commit_node *dir)
 {
 	struct merge merge = {.dir = dir};
-	int r;
+	int r = 0;
 
-	for (uint32_t i = 0; i < dir->children_n; i++)
-		dir->children[i].change = ADD;
-	r = ds_builder_list(apply->builder, dir->old_id, merge_row, &merge);
+	if (may_have_others(dir))
+		r = ds_builder_list(apply->builder, dir->old_id, merge_row, &merge);
 	for (size_t i = 0; r == 0 && i < merge.gone_n; i++)
 		r = ds_builder_remove(apply->builder, merge.gone[i]);
 	ds_free(merge.gone);
 	for (uint32_t i = 0; r == 0 && i < dir->children_n; i++) {
 		struct commit_node *node = &dir->children[i];
+		enum change change = change_of(node);
 
-		if (node->reject || node->change == STAY)
+		if (node->reject || change == STAY)
 			continue;
-		if (node->change == ADD) {
+		if (change == ADD) {
 			apply->added_n += node->type != DS_ENTRY_DIRECTORY;
 			r = add_node(apply, node, dir->old_id);
 		} else {

@@ -100,6 +100,7 @@ struct matching {
 	struct commit_stat_dir known;
 	bool may_reuse;
 	uint32_t next; /* the first child that is not matched yet */
+	bool has_others;
 };
 
 /* entry NULL: there was none, or it was no file. */
@@ -174,6 +175,7 @@ static int match_node(struct matching *matching, struct commit_node *node,
 	node->old_size_bytes = entry ? entry->size_bytes : 0;
 	node->old_digest = entry ? entry->digest : (struct ds_digest){0};
 	node->old_is_executable = entry && entry->is_executable;
+	node->old_has_extents = entry && entry->extents_n;
 	node->old_type = (uint8_t)(entry ? entry->type : DS_ENTRY_SYMLINK);
 	for (uint32_t i = 0; i < node->children_n; i++)
 		names_n += !node->children[i].reject;
@@ -214,6 +216,7 @@ static int match_row(void *ctx, const struct ds_entry *entry)
 		matching->next++;
 		r = match_node(matching, node, order == 0 ? entry : NULL);
 	}
+	matching->has_others |= order != 0;
 	return r;
 }
 
@@ -242,6 +245,7 @@ static int match_children(struct commit_apply *apply, struct commit_node *dir, b
 	struct commit_node *node;
 	int r = 0;
 
+	dir->has_no_others = false;
 	if (may_reuse && apply->stat) {
 		_ds_cleanup_free_ char *path = commit_node_path(dir);
 
@@ -254,6 +258,7 @@ static int match_children(struct commit_apply *apply, struct commit_node *dir, b
 		if (r == -DS_E_MALFORMED)
 			return look_up_children(&matching);
 	}
+	dir->has_no_others = r == 0 && !matching.has_others;
 	for (; r == 0 && (node = next_child(&matching)); matching.next++)
 		r = match_node(&matching, node, NULL);
 	return r;

@@ -46,7 +46,6 @@ struct commit_node {
 	bool is_done;	  /* digest and place are known */
 	bool is_uncached; /* ... but not for sure: not for the stat cache */
 	bool is_meta_same; /* it, and all below it, is what the manifest's entry says: times and links, and what is read */
-	uint8_t change; /* commit_apply's */
 	struct ds_time mtime, ctime;
 	uint64_t size_bytes;
 	uint64_t dev, ino; /* of the source */
@@ -65,7 +64,8 @@ struct commit_node {
 	struct ds_digest old_digest;
 	uint32_t old_nlink;
 	uint8_t old_type;
-	bool old_is_executable;
+	bool old_is_executable, old_has_extents;
+	bool has_no_others; /* of a directory: each name there is one of the children's */
 };
 
 /* All names of one file of the source. */

@@ -5,6 +5,8 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 #include "codec/pack.h"
 #include "commit_support.h"
@@ -514,4 +516,40 @@ Test(commit_rules, a_closed_branch_starts_afresh)
 	ds_record_free(record);
 	box_check(&box, NULL);
 	box_release(&box);
+}
+
+/* After the scan, which has seen that it may be read: then the parent is loaded. */
+static void close_secret(void *ctx, const struct ds_store_req *req)
+{
+	if (req->op == DS_STORE_GET && strncmp(req->key, "packs/", 6) == 0)
+		box_chmod(ctx, "dir/secret", 0);
+}
+
+/* Known only when all names have been matched with the parent's. */
+Test(commit_rules, what_cannot_be_read_any_more_goes)
+{
+	uid_t uid = geteuid();
+	struct box box;
+
+	/* Root reads everything: become nobody, who owns what is made from here on. */
+	if (uid == 0)
+		cr_assert_eq(seteuid(65534), 0);
+	box_init(&box);
+	box.options.skip_unreadable = true;
+	box_mkdir(&box, "dir");
+	box_fill(&box, "dir/before", 1, 10);
+	box_fill(&box, "dir/secret", 2, 10);
+	box_fill(&box, "secret", 3, 10);
+	box_commit(&box);
+	cr_assert_eq(box.result.totals.files_n, 3);
+	box_fill(&box, "dir/secret", 4, 20);
+	box.spy.before = close_secret;
+	box.spy.ctx = &box;
+	box_commit(&box);
+	cr_assert_eq(box.result.removed_n, 1);
+	cr_assert_eq(box.result.totals.files_n, 2);
+	cr_assert_eq(box.result.totals.rejected_n, 1);
+	cr_assert_not(box.result.parent_is_damaged);
+	box_release(&box);
+	cr_assert_eq(seteuid(uid), 0); /* the leak checker needs it */
 }
