@@ -472,13 +472,14 @@ def automounted(box, repo):
     control = os.open(place, os.O_RDONLY)
     try:
         # Of another process group: it waits until the mount is there.
-        looking = subprocess.Popen(["ls", "-A", "--zero", place], start_new_session=True, stdout=subprocess.PIPE, text=True)
+        looking = subprocess.Popen(["ls", "-A", "--zero", place], start_new_session=True, stdout=subprocess.PIPE)
         box.processes.append(looking)
+        check(select.select([asked], [], [], 60)[0], "autofs asks for nothing")
         token = struct.unpack_from("iiI", os.read(asked, 304))[2]
         box.dsfs("mount", repo, place, "-o", f"cache_dir={box.cache}", timeout=60)
         fcntl.ioctl(control, AUTOFS_READY, token)
-        names = looking.communicate(timeout=60)[0].split("\0")[:-1]
-        equal(sorted(names), sorted(os.listdir(place)), "names that who looked has seen")
+        names = looking.communicate(timeout=60)[0].split(b"\0")[:-1]
+        equal(sorted(names), sorted(os.listdir(os.fsencode(place))), "names that who looked has seen")
         check(names, "he has seen nothing")
         row = next(row for row in box.dsfs("mount", "--json").json if row["mountpoint"] == place)
         check(os.getsid(row["pid"]) == row["pid"], "the mount's process is of the session of who mounted")
