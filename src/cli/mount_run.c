@@ -293,7 +293,7 @@ static void on_ready(void *ctx, const char *how)
 		start_warming(job);
 		return;
 	}
-	/* Not before: autofs lets nobody mount at a place of its own but the process group that it has asked (linux/Documentation/filesystems/autofs.rst). */
+	/* Not before: autofs lets nobody mount at its places but the process group that it asks (Linux, Documentation/filesystems/autofs.rst). */
 	setsid();
 	if (!log)
 		ds_log_init("syslog", ds_log_get_level());

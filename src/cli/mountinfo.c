@@ -221,11 +221,7 @@ int cli_mountpoint_path(const char *path, char **ret_path)
 
 bool cli_mount_is_on_top(const struct cli_mount *mount)
 {
-	struct statx stx;
-
-	return statx(AT_FDCWD, mount->mountpoint, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &stx) ==
-		       0 &&
-	       stx.stx_dev_major == mount->major && stx.stx_dev_minor == mount->minor;
+	return ds_mount_device(mount->mountpoint) == makedev(mount->major, mount->minor);
 }
 
 /* The child's whole life: its exit status is the state. */

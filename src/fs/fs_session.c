@@ -7,7 +7,6 @@
  * aborted it takes for unmounted: after fusectl's abort the mount stays, dead.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -15,13 +14,12 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "fs/fs_internal.h"
 #include "util/buf.h"
 #include "util/error.h"
+#include "util/file.h"
 #include "util/log.h"
 #include "util/mem.h"
 
@@ -157,16 +155,6 @@ static bool is_ignored(int number)
 	return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
 }
 
-/* Of what is mounted at the path; the kernel answers that from its memory. 0: not known. */
-static dev_t device_at(const char *path)
-{
-	struct statx stx;
-
-	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &stx) < 0)
-		return 0;
-	return makedev(stx.stx_dev_major, stx.stx_dev_minor);
-}
-
 /*
  * By its path, at which there may be another mount: ours was detached while it was in use, or is below that. If it is gone already (POLLERR,
  * as libfuse has it), nothing is looked for by the path: whatever is there now might let us wait.
@@ -175,7 +163,7 @@ static void unmount_session(struct ds_fs *fs)
 {
 	struct pollfd state = {.fd = fuse_session_fd(fs->session)};
 	bool is_gone = poll(&state, 1, 0) == 1 && (state.revents & POLLERR);
-	dev_t there = fs->device && !is_gone ? device_at(fs->options.mountpoint) : 0;
+	dev_t there = fs->device && !is_gone ? ds_mount_device(fs->options.mountpoint) : 0;
 
 	if (!there || there == fs->device)
 		fuse_session_unmount(fs->session);
@@ -214,7 +202,7 @@ static int start_session(struct ds_fs *fs, struct ds_diag *reterr_diag)
 	errno = 0;
 	if (fuse_session_mount(fs->session, fs->options.mountpoint) != 0)
 		return why_not(&fs->options, errno, reterr_diag);
-	fs->device = device_at(fs->options.mountpoint);
+	fs->device = ds_mount_device(fs->options.mountpoint);
 	return 0;
 }
 

@@ -11,7 +11,7 @@
 #include "util/map.h"
 #include "util/mem.h"
 
-#define TRIES_N 3u
+#define TRIES_N 3u /* for a table that was had before */
 
 struct known_pack {		 /* what was learned of a pack that a hit or the parent named */
 	struct ds_list node;	 /* in find->tables, if it has one */

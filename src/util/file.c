@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -238,6 +239,15 @@ int ds_each_entry_at(int dir_fd, const char *path, ds_entry_fn *fn, void *ctx)
 			r = fn(ctx, dirfd(dir), entry->d_name);
 	closedir(dir);
 	return r;
+}
+
+dev_t ds_mount_device(const char *path)
+{
+	struct statx stx;
+
+	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &stx) < 0)
+		return 0;
+	return makedev(stx.stx_dev_major, stx.stx_dev_minor);
 }
 
 static int rm_entry(void *ctx, int dir_fd, const char *name)

@@ -48,6 +48,9 @@ int ds_mkdir_p(int dir_fd, const char *path, mode_t mode);
 typedef int ds_entry_fn(void *ctx, int dir_fd, const char *name);
 int ds_each_entry_at(int dir_fd, const char *path, ds_entry_fn *fn, void *ctx);
 
+/* Device of what is mounted at a path, from the kernel's memory: asks no file system, and has autofs mount nothing. 0: not known. */
+dev_t ds_mount_device(const char *path);
+
 /* Removes a directory with everything below it, without following links. No error if absent. */
 int ds_rmtree_at(int dir_fd, const char *path);
 
