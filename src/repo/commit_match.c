@@ -169,6 +169,7 @@ static int match_node(struct matching *matching, struct commit_node *node,
 	uint64_t names_n = 0;
 	int r;
 
+	node->is_meta_same = true;
 	node->old_id = entry ? entry->id : 0;
 	node->old_ino = entry ? entry->ino : 0;
 	node->old_nlink = entry ? entry->nlink : 0;
@@ -181,7 +182,8 @@ static int match_node(struct matching *matching, struct commit_node *node,
 		names_n += !node->children[i].reject;
 	if (!entry || entry->type != (enum ds_entry_type)node->type ||
 	    ds_time_compare(entry->mtime, node->mtime) != 0 || commit_is_misplaced(entry) ||
-	    (node->type == DS_ENTRY_DIRECTORY && entry->size_bytes != names_n))
+	    (node->type == DS_ENTRY_DIRECTORY && entry->size_bytes != names_n) ||
+	    (node->type == DS_ENTRY_FILE && !node->links && !commit_is_linked_alike(node)))
 		commit_node_differs(node);
 	if (node->type != DS_ENTRY_FILE || !matching->may_reuse || node->is_done ||
 	    commit_node_content(node) != node || commit_node_is_unsure(node))
@@ -264,6 +266,23 @@ static int match_children(struct commit_apply *apply, struct commit_node *dir, b
 	return r;
 }
 
+/* Links can be told when all names are matched; and if one name differs, all do. */
+static void match_links(const struct commit_tree *tree)
+{
+	for (const struct commit_links *links = tree->links; links; links = links->next) {
+		bool is_same = true;
+
+		for (uint32_t i = 0; i < links->nodes_n; i++) {
+			const struct commit_node *node = links->nodes[i];
+
+			is_same &= node->reject ||
+				   (node->is_meta_same && commit_is_linked_alike(node));
+		}
+		if (!is_same)
+			commit_node_differs(links->nodes[0]);
+	}
+}
+
 int commit_match(struct commit_apply *apply, bool may_reuse)
 {
 	struct commit_node *root = &apply->tree->root;
@@ -273,8 +292,6 @@ int commit_match(struct commit_apply *apply, bool may_reuse)
 
 	if (r < 0 && r != -ENOENT)
 		return r;
-	for (struct commit_node *node = root; node; node = commit_node_next(root, node, true))
-		node->is_meta_same = true;
 	r = match_node(&top, root, r == 0 ? &entry : NULL);
 	for (struct commit_node *node = root; r == 0 && node;
 	     node = commit_node_next(root, node, true)) {
@@ -283,12 +300,8 @@ int commit_match(struct commit_apply *apply, bool may_reuse)
 		if (node->type == DS_ENTRY_DIRECTORY && !node->reject)
 			r = match_children(apply, node, may_reuse);
 	}
-	/* Links can be told when all names are matched. */
-	for (struct commit_node *node = root; r == 0 && node;
-	     node = commit_node_next(root, node, true))
-		if (node->type == DS_ENTRY_FILE && !node->reject && node->is_meta_same &&
-		    !commit_is_linked_alike(node))
-			commit_node_differs(node);
+	if (r == 0)
+		match_links(apply->tree);
 	return r;
 }
 

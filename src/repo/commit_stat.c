@@ -1,8 +1,11 @@
 /*
- * File: "dsfsstat", u32 version, u32 zero, u64 number of directories, rows of directories in order of their keys, their entries (a
- * directory's side by side, in byte order of their names), digest of all before.
- * Row: first 16 bytes of the path's digest, u64 offset of the entries in the file, u64 their length.
+ * File: "dsfsstat", u32 version, u32 zero; blocks of entries, a directory's side by side and in byte order of their names; rows of
+ * directories in order of their keys; u64 offset of the rows, u64 their number, digest of the rows and these two numbers.
+ * Block: u32 length of its entries, first 16 bytes of their digest, the entries.
+ * Row: first 16 bytes of the path's digest, u64 offset of the first block in the file, u64 length of all blocks.
  * Entry: u8 length of the name, name, u64 device, inode, size, i64 and u32 of mtime and of ctime, digest.
+ *
+ * INV-1  A block is looked at only when its digest was found right: what is damaged is not known, nor what follows in its directory.
  */
 #include "repo/commit_stat.h"
 
@@ -21,21 +24,27 @@
 #include "util/file.h"
 #include "util/mem.h"
 
-#define STAT_MAGIC	"dsfsstat"
-#define STAT_VERSION	2u
-#define STAT_HEAD_LEN	24u
-#define STAT_KEY_LEN	16u
-#define STAT_ROW_LEN	32u
+#define STAT_MAGIC     "dsfsstat"
+#define STAT_VERSION   3u
+#define STAT_HEAD_LEN  16u
+#define STAT_KEY_LEN   16u
+#define STAT_ROW_LEN   32u
+#define STAT_TAIL_LEN  (16u + DS_DIGEST_LEN)
+#define BLOCK_HEAD_LEN 20u
+#define BLOCK_MAX \
+	DS_KIB(128) /* of the entries: read, checked and looked at in a cache of the processor */
+#define BUFFER_LEN	(4 * (BLOCK_HEAD_LEN + BLOCK_MAX))
 #define IDENTITY_LEN	48u
 #define STAT_FILE_MAX	DS_GIB(8)
 #define STAT_SETTLED_NS (2 * DS_NS_PER_S)
 
 struct commit_stat {
 	struct ds_arena *arena;
-	const uint8_t *data; /* the whole file, but for the digest */
-	size_t len_bytes;
-	const uint8_t *rows;
+	int fd;
+	uint8_t *rows;
 	uint64_t rows_n;
+	uint64_t rows_off; /* in the file: the end of the blocks */
+	uint8_t *block;
 };
 
 /* Path of the cache file; NULL if there is no memory or no such source. */
@@ -50,44 +59,34 @@ static char *file_path(const char *state_dir, const char *source)
 	return path;
 }
 
-static bool parse(struct commit_stat *stat, const uint8_t *data, size_t len_bytes)
+/* The rows into the arena. */
+static bool load_rows(struct commit_stat *stat, uint64_t file_len)
 {
-	struct ds_cursor cursor = ds_cursor_of(data, len_bytes);
-	const uint8_t *magic = ds_cursor_take(&cursor, 8);
+	uint8_t head[STAT_HEAD_LEN], tail[STAT_TAIL_LEN];
 	struct ds_digest digest;
-	uint32_t version = ds_cursor_le32(&cursor);
-	uint64_t n;
+	uint64_t n, off;
+	size_t len, got;
 
-	ds_cursor_le32(&cursor);
-	n = ds_cursor_le64(&cursor);
-	if (cursor.failed || memcmp(magic, STAT_MAGIC, 8) != 0 || version != STAT_VERSION ||
-	    n > STAT_FILE_MAX / STAT_ROW_LEN ||
-	    cursor.left_bytes < n * STAT_ROW_LEN + DS_DIGEST_LEN)
+	if (file_len < STAT_HEAD_LEN + STAT_TAIL_LEN || file_len > STAT_FILE_MAX ||
+	    ds_pread_full(stat->fd, head, sizeof(head), 0, &got) < 0 || got < sizeof(head) ||
+	    memcmp(head, STAT_MAGIC, 8) != 0 || ds_get_le32(head + 8) != STAT_VERSION ||
+	    ds_pread_full(stat->fd, tail, sizeof(tail), file_len - sizeof(tail), &got) < 0 ||
+	    got < sizeof(tail))
 		return false;
-	if (ds_digest_of(data, len_bytes - DS_DIGEST_LEN, &digest) < 0 ||
-	    memcmp(digest.bytes, data + len_bytes - DS_DIGEST_LEN, DS_DIGEST_LEN) != 0)
+	off = ds_get_le64(tail);
+	n = ds_get_le64(tail + 8);
+	if (n > STAT_FILE_MAX / STAT_ROW_LEN || off < STAT_HEAD_LEN ||
+	    off != file_len - STAT_TAIL_LEN - n * STAT_ROW_LEN)
 		return false;
-	stat->data = data;
-	stat->len_bytes = len_bytes - DS_DIGEST_LEN;
-	stat->rows = cursor.at;
+	len = n * STAT_ROW_LEN + 16;
+	stat->rows = ds_arena_calloc(stat->arena, 1, len);
+	if (!stat->rows || ds_pread_full(stat->fd, stat->rows, len, off, &got) < 0 || got < len ||
+	    ds_digest_of(stat->rows, len, &digest) < 0 ||
+	    memcmp(digest.bytes, tail + 16, DS_DIGEST_LEN) != 0)
+		return false;
 	stat->rows_n = n;
+	stat->rows_off = off;
 	return true;
-}
-
-/* The whole file into the arena; NULL if it cannot be had. */
-static const uint8_t *read_file(struct ds_arena *arena, const char *path, size_t *ret_len)
-{
-	_ds_cleanup_close_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-	struct stat st;
-	uint8_t *data;
-
-	if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) ||
-	    (uint64_t)st.st_size > STAT_FILE_MAX)
-		return NULL;
-	data = ds_arena_calloc(arena, 1, (size_t)st.st_size);
-	if (!data || ds_read_full(fd, data, (size_t)st.st_size, ret_len) < 0)
-		return NULL;
-	return data;
 }
 
 int commit_stat_load(const char *state_dir, const char *source, const char *scratch,
@@ -95,16 +94,19 @@ int commit_stat_load(const char *state_dir, const char *source, const char *scra
 {
 	struct commit_stat *stat = ds_calloc(1, sizeof(*stat));
 	_ds_cleanup_free_ char *path = state_dir ? file_path(state_dir, source) : NULL;
-	const uint8_t *data;
-	size_t len;
+	struct stat st;
 
-	if (!stat || ds_arena_new(scratch, &stat->arena) < 0) {
-		ds_free(stat);
+	if (!stat)
+		return -ENOMEM;
+	stat->fd = path ? open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC) : -1;
+	stat->block = ds_malloc(BLOCK_HEAD_LEN + BLOCK_MAX);
+	if (!stat->block || ds_arena_new(scratch, &stat->arena) < 0) {
+		commit_stat_free(stat);
 		return -ENOMEM;
 	}
-	data = path ? read_file(stat->arena, path, &len) : NULL;
-	if (data && !parse(stat, data, len))
-		stat->rows_n = 0;
+	if (stat->fd >= 0 && (fstat(stat->fd, &st) < 0 || !S_ISREG(st.st_mode) ||
+			      !load_rows(stat, (uint64_t)st.st_size)))
+		ds_close_ptr(&stat->fd);
 	*ret_stat = stat;
 	return 0;
 }
@@ -113,6 +115,8 @@ struct commit_stat *commit_stat_free(struct commit_stat *stat)
 {
 	if (!stat)
 		return NULL;
+	ds_close_ptr(&stat->fd);
+	ds_free(stat->block);
 	ds_arena_free(stat->arena);
 	ds_free(stat);
 	return NULL;
@@ -151,10 +155,35 @@ void commit_stat_enter(struct commit_stat *stat, const char *path, struct commit
 		return;
 	off = ds_get_le64(row + STAT_KEY_LEN);
 	len = ds_get_le64(row + STAT_KEY_LEN + 8);
-	if (off > stat->len_bytes || len > stat->len_bytes - off)
+	if (off > stat->rows_off || len > stat->rows_off - off)
 		return;
-	ret_dir->at = stat->data + off;
-	ret_dir->end = ret_dir->at + len;
+	ret_dir->off = off;
+	ret_dir->end_off = off + len;
+}
+
+/* The next block of the directory; false: there is none, or it is damaged, and so nothing more is known. */
+static bool load_block(struct commit_stat_dir *dir)
+{
+	struct commit_stat *stat = dir->stat;
+	size_t len = (size_t)DS_MIN(dir->end_off - dir->off, (uint64_t)BLOCK_HEAD_LEN + BLOCK_MAX);
+	uint64_t off = dir->off;
+	struct ds_digest digest;
+	size_t got;
+	uint32_t n;
+
+	dir->off = dir->end_off;
+	if (len <= BLOCK_HEAD_LEN || ds_pread_full(stat->fd, stat->block, len, off, &got) < 0 ||
+	    got < len)
+		return false;
+	n = ds_get_le32(stat->block);
+	if (!n || n > len - BLOCK_HEAD_LEN ||
+	    ds_digest_of(stat->block + BLOCK_HEAD_LEN, n, &digest) < 0 ||
+	    memcmp(digest.bytes, stat->block + 4, STAT_KEY_LEN) != 0)
+		return false;
+	dir->off = off + BLOCK_HEAD_LEN + n;
+	dir->at = stat->block + BLOCK_HEAD_LEN;
+	dir->end = dir->at + n;
+	return true;
 }
 
 bool commit_stat_has(struct commit_stat_dir *dir, const struct commit_node *node,
@@ -163,7 +192,7 @@ bool commit_stat_has(struct commit_stat_dir *dir, const struct commit_node *node
 	uint8_t identity[IDENTITY_LEN];
 	int order = -1;
 
-	while (order < 0 && dir->at < dir->end) {
+	while (order < 0 && (dir->at < dir->end || load_block(dir))) {
 		size_t name_len = dir->at[0], len = 1 + name_len + IDENTITY_LEN + DS_DIGEST_LEN;
 		const uint8_t *entry = dir->at;
 
@@ -231,51 +260,120 @@ static bool is_kept(const struct commit_tree *tree, struct commit_node *node)
 	       is_settled(tree, content->ctime);
 }
 
-/* What the file takes. */
-static size_t count(const struct commit_tree *tree, uint64_t *ret_rows_n)
-{
-	struct commit_node *root = (struct commit_node *)(uintptr_t)&tree->root;
-	const struct commit_node *last = NULL;
-	size_t len = STAT_HEAD_LEN;
-	uint64_t rows_n = 0;
+struct writer {
+	int fd;
+	uint64_t off; /* in the file, of the buffer */
+	uint8_t *buffer, *at;
+	uint8_t *block; /* in the buffer; NULL: none is begun */
+	struct ds_arena *arena;
+	uint8_t *rows;
+	uint64_t rows_n, rows_capacity_n;
+};
 
-	for (struct commit_node *node = root; node; node = commit_node_next(root, node, true)) {
-		for (uint32_t i = 0; i < node->children_n; i++) {
-			if (!is_kept(tree, &node->children[i]))
-				continue;
-			rows_n += last != node;
-			last = node;
-			len += 1u + node->children[i].name_len + IDENTITY_LEN + DS_DIGEST_LEN;
-		}
-	}
-	*ret_rows_n = rows_n;
-	return len + rows_n * STAT_ROW_LEN;
+static uint64_t writer_off(const struct writer *writer)
+{
+	return writer->off + (uint64_t)(writer->at - writer->buffer);
 }
 
-static uint8_t *put_entry(uint8_t *at, struct commit_node *node)
+static int flush(struct writer *writer)
+{
+	size_t len = (size_t)(writer->at - writer->buffer);
+	int r = ds_write_full(writer->fd, writer->buffer, len);
+
+	writer->off += len;
+	writer->at = writer->buffer;
+	if (r == 0 && writer->off > STAT_FILE_MAX)
+		return -DS_E_LIMIT;
+	return r;
+}
+
+/* A block of entries ends here. */
+static int end_block(struct writer *writer)
+{
+	uint8_t *block = writer->block;
+	struct ds_digest digest;
+	size_t len;
+	int r;
+
+	if (!block)
+		return 0;
+	writer->block = NULL;
+	len = (size_t)(writer->at - block - BLOCK_HEAD_LEN);
+	r = ds_digest_of(block + BLOCK_HEAD_LEN, len, &digest);
+	if (r < 0)
+		return r;
+	ds_put_le32(block, (uint32_t)len);
+	memcpy(block + 4, digest.bytes, STAT_KEY_LEN);
+	return writer->buffer + BUFFER_LEN - writer->at < (ptrdiff_t)(BLOCK_HEAD_LEN + BLOCK_MAX)
+		       ? flush(writer)
+		       : 0;
+}
+
+static int put_entry(struct writer *writer, struct commit_node *node)
 {
 	const struct commit_node *content = commit_node_content(node);
+	size_t len = 1u + node->name_len + IDENTITY_LEN + DS_DIGEST_LEN;
+	uint8_t *at;
+	int r = 0;
 
+	if (writer->block &&
+	    (size_t)(writer->at - writer->block) + len > BLOCK_HEAD_LEN + BLOCK_MAX)
+		r = end_block(writer);
+	if (r < 0)
+		return r;
+	if (!writer->block) {
+		writer->block = writer->at;
+		writer->at += BLOCK_HEAD_LEN;
+	}
+	at = writer->at;
 	*at++ = node->name_len;
 	memcpy(at, node->name, node->name_len);
 	at += node->name_len;
 	put_identity(at, content);
 	memcpy(at + IDENTITY_LEN, content->digest.bytes, DS_DIGEST_LEN);
-	return at + IDENTITY_LEN + DS_DIGEST_LEN;
+	writer->at += len;
+	return 0;
 }
 
-static int put_row(uint8_t *row, const struct commit_node *dir, uint64_t off, uint64_t len)
+static int put_row(struct writer *writer, const struct commit_node *dir, uint64_t off)
 {
 	_ds_cleanup_free_ char *path = commit_node_path(dir);
 	struct ds_digest digest;
+	uint8_t *row;
 	int r = path ? ds_digest_of(path, strlen(path), &digest) : -ENOMEM;
 
 	if (r < 0)
 		return r;
+	if (writer->rows_n == writer->rows_capacity_n) {
+		uint64_t n = DS_MAX(writer->rows_capacity_n * 2, (uint64_t)256);
+		uint8_t *rows = ds_arena_calloc(writer->arena, n, STAT_ROW_LEN);
+
+		if (!rows)
+			return -ENOMEM;
+		if (writer->rows_n)
+			memcpy(rows, writer->rows, writer->rows_n * STAT_ROW_LEN);
+		writer->rows = rows;
+		writer->rows_capacity_n = n;
+	}
+	row = writer->rows + writer->rows_n++ * STAT_ROW_LEN;
 	memcpy(row, digest.bytes, STAT_KEY_LEN);
 	ds_put_le64(row + STAT_KEY_LEN, off);
-	ds_put_le64(row + STAT_KEY_LEN + 8, len);
+	ds_put_le64(row + STAT_KEY_LEN + 8, writer_off(writer) - off);
 	return 0;
+}
+
+static int put_directory(struct writer *writer, const struct commit_tree *tree,
+			 const struct commit_node *dir)
+{
+	uint64_t off = writer_off(writer);
+	int r = 0;
+
+	for (uint32_t i = 0; r == 0 && i < dir->children_n; i++)
+		if (is_kept(tree, &dir->children[i]))
+			r = put_entry(writer, &dir->children[i]);
+	if (r == 0)
+		r = end_block(writer);
+	return r < 0 || writer_off(writer) == off ? r : put_row(writer, dir, off);
 }
 
 static int compare_rows(const void *a, const void *b)
@@ -283,70 +381,61 @@ static int compare_rows(const void *a, const void *b)
 	return memcmp(a, b, STAT_KEY_LEN);
 }
 
-static int put_directories(const struct commit_tree *tree, uint8_t *data, uint64_t rows_n)
+static int put_rows(struct writer *writer)
 {
-	struct commit_node *root = (struct commit_node *)(uintptr_t)&tree->root;
-	uint8_t *row = data + STAT_HEAD_LEN, *at = row + rows_n * STAT_ROW_LEN;
-	int r = 0;
-
-	for (struct commit_node *node = root; r == 0 && node;
-	     node = commit_node_next(root, node, true)) {
-		uint8_t *start = at;
-
-		for (uint32_t i = 0; i < node->children_n; i++)
-			if (is_kept(tree, &node->children[i]))
-				at = put_entry(at, &node->children[i]);
-		if (at == start)
-			continue;
-		r = put_row(row, node, (uint64_t)(start - data), (uint64_t)(at - start));
-		row += STAT_ROW_LEN;
-	}
-	if (r == 0)
-		qsort(data + STAT_HEAD_LEN, rows_n, STAT_ROW_LEN, compare_rows);
-	return r;
-}
-
-/* The whole file, in the arena. */
-static int build(struct ds_arena *arena, const struct commit_tree *tree, uint8_t **ret_data,
-		 size_t *ret_len)
-{
+	uint8_t tail[STAT_TAIL_LEN];
+	struct ds_hasher *hasher;
 	struct ds_digest digest;
-	uint64_t rows_n;
-	size_t len = count(tree, &rows_n);
-	uint8_t *data;
-	int r;
+	int r = flush(writer);
 
-	if (len + DS_DIGEST_LEN > STAT_FILE_MAX)
-		return -DS_E_LIMIT;
-	data = ds_arena_calloc(arena, 1, len + DS_DIGEST_LEN);
-	if (!data)
-		return -ENOMEM;
-	memcpy(data, STAT_MAGIC, 8);
-	ds_put_le32(data + 8, STAT_VERSION);
-	ds_put_le64(data + 16, rows_n);
-	r = put_directories(tree, data, rows_n);
-	if (r == 0)
-		r = ds_digest_of(data, len, &digest);
 	if (r < 0)
 		return r;
-	memcpy(data + len, digest.bytes, DS_DIGEST_LEN);
-	*ret_data = data;
-	*ret_len = len + DS_DIGEST_LEN;
-	return 0;
+	if (writer->rows_n)
+		qsort(writer->rows, writer->rows_n, STAT_ROW_LEN, compare_rows);
+	ds_put_le64(tail, writer->off);
+	ds_put_le64(tail + 8, writer->rows_n);
+	r = ds_hasher_new(&hasher);
+	if (r < 0)
+		return r;
+	ds_hasher_update(hasher, writer->rows, writer->rows_n * STAT_ROW_LEN);
+	ds_hasher_update(hasher, tail, 16);
+	ds_hasher_finish(hasher, &digest);
+	ds_hasher_free(hasher);
+	memcpy(tail + 16, digest.bytes, DS_DIGEST_LEN);
+	r = ds_write_full(writer->fd, writer->rows, writer->rows_n * STAT_ROW_LEN);
+	return r < 0 ? r : ds_write_full(writer->fd, tail, sizeof(tail));
+}
+
+static int put_all(struct writer *writer, const struct commit_tree *tree)
+{
+	struct commit_node *root = (struct commit_node *)(uintptr_t)&tree->root;
+	int r = 0;
+
+	memcpy(writer->buffer, STAT_MAGIC, 8);
+	ds_put_le32(writer->buffer + 8, STAT_VERSION);
+	ds_put_le32(writer->buffer + 12, 0);
+	writer->at = writer->buffer + STAT_HEAD_LEN;
+	for (struct commit_node *node = root; r == 0 && node;
+	     node = commit_node_next(root, node, true))
+		if (node->children_n)
+			r = put_directory(writer, tree, node);
+	return r < 0 ? r : put_rows(writer);
 }
 
 static void save(struct ds_arena *arena, const char *dir, const char *name,
 		 const struct commit_tree *tree)
 {
+	struct writer writer = {.arena = arena, .buffer = ds_malloc(BUFFER_LEN)};
 	_ds_cleanup_close_ int dir_fd = -1;
-	uint8_t *data;
-	size_t len;
+	struct ds_file_new file;
 
-	if (build(arena, tree, &data, &len) < 0 || ds_mkdir_p(AT_FDCWD, dir, 0700) < 0)
-		return;
-	dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (dir_fd >= 0)
-		ds_file_write_atomic(dir_fd, name, data, len, 0600, DS_FILE_REPLACE, false);
+	if (writer.buffer && ds_mkdir_p(AT_FDCWD, dir, 0700) == 0)
+		dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (dir_fd >= 0 && ds_file_begin(&file, dir_fd, 0600) == 0) {
+		writer.fd = file.fd;
+		ds_file_end(&file, put_all(&writer, tree), name, DS_FILE_REPLACE, false);
+	}
+	ds_free(writer.buffer);
 }
 
 void commit_stat_save(const char *state_dir, const char *source, const char *scratch,

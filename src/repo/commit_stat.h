@@ -7,7 +7,7 @@
  * and in memory for as long as it is mapped.
  *
  * It is asked one directory after the other, in each for the files in byte order of their names: so a tree of millions costs one walk
- * through the cache.
+ * through the cache, of which a block is in memory at a time.
  *
  * Threads: one at a time. Blocks on the local disk.
  */
@@ -18,14 +18,16 @@
 
 struct commit_stat;
 
-/* Where the search for the next file of a directory starts. */
+/* Where the search for the next file of a directory starts. Entering the next directory ends it. */
 struct commit_stat_dir {
 	struct commit_stat *stat;
-	const uint8_t *at, *end;
+	uint64_t off,
+		end_off; /* blocks of the directory that were not had yet, in the cache's file */
+	const uint8_t *at, *end; /* entries of the block that was had last, not looked at yet */
 };
 
 /* The cache of a source directory; empty if there is none. -ENOMEM only. state_dir NULL: keeps nothing. scratch: as
- * commit_scan's. */
+ * commit_scan's, for the list of directories. */
 int commit_stat_load(const char *state_dir, const char *source, const char *scratch,
 		     struct commit_stat **ret_stat);
 struct commit_stat *commit_stat_free(struct commit_stat *stat);

@@ -1,6 +1,7 @@
 /*
  * Which files the local stat cache vouches for.
  */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -175,6 +176,87 @@ Test(commit_stat, each_of_many_is_found)
 	}
 	commit_stat_free(stat);
 	free(dirs);
+	free(nodes);
+	snprintf(command, sizeof(command), "rm -r %s", dir);
+	cr_assert_eq(system(command), 0);
+}
+
+/* How many of the files of one directory are found; none with another digest than its own. */
+static unsigned found_n(const char *dir, const struct commit_node *nodes, uint32_t n)
+{
+	struct commit_stat_dir known;
+	struct commit_stat *stat;
+	struct ds_digest digest;
+	unsigned has_n = 0;
+
+	cr_assert_eq(commit_stat_load(dir, dir, dir, &stat), 0);
+	commit_stat_enter(stat, "", &known);
+	for (uint32_t i = 0; i < n; i++) {
+		if (!commit_stat_has(&known, &nodes[i], &digest))
+			continue;
+		cr_assert(ds_digest_equal(&digest, &nodes[i].digest));
+		has_n++;
+	}
+	commit_stat_free(stat);
+	return has_n;
+}
+
+/* Of a directory of many blocks in a file that has a wrong byte, wherever, or ends early, nothing wrong is known. */
+Test(commit_stat, what_is_damaged_is_not_known)
+{
+	enum { N = 4000, TRIES = 200 };
+	char dir[] = "/tmp/dsfs-commit-stat.XXXXXX", command[100], path[100], empty[] = "";
+	struct commit_tree tree = {.scanned = {.s = 1000}};
+	struct commit_node *nodes = calloc(N, sizeof(*nodes));
+	static char names[N][8];
+	unsigned worse_n = 0;
+	off_t len;
+	FILE *found;
+	int fd;
+
+	cr_assert(mkdtemp(dir));
+	tree.root = (struct commit_node){.name = empty,
+					 .type = DS_ENTRY_DIRECTORY,
+					 .children = nodes,
+					 .children_n = N};
+	for (uint32_t i = 0; i < N; i++) {
+		snprintf(names[i], sizeof(names[i]), "%05u", i);
+		nodes[i] = (struct commit_node){.name = names[i],
+						.name_len = 5,
+						.type = DS_ENTRY_FILE,
+						.is_done = true,
+						.ino = i,
+						.parent = &tree.root};
+		memcpy(nodes[i].digest.bytes, &i, sizeof(i));
+	}
+	commit_stat_save(dir, dir, dir, &tree);
+	cr_assert_eq(found_n(dir, nodes, N), N);
+	snprintf(command, sizeof(command), "echo %s/stat/*", dir);
+	found = popen(command, "r");
+	cr_assert(found && fscanf(found, "%99s", path) == 1);
+	pclose(found);
+	fd = open(path, O_RDWR);
+	cr_assert(fd >= 0);
+	len = lseek(fd, 0, SEEK_END);
+	cr_assert_gt(len, N * 80);
+	for (unsigned i = 0; i <= TRIES; i++) {
+		off_t at = (len - 1) * i / TRIES;
+		uint8_t byte;
+
+		cr_assert_eq(pread(fd, &byte, 1, at), 1);
+		byte ^= 0x10;
+		cr_assert_eq(pwrite(fd, &byte, 1, at), 1);
+		worse_n += found_n(dir, nodes, N) < N;
+		byte ^= 0x10;
+		cr_assert_eq(pwrite(fd, &byte, 1, at), 1);
+	}
+	cr_assert_geq(worse_n, TRIES);
+	cr_assert_eq(found_n(dir, nodes, N), N);
+	for (unsigned i = 1; i <= 20; i++) {
+		cr_assert_eq(ftruncate(fd, len - len * i / 20), 0);
+		cr_assert_eq(found_n(dir, nodes, N), 0);
+	}
+	close(fd);
 	free(nodes);
 	snprintf(command, sizeof(command), "rm -r %s", dir);
 	cr_assert_eq(system(command), 0);
