@@ -4,7 +4,9 @@
  *     scan -> unchanged? (by the stat cache) -> [load parent, match] -> read and upload -> hash -> unchanged?
  *          -> change the manifest -> upload it -> record -> look that all is there -> ref entry
  *                                                  lost the race: the winner is the parent, from [ on
- *          -> tag, advisory index, stat cache
+ *          -> tag, advisory index
+ *
+ * The stat cache is saved beside what follows the reading.
  *
  * A start after which half a grace has passed before the ref entry publishes nothing; the next start begins with nothing of it
  * but what lies in the store.
@@ -50,7 +52,8 @@ struct commit {
 	struct commit_packs *packs;
 	struct commit_find *find;
 	struct commit_stat *stat;
-	struct ds_keep *keep; /* for the publish limit: the policy alone */
+	struct commit_stat_saving *saving; /* of what is_read says; NULL: it has not begun */
+	struct ds_keep *keep;		   /* for the publish limit: the policy alone */
 	struct ds_time start;
 	struct ds_uuid writer;
 	struct ds_commit_progress progress; /* as it was shown last */
@@ -296,6 +299,15 @@ static bool is_unchanged(const struct commit *commit, const struct attempt *atte
 	       (!commit->options->mtime || commit->tree.root.is_meta_same);
 }
 
+/* The stat cache, while other things are done. */
+static void begin_saving(struct commit *commit)
+{
+	if (!commit->saving)
+		commit->saving = commit_stat_save_begin(commit->state.dir, commit->options->source,
+							commit->state.tmp, &commit->tree,
+							commit->options->interrupted);
+}
+
 static void fill_totals(struct ds_builder *builder, struct ds_version_totals *ret_totals)
 {
 	*ret_totals = (struct ds_version_totals){
@@ -456,6 +468,7 @@ static int run_attempt(struct commit *commit, struct attempt *attempt)
 		return 0;
 	}
 	show_phase(commit, "publishing");
+	begin_saving(commit);
 	r = change_manifest(commit, attempt, &apply);
 	if (r == 0) {
 		fill_totals(attempt->builder, &commit->result.totals);
@@ -687,8 +700,7 @@ static int run(struct commit *commit)
 		r = run_attempts(commit);
 	if (r < 0)
 		return r;
-	commit->stat = commit_stat_free(commit->stat);
-	commit_stat_save(commit->state.dir, options->source, commit->state.tmp, &commit->tree);
+	begin_saving(commit);
 	if (!commit->result.unchanged) {
 		left = commit_packs_left(commit->packs, &left_n);
 		commit_find_publish(commit->find, &commit->result.version, left, left_n);
@@ -744,6 +756,7 @@ static int run_start(struct ds_repo *repo, const struct ds_commit_options *optio
 	if (commit.packs)
 		data_bytes = commit_packs_uploaded_bytes(commit.packs);
 	commit.result.uploaded_data_bytes = result->uploaded_data_bytes + data_bytes;
+	commit_stat_save_end(commit.saving);
 	commit_find_free(commit.find);
 	commit_packs_free(commit.packs);
 	commit_stat_free(commit.stat);

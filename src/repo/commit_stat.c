@@ -23,6 +23,7 @@
 #include "util/error.h"
 #include "util/file.h"
 #include "util/mem.h"
+#include "util/work.h"
 
 #define STAT_MAGIC     "dsfsstat"
 #define STAT_VERSION   3u
@@ -406,8 +407,18 @@ static int put_rows(struct writer *writer)
 	return r < 0 ? r : ds_write_full(writer->fd, tail, sizeof(tail));
 }
 
-static int put_all(struct writer *writer, const struct commit_tree *tree)
+struct commit_stat_saving {
+	struct ds_work_item item;
+	struct ds_work *work;
+	struct ds_arena *arena;
+	char *path, *tmp; /* of the file; and as long as it is not whole */
+	const struct commit_tree *tree;
+	const volatile int *interrupted;
+};
+
+static int put_all(struct writer *writer, const struct commit_stat_saving *saving)
 {
+	const struct commit_tree *tree = saving->tree;
 	struct commit_node *root = (struct commit_node *)(uintptr_t)&tree->root;
 	int r = 0;
 
@@ -416,38 +427,72 @@ static int put_all(struct writer *writer, const struct commit_tree *tree)
 	ds_put_le32(writer->buffer + 12, 0);
 	writer->at = writer->buffer + STAT_HEAD_LEN;
 	for (struct commit_node *node = root; r == 0 && node;
-	     node = commit_node_next(root, node, true))
-		if (node->children_n)
+	     node = commit_node_next(root, node, true)) {
+		if (saving->interrupted && *saving->interrupted)
+			r = -DS_E_INTERRUPTED;
+		else if (node->children_n)
 			r = put_directory(writer, tree, node);
+	}
 	return r < 0 ? r : put_rows(writer);
 }
 
-static void save(struct ds_arena *arena, const char *dir, const char *name,
-		 const struct commit_tree *tree)
+/* The directory of the cache files. */
+static int make_dir(const char *path)
 {
-	struct writer writer = {.arena = arena, .buffer = ds_malloc(BUFFER_LEN)};
-	_ds_cleanup_close_ int dir_fd = -1;
-	struct ds_file_new file;
+	_ds_cleanup_free_ char *dir = ds_strdup(path);
 
-	if (writer.buffer && ds_mkdir_p(AT_FDCWD, dir, 0700) == 0)
-		dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (dir_fd >= 0 && ds_file_begin(&file, dir_fd, 0600) == 0) {
-		writer.fd = file.fd;
-		ds_file_end(&file, put_all(&writer, tree), name, DS_FILE_REPLACE, false);
+	if (!dir)
+		return -ENOMEM;
+	*strrchr(dir, '/') = '\0';
+	return ds_mkdir_p(AT_FDCWD, dir, 0700);
+}
+
+static void run_saving(struct ds_work_item *item)
+{
+	struct commit_stat_saving *saving = ds_container_of(item, struct commit_stat_saving, item);
+	struct writer writer = {.arena = saving->arena, .buffer = ds_malloc(BUFFER_LEN)};
+	int r = writer.buffer ? make_dir(saving->path) : -ENOMEM;
+
+	if (r == 0) {
+		writer.fd = open(saving->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		r = writer.fd < 0 ? -errno : put_all(&writer, saving);
+		if (writer.fd >= 0 && close(writer.fd) < 0 && r == 0)
+			r = -errno;
+		if (r < 0 || rename(saving->tmp, saving->path) < 0)
+			unlink(saving->tmp);
 	}
 	ds_free(writer.buffer);
 }
 
-void commit_stat_save(const char *state_dir, const char *source, const char *scratch,
-		      const struct commit_tree *tree)
+struct commit_stat_saving *commit_stat_save_begin(const char *state_dir, const char *source,
+						  const char *scratch,
+						  const struct commit_tree *tree,
+						  const volatile int *interrupted)
 {
-	_ds_cleanup_free_ char *path = state_dir ? file_path(state_dir, source) : NULL;
-	char *slash = path ? strrchr(path, '/') : NULL;
-	struct ds_arena *arena;
+	struct commit_stat_saving *saving = ds_calloc(1, sizeof(*saving));
 
-	if (!slash || ds_arena_new(scratch, &arena) < 0)
-		return;
-	*slash = '\0';
-	save(arena, path, slash + 1, tree);
-	ds_arena_free(arena);
+	if (!saving)
+		return NULL;
+	saving->item.run = run_saving;
+	saving->tree = tree;
+	saving->interrupted = interrupted;
+	saving->path = state_dir ? file_path(state_dir, source) : NULL;
+	saving->tmp = ds_asprintf("%s/stat-new", scratch);
+	if (!saving->path || !saving->tmp || ds_arena_new(scratch, &saving->arena) < 0 ||
+	    ds_work_new(1, "dsfs-stat", &saving->work) < 0)
+		return commit_stat_save_end(saving);
+	ds_work_submit(saving->work, &saving->item, false);
+	return saving;
+}
+
+struct commit_stat_saving *commit_stat_save_end(struct commit_stat_saving *saving)
+{
+	if (!saving)
+		return NULL;
+	ds_work_free(saving->work);
+	ds_arena_free(saving->arena);
+	ds_free(saving->path);
+	ds_free(saving->tmp);
+	ds_free(saving);
+	return NULL;
 }

@@ -9,7 +9,7 @@
  * It is asked one directory after the other, in each for the files in byte order of their names: so a tree of millions costs one walk
  * through the cache, of which a block is in memory at a time.
  *
- * Threads: one at a time. Blocks on the local disk.
+ * Threads: one at a time, but for saving. Blocks on the local disk.
  */
 #ifndef DS_REPO_COMMIT_STAT_H
 #define DS_REPO_COMMIT_STAT_H
@@ -21,8 +21,8 @@ struct commit_stat;
 /* Where the search for the next file of a directory starts. Entering the next directory ends it. */
 struct commit_stat_dir {
 	struct commit_stat *stat;
-	uint64_t off,
-		end_off; /* blocks of the directory that were not had yet, in the cache's file */
+	/* Blocks of the directory that were not had yet, in the cache's file. */
+	uint64_t off, end_off;
 	const uint8_t *at, *end; /* entries of the block that was had last, not looked at yet */
 };
 
@@ -39,8 +39,16 @@ bool commit_stat_has(struct commit_stat_dir *dir, const struct commit_node *node
 		     struct ds_digest *ret_digest);
 /* Gives all files the digests that they had, until one is not known; none is done by that. -ENOMEM. */
 int commit_stat_fill(struct commit_stat *stat, struct commit_tree *tree, bool *ret_knows_all);
-/* Replaces the file by what the tree says now. Best effort. */
-void commit_stat_save(const char *state_dir, const char *source, const char *scratch,
-		      const struct commit_tree *tree);
+/*
+ * Replaces the file by what the tree says now; until it is whole it lies in `scratch`, of the same file system. Best effort. A thread of its own does it between the two calls; until the second, which
+ * waits for it, nothing that the cache keeps of the tree may change: names, times, sizes, contents, links and rejects. `interrupted`, if
+ * not NULL, gives it up. The first may return NULL, which the second takes.
+ */
+struct commit_stat_saving;
+struct commit_stat_saving *commit_stat_save_begin(const char *state_dir, const char *source,
+						  const char *scratch,
+						  const struct commit_tree *tree,
+						  const volatile int *interrupted);
+struct commit_stat_saving *commit_stat_save_end(struct commit_stat_saving *saving);
 
 #endif

@@ -157,45 +157,37 @@ int ds_fsync_dir(int dir_fd)
 	return fsync(dir_fd) < 0 ? -errno : 0;
 }
 
-int ds_file_begin(struct ds_file_new *ret_new, int dir_fd, mode_t mode)
+static int write_and_close(int fd, const void *data, size_t len_bytes, bool sync)
 {
-	ret_new->dir_fd = dir_fd;
-	snprintf(ret_new->tmp, sizeof(ret_new->tmp), ".tmp-%016llx",
-		 (unsigned long long)ds_random_u64());
-	ret_new->fd = openat(dir_fd, ret_new->tmp,
-			     O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
-	return ret_new->fd < 0 ? -errno : 0;
-}
+	int r = ds_write_full(fd, data, len_bytes);
 
-int ds_file_end(struct ds_file_new *new, int r, const char *name, enum ds_file_write how, bool sync)
-{
-	if (r == 0 && sync && fsync(new->fd) < 0)
+	if (r == 0 && sync && fsync(fd) < 0)
 		r = -errno;
-	if (close(new->fd) < 0 && r == 0)
+	if (close(fd) < 0 && r == 0)
 		r = -errno;
-	new->fd = -1;
-	if (r == 0 && how == DS_FILE_NEW_ONLY &&
-	    linkat(new->dir_fd, new->tmp, new->dir_fd, name, 0) < 0)
-		r = -errno;
-	if (r == 0 && how == DS_FILE_REPLACE &&
-	    renameat(new->dir_fd, new->tmp, new->dir_fd, name) < 0)
-		r = -errno;
-	if (r < 0 || how == DS_FILE_NEW_ONLY)
-		unlinkat(new->dir_fd, new->tmp, 0);
-	if (r == 0 && sync)
-		r = ds_fsync_dir(new->dir_fd);
 	return r;
 }
 
 int ds_file_write_atomic(int dir_fd, const char *name, const void *data, size_t len_bytes,
 			 mode_t mode, enum ds_file_write how, bool sync)
 {
-	struct ds_file_new new;
-	int r = ds_file_begin(&new, dir_fd, mode);
+	char tmp[64];
+	int fd, r;
 
-	if (r < 0)
-		return r;
-	return ds_file_end(&new, ds_write_full(new.fd, data, len_bytes), name, how, sync);
+	snprintf(tmp, sizeof(tmp), ".tmp-%016llx", (unsigned long long)ds_random_u64());
+	fd = openat(dir_fd, tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
+	if (fd < 0)
+		return -errno;
+	r = write_and_close(fd, data, len_bytes, sync);
+	if (r == 0 && how == DS_FILE_NEW_ONLY && linkat(dir_fd, tmp, dir_fd, name, 0) < 0)
+		r = -errno;
+	if (r == 0 && how == DS_FILE_REPLACE && renameat(dir_fd, tmp, dir_fd, name) < 0)
+		r = -errno;
+	if (r < 0 || how == DS_FILE_NEW_ONLY)
+		unlinkat(dir_fd, tmp, 0);
+	if (r == 0 && sync)
+		r = ds_fsync_dir(dir_fd);
+	return r;
 }
 
 int ds_mkdir_p(int dir_fd, const char *path, mode_t mode)

@@ -40,17 +40,6 @@ enum ds_file_write { DS_FILE_NEW_ONLY, DS_FILE_REPLACE };
 int ds_file_write_atomic(int dir_fd, const char *name, const void *data, size_t len_bytes,
 			 mode_t mode, enum ds_file_write how, bool sync);
 
-/* The same for bytes that come one after the other: the caller writes to `fd` between the two calls. */
-struct ds_file_new {
-	int dir_fd; /* the caller's */
-	int fd;
-	char tmp[32];
-};
-int ds_file_begin(struct ds_file_new *ret_new, int dir_fd, mode_t mode);
-/* r < 0: what the caller met; nothing is created, and r is returned. */
-int ds_file_end(struct ds_file_new *new, int r, const char *name, enum ds_file_write how,
-		bool sync);
-
 /* mkdir -p below dir_fd (AT_FDCWD and absolute paths are allowed); no error if it is there. */
 int ds_mkdir_p(int dir_fd, const char *path, mode_t mode);
 

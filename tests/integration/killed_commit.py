@@ -107,6 +107,8 @@ def run(box, args):
             say(f"after {cycles} cycles: {met_n} killed, {made_n} of the commits had been published; "
                 f"{len(temporary)} temporary files left")
             shutil.rmtree(repo)
+    left = [n for n in os.listdir(f"{state}/stat") if len(n) != 32]
+    check(not left and len(os.listdir(f"{state}/tmp")) <= 1, f"left in the state directory: {left} {os.listdir(f'{state}/tmp')}")
     if cycles < args.cycles:
         say("out of time")
     check(met_n >= min(args.cycles, cycles) // 2, f"only {met_n} of {cycles} commits were killed in time")

@@ -37,7 +37,7 @@ static bool is_kept_if(int64_t mtime_age_ns, int64_t ctime_age_ns, bool is_uncac
 	tree.root.children = &node;
 	tree.root.children_n = 1;
 	cr_assert(mkdtemp(dir));
-	commit_stat_save(dir, dir, dir, &tree);
+	commit_stat_save_end(commit_stat_save_begin(dir, dir, dir, &tree, NULL));
 	cr_assert_eq(commit_stat_load(dir, dir, dir, &stat), 0);
 	commit_stat_enter(stat, "", &known);
 	has = commit_stat_has(&known, &node, &digest);
@@ -101,7 +101,7 @@ Test(commit_stat, unsure_links_are_read_whatever_the_cache_knows)
 						.links = &links,
 						.parent = &tree.root};
 	cr_assert(mkdtemp(dir));
-	commit_stat_save(dir, dir, dir, &tree);
+	commit_stat_save_end(commit_stat_save_begin(dir, dir, dir, &tree, NULL));
 	cr_assert_eq(commit_stat_load(dir, dir, dir, &apply.stat), 0);
 	snprintf(path, sizeof(path), "%s/manifest", dir);
 	cr_assert_eq(ds_builder_create(path, 8192, &apply.builder), 0);
@@ -157,7 +157,7 @@ Test(commit_stat, each_of_many_is_found)
 						.parent = &dirs[i / N]};
 		memcpy(nodes[i].digest.bytes, &i, sizeof(i));
 	}
-	commit_stat_save(dir, dir, dir, &tree);
+	commit_stat_save_end(commit_stat_save_begin(dir, dir, dir, &tree, NULL));
 	cr_assert_eq(commit_stat_load(dir, dir, dir, &stat), 0);
 	for (uint32_t step = 1; step < 4; step++) {
 		for (uint32_t i = 0; i < DIRS * N; i += step) {
@@ -229,7 +229,7 @@ Test(commit_stat, what_is_damaged_is_not_known)
 						.parent = &tree.root};
 		memcpy(nodes[i].digest.bytes, &i, sizeof(i));
 	}
-	commit_stat_save(dir, dir, dir, &tree);
+	commit_stat_save_end(commit_stat_save_begin(dir, dir, dir, &tree, NULL));
 	cr_assert_eq(found_n(dir, nodes, N), N);
 	snprintf(command, sizeof(command), "echo %s/stat/*", dir);
 	found = popen(command, "r");
