@@ -23,6 +23,7 @@
 #include "repo/commit_apply.h"
 #include "repo/commit_manifest.h"
 #include "repo/commit_read.h"
+#include "repo/commit_stat.h"
 #include "repo/commit_state.h"
 #include "repo/keep.h"
 #include "repo/refs.h"
@@ -36,8 +37,8 @@
 /* 8 KiB: see tests/bench and the release tests on the second version of 100,000 files. */
 #define MANIFEST_PAGE_SIZE 8192u
 #define RACES_MAX	   1000u
-#define STARTS_MAX	   4u		       /* each may take half a grace */
-#define TEXT_MAX	   (DS_RECORD_MAX / 8) /* of message and author: JSON may need 6 bytes for one */
+#define AGAIN		   1  /* of an attempt: another one with the same parent */
+#define STARTS_MAX	   4u /* each may take half a grace */
 #define TABLES_PART	   8u /* of the budget, for tables of packs besides: 64 MiB */
 #define PROGRESS_NS	   (200 * (uint64_t)DS_NS_PER_MS)
 
@@ -58,7 +59,9 @@ struct commit {
 	struct ds_uuid writer;
 	struct ds_commit_progress progress; /* as it was shown last */
 	uint64_t progress_ns;
-	bool is_read; /* every file's place is known */
+	bool is_read;  /* every file's place is known, or its row */
+	bool is_wary;  /* no row is known but those that are had */
+	bool has_rows; /* those of result.version are the tree's */
 	bool has_head;
 	bool is_published;
 	bool is_told; /* diag says already what an interrupt left */
@@ -282,8 +285,8 @@ static int read_files(struct commit *commit, struct commit_apply *apply)
 		return r;
 	commit->is_read = true;
 	commit->result.fingerprint = commit->tree.root.digest;
-	commit->result.read_bytes = read.counters.read_bytes;
-	commit->result.reused_bytes = read.counters.reused_bytes + apply->reused_bytes;
+	commit->result.read_bytes += read.counters.read_bytes;
+	commit->result.reused_bytes += read.counters.reused_bytes + apply->reused_bytes;
 	return 0;
 }
 
@@ -337,7 +340,8 @@ static int check_totals(const struct commit *commit, struct ds_builder *builder)
 	return -DS_E_MALFORMED;
 }
 
-/* Makes the attempt's manifest that of the tree: from the parent's, or if that is damaged, or names what is lost, from an empty one. */
+/* Makes the attempt's manifest that of the tree: from the parent's, or if that is damaged, or names what is lost, from an empty one. AGAIN:
+ * only when all rows of the parent's were had. */
 static int change_manifest(struct commit *commit, struct attempt *attempt,
 			   struct commit_apply *apply)
 {
@@ -350,6 +354,8 @@ static int change_manifest(struct commit *commit, struct attempt *attempt,
 		r = check_totals(commit, attempt->builder);
 	if (r != -DS_E_MALFORMED || !attempt->parent)
 		return r;
+	if (commit->tree.has_as_before)
+		return AGAIN;
 	commit->result.parent_is_damaged = true;
 	commit->result.parent = attempt->parent->id;
 	attempt->builder = apply->builder = ds_builder_free(attempt->builder);
@@ -436,7 +442,16 @@ static int make_record(struct commit *commit, struct attempt *attempt, struct ds
 	return r;
 }
 
-/* Everything but the race. -DS_E_CONFLICT: another writer was first. */
+/* Whether the parent's rows are what the stat cache tells. */
+static bool has_known_rows(const struct commit *commit, const struct attempt *attempt)
+{
+	const struct ds_digest *version = commit_stat_version(commit->stat);
+
+	return version && attempt->parent && !commit->is_wary && !commit->options->rehash &&
+	       ds_digest_equal(version, &attempt->parent->id);
+}
+
+/* Everything but the race. -DS_E_CONFLICT: another writer was first. AGAIN: as change_manifest. */
 static int run_attempt(struct commit *commit, struct attempt *attempt)
 {
 	struct commit_apply apply = {
@@ -444,7 +459,6 @@ static int run_attempt(struct commit *commit, struct attempt *attempt)
 		.tree = &commit->tree,
 		.packs = commit->packs,
 		.find = commit->find,
-		.stat = commit->stat,
 	};
 	struct ds_record record = {0};
 	int r;
@@ -454,6 +468,7 @@ static int run_attempt(struct commit *commit, struct attempt *attempt)
 	if (r < 0)
 		return r;
 	apply.builder = attempt->builder;
+	apply.has_known_rows = has_known_rows(commit, attempt);
 	r = commit_match(&apply, !commit->is_read);
 	if (r == 0)
 		r = read_files(commit, &apply);
@@ -465,6 +480,7 @@ static int run_attempt(struct commit *commit, struct attempt *attempt)
 		commit->result.number = commit->head.number;
 		commit->result.version = attempt->parent->id;
 		commit->result.totals = attempt->parent->totals;
+		commit->has_rows = commit->tree.root.is_meta_same;
 		return 0;
 	}
 	show_phase(commit, "publishing");
@@ -474,8 +490,8 @@ static int run_attempt(struct commit *commit, struct attempt *attempt)
 		fill_totals(attempt->builder, &commit->result.totals);
 		r = ds_builder_finish(attempt->builder);
 	}
-	if (r < 0)
-		return blame_parent(commit, attempt, r);
+	if (r != 0)
+		return r == AGAIN ? r : blame_parent(commit, attempt, r);
 	r = make_record(commit, attempt, &record);
 	if (r == 0)
 		r = commit_manifest_store(attempt->packs, attempt->path,
@@ -496,6 +512,17 @@ static int run_attempt(struct commit *commit, struct attempt *attempt)
 	return r;
 }
 
+/* For another attempt. The files of which only the row was known are matched anew, and read where they are not found. */
+static void forget_attempt(struct commit *commit)
+{
+	commit->saving = commit_stat_save_drop(commit->saving);
+	commit->is_wary = true;
+	if (!commit->tree.has_as_before)
+		return;
+	commit_match_forget(&commit->tree);
+	commit->is_read = false;
+}
+
 static int run_attempts(struct commit *commit)
 {
 	for (;;) {
@@ -503,6 +530,10 @@ static int run_attempts(struct commit *commit)
 		int r = run_attempt(commit, &attempt);
 
 		end_attempt(&attempt);
+		if (r == AGAIN || r == -DS_E_CONFLICT)
+			forget_attempt(commit);
+		if (r == AGAIN)
+			continue;
 		if (r != -DS_E_CONFLICT || commit->options->parent ||
 		    ++commit->result.races_n == RACES_MAX)
 			return r;
@@ -525,18 +556,16 @@ static bool may_be_unchanged(const struct commit *commit)
 static int try_unchanged(struct commit *commit, bool *ret_is_unchanged)
 {
 	struct ds_record *parent = NULL;
-	bool knows_all;
-	int r;
+	bool knows_all = commit->tree.unknown_n == 0;
+	int r = 0;
 
 	*ret_is_unchanged = false;
 	/* What is wrong with the record the attempt will tell. */
-	if (!may_be_unchanged(commit) ||
+	if (!knows_all || !may_be_unchanged(commit) ||
 	    ds_record_get(commit->repo, &commit->head.version, &parent, NULL) < 0)
 		return 0;
-	r = commit_stat_fill(commit->stat, &commit->tree, &knows_all);
-	if (r == 0 && knows_all)
-		r = commit_tree_hash(&commit->tree);
-	if (r == 0 && knows_all && parent->has_fingerprint &&
+	r = commit_tree_hash(&commit->tree);
+	if (r == 0 && parent->has_fingerprint &&
 	    ds_digest_equal(&parent->fingerprint, &commit->tree.root.digest)) {
 		*ret_is_unchanged = commit->result.unchanged = true;
 		commit->result.number = commit->head.number;
@@ -595,62 +624,6 @@ static int load_policy(struct commit *commit)
 	return r;
 }
 
-static int check_text(const char *text, const char *what, struct ds_diag *reterr_diag)
-{
-	size_t len = text ? strlen(text) : 0;
-
-	if (len > TEXT_MAX)
-		return ds_diag_set(reterr_diag, -DS_E_USAGE, NULL, "%s is longer than %u KiB", what,
-				   (unsigned)(TEXT_MAX / 1024));
-	if (len && !ds_is_utf8(text, len))
-		return ds_diag_set(reterr_diag, -DS_E_USAGE, NULL, "%s must be UTF-8", what);
-	return 0;
-}
-
-/* What the options alone tell. */
-static int check_options(const struct ds_commit_options *options, const char *branch,
-			 struct ds_diag *reterr_diag)
-{
-	const char *tag = options->tag;
-	int r = check_text(options->message, "the message", reterr_diag);
-
-	if (r == 0)
-		r = check_text(options->author, "the author", reterr_diag);
-	if (r == 0)
-		r = ds_ref_name_check(branch, reterr_diag);
-	if (r == 0 && tag)
-		r = ds_ref_name_check(tag, reterr_diag);
-	if (r == 0 && tag && strcmp(tag, branch) == 0)
-		r = ds_diag_set(reterr_diag, -DS_E_TAKEN, tag,
-				"it is the branch's, and '@%s' can mean only one of them; choose "
-				"another name",
-				tag);
-	return r;
-}
-
-int ds_commit_check(const struct ds_commit_options *options, const char *url,
-		    struct ds_diag *reterr_diag)
-{
-	_ds_cleanup_free_ char *path = NULL;
-	_ds_cleanup_close_ int fd = -1;
-	int r = check_options(options, options->branch ? options->branch : DS_BRANCH_DEFAULT,
-			      reterr_diag);
-
-	if (r == 0 && options->parent)
-		r = ds_diag_set(reterr_diag, -DS_E_NO_VERSION, options->parent,
-				"the repository is to be made: it has no versions");
-	if (r == 0)
-		r = ds_store_path_of(url, &path, reterr_diag);
-	if (r == 0)
-		r = commit_check_place(path, options->source, reterr_diag);
-	if (r < 0)
-		return r;
-	fd = open(options->source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return fd < 0 ? ds_diag_set(reterr_diag, -errno, options->source,
-				    "the source cannot be opened")
-		      : 0;
-}
-
 static int run(struct commit *commit)
 {
 	const struct ds_commit_options *options = commit->options;
@@ -659,7 +632,7 @@ static int run(struct commit *commit)
 	const struct ds_digest *left;
 	int r;
 
-	r = check_options(options, commit->branch, commit->diag);
+	r = commit_check_options(options, commit->branch, commit->diag);
 	if (r == 0)
 		r = commit_check_place(ds_store_local_path(ds_repo_store(commit->repo)),
 				       options->source, commit->diag);
@@ -676,11 +649,10 @@ static int run(struct commit *commit)
 	if (r < 0)
 		return r;
 	show_phase(commit, "scanning");
-	r = commit_scan(options, ds_store_local_path(ds_repo_store(commit->repo)),
-			commit->state.tmp, &commit->tree, commit->diag);
+	r = commit_stat_load(commit->state.dir, options->source, commit->state.tmp, &commit->stat);
 	if (r == 0)
-		r = commit_stat_load(commit->state.dir, options->source, commit->state.tmp,
-				     &commit->stat);
+		r = commit_scan(options, ds_store_local_path(ds_repo_store(commit->repo)),
+				commit->state.tmp, commit->stat, &commit->tree, commit->diag);
 	if (r == 0)
 		r = try_unchanged(commit, &is_unchanged);
 	if (r == 0 && is_unchanged)
@@ -701,6 +673,7 @@ static int run(struct commit *commit)
 	if (r < 0)
 		return r;
 	begin_saving(commit);
+	commit->has_rows |= !commit->result.unchanged;
 	if (!commit->result.unchanged) {
 		left = commit_packs_left(commit->packs, &left_n);
 		commit_find_publish(commit->find, &commit->result.version, left, left_n);
@@ -756,7 +729,7 @@ static int run_start(struct ds_repo *repo, const struct ds_commit_options *optio
 	if (commit.packs)
 		data_bytes = commit_packs_uploaded_bytes(commit.packs);
 	commit.result.uploaded_data_bytes = result->uploaded_data_bytes + data_bytes;
-	commit_stat_save_end(commit.saving);
+	commit_stat_save_end(commit.saving, commit.has_rows ? &commit.result.version : NULL);
 	commit_find_free(commit.find);
 	commit_packs_free(commit.packs);
 	commit_stat_free(commit.stat);

@@ -197,6 +197,8 @@ static int change_node(struct commit_apply *apply, struct commit_node *node,
 /* What becomes of a name, by what was matched (commit_match.c): of several names, and of large files, change_node tells. */
 static enum change change_of(const struct commit_node *node)
 {
+	if (node->is_as_before)
+		return STAY;
 	if (!node->old_id)
 		return ADD;
 	if (node->type == DS_ENTRY_DIRECTORY && node->old_type == DS_ENTRY_DIRECTORY)

@@ -9,7 +9,6 @@
 #include "manifest/builder.h"
 #include "repo/commit_find.h"
 #include "repo/commit_packs.h"
-#include "repo/commit_stat.h"
 #include "repo/commit_tree.h"
 
 struct commit_apply {
@@ -18,7 +17,7 @@ struct commit_apply {
 	struct ds_builder *builder;
 	struct commit_packs *packs;
 	struct commit_find *find;
-	struct commit_stat *stat;
+	bool has_known_rows; /* the builder is the version that the stat cache told of: is_row_known holds */
 	uint64_t added_n, changed_n, removed_n;
 	uint64_t reused_bytes;
 	struct { /* of the file that commit_match_chunk was asked for last */
@@ -32,9 +31,13 @@ void commit_apply_release(struct commit_apply *apply);
 
 /*
  * Fills in old_* and is_meta_same of all nodes from the builder as it stands. With `may_reuse`, files that the stat cache (or
- * trust_mtime) vouches for get digest and place from their old row, or from the advisory index, and are done.
+ * trust_mtime) vouches for get digest and place from their old row, or from the advisory index, and are done; or they are as_before
+ * where the row is known without it, which is good only for changing this builder.
  */
 int commit_match(struct commit_apply *apply, bool may_reuse);
+
+/* For another builder: what is as_before is not done any more, and to be matched again. */
+void commit_match_forget(struct commit_tree *tree);
 
 /* When all is read: what the rows of files and symlinks say of their contents is compared, too. Where the rows of a parent are damaged, the
  * digests of the directories above them may be right. */

@@ -22,7 +22,7 @@ int ds_fingerprint_directory(const struct ds_commit_options *options,
 	if (r == -ENOMEM)
 		return r;
 	/* Without a temporary directory the tree is in memory, which is enough for most. */
-	r = commit_scan(options, NULL, r == 0 ? state.tmp : NULL, &tree, reterr_diag);
+	r = commit_scan(options, NULL, r == 0 ? state.tmp : NULL, NULL, &tree, reterr_diag);
 	if (r == 0)
 		r = commit_read_files(&read, reterr_diag);
 	if (r == 0)

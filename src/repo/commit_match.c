@@ -97,7 +97,6 @@ static int take_row(struct commit_apply *apply, struct commit_node *node,
 struct matching {
 	struct commit_apply *apply;
 	struct commit_node *dir;
-	struct commit_stat_dir known;
 	bool may_reuse;
 	uint32_t next; /* the first child that is not matched yet */
 	bool has_others;
@@ -107,16 +106,14 @@ struct matching {
 static int reuse(struct matching *matching, struct commit_node *node, const struct ds_entry *entry)
 {
 	struct commit_apply *apply = matching->apply;
-	struct ds_digest digest;
-	bool is_known = false;
+	bool is_known = node->is_known && !apply->options->rehash;
+	struct ds_digest digest = node->digest;
 	int r;
 
 	/* A small file with extents is imported, or not of a sound manifest: there is no place to take. */
 	if (entry && (entry->size_bytes != node->size_bytes || commit_is_misplaced(entry) ||
 		      (entry->extents_n && entry->size_bytes <= DS_CHUNK_MAX)))
 		entry = NULL;
-	if (apply->stat && !apply->options->rehash)
-		is_known = commit_stat_has(&matching->known, node, &digest);
 	if (!is_known && entry && apply->options->trust_mtime && !apply->options->rehash &&
 	    ds_time_compare(entry->mtime, node->mtime) == 0) {
 		/* Nobody has read it: later commits, without trust, must. */
@@ -170,6 +167,7 @@ static int match_node(struct matching *matching, struct commit_node *node,
 	int r;
 
 	node->is_meta_same = true;
+	node->is_as_before = false;
 	node->old_id = entry ? entry->id : 0;
 	node->old_ino = entry ? entry->ino : 0;
 	node->old_nlink = entry ? entry->nlink : 0;
@@ -241,6 +239,52 @@ static int look_up_children(struct matching *matching)
 	return 0;
 }
 
+/* The version that the stat cache tells of is the parent: a file's row is what the cache says. */
+static bool is_row_known(const struct commit_node *node)
+{
+	return node->is_row_known && !node->links;
+}
+
+/* Whether asking for the names that are not known is quicker than listing all: a look-up costs as much as some rows of a listing. */
+static bool is_mostly_known(const struct commit_node *dir)
+{
+	uint32_t others_n = 0;
+
+	for (uint32_t i = 0; i < dir->children_n; i++)
+		others_n += !is_row_known(&dir->children[i]);
+	return others_n < dir->children_n / 4;
+}
+
+/* As look_up_children, but for the rows that are known. If the directory's row counts as many names as were found, there are no others. */
+static int match_known(struct matching *matching)
+{
+	struct commit_node *dir = matching->dir, *node;
+	uint64_t there_n = 0;
+	struct ds_entry entry;
+
+	for (matching->next = 0; (node = next_child(matching)); matching->next++) {
+		bool is_there = true;
+		int r = 0;
+
+		if (is_row_known(node)) {
+			node->is_meta_same = node->is_as_before = node->is_done = true;
+			matching->apply->tree->has_as_before = true;
+		} else {
+			r = ds_builder_lookup(matching->apply->builder, dir->old_id, node->name,
+					      node->name_len, &entry);
+			if (r < 0 && r != -ENOENT)
+				return r;
+			is_there = r == 0;
+			r = match_node(matching, node, is_there ? &entry : NULL);
+		}
+		there_n += is_there;
+		if (r < 0)
+			return r;
+	}
+	dir->has_no_others = there_n == dir->old_size_bytes;
+	return 0;
+}
+
 static int match_children(struct commit_apply *apply, struct commit_node *dir, bool may_reuse)
 {
 	struct matching matching = {.apply = apply, .dir = dir, .may_reuse = may_reuse};
@@ -248,14 +292,9 @@ static int match_children(struct commit_apply *apply, struct commit_node *dir, b
 	int r = 0;
 
 	dir->has_no_others = false;
-	if (may_reuse && apply->stat) {
-		_ds_cleanup_free_ char *path = commit_node_path(dir);
-
-		if (!path)
-			return -ENOMEM;
-		commit_stat_enter(apply->stat, path, &matching.known);
-	}
 	if (dir->old_id && dir->old_type == DS_ENTRY_DIRECTORY) {
+		if (may_reuse && apply->has_known_rows && is_mostly_known(dir))
+			return match_known(&matching);
 		r = ds_builder_list(apply->builder, dir->old_id, match_row, &matching);
 		if (r == -DS_E_MALFORMED)
 			return look_up_children(&matching);
@@ -305,6 +344,17 @@ int commit_match(struct commit_apply *apply, bool may_reuse)
 	return r;
 }
 
+void commit_match_forget(struct commit_tree *tree)
+{
+	struct commit_node *root = &tree->root;
+
+	for (struct commit_node *node = root; node; node = commit_node_next(root, node, true)) {
+		if (node->is_as_before)
+			node->is_as_before = node->is_done = false;
+	}
+	tree->has_as_before = false;
+}
+
 void commit_match_contents(struct commit_apply *apply)
 {
 	struct commit_node *root = &apply->tree->root;
@@ -312,7 +362,8 @@ void commit_match_contents(struct commit_apply *apply)
 	for (struct commit_node *node = root; node; node = commit_node_next(root, node, true)) {
 		const struct commit_node *content = commit_node_content(node);
 
-		if (node->type == DS_ENTRY_DIRECTORY || node->reject || !node->is_meta_same)
+		if (node->type == DS_ENTRY_DIRECTORY || node->reject || node->is_as_before ||
+		    !node->is_meta_same)
 			continue;
 		if (node->old_size_bytes != content->size_bytes ||
 		    !ds_digest_equal(&node->old_digest, &content->digest) ||

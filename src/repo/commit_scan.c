@@ -146,7 +146,20 @@ static bool is_short_of(int r)
 	return r == -ENOMEM || r == -EMFILE || r == -ENFILE;
 }
 
-static void scan_dir(struct scan *scan, struct dir_item *item)
+/* While the nodes are still in a cache of the processor. */
+static void ask_stat(struct scan *scan, struct commit_stat_dir *known, const struct dir_item *item)
+{
+	uint64_t unknown_n;
+
+	if (!scan->stat)
+		return;
+	unknown_n = commit_stat_ask(scan->stat, known, item->path, item->dir);
+	pthread_mutex_lock(&scan->mutex);
+	scan->locked.unknown_n += unknown_n;
+	pthread_mutex_unlock(&scan->mutex);
+}
+
+static void scan_dir(struct scan *scan, struct dir_item *item, struct commit_stat_dir *known)
 {
 	struct commit_node *dir = item->dir;
 	int fd = open_dir(scan, item);
@@ -158,6 +171,7 @@ static void scan_dir(struct scan *scan, struct dir_item *item)
 		dir->children_n = 0;
 		r = scan_reject(scan, dir, item->path, r);
 	} else if (r == 0) {
+		ask_stat(scan, known, item);
 		r = push_children(scan, dir, item->path, &fd);
 	}
 	if (r < 0)
@@ -174,6 +188,7 @@ struct scan_thread {
 static void run_thread(struct ds_work_item *work)
 {
 	struct scan *scan = ds_container_of(work, struct scan_thread, work)->scan;
+	struct commit_stat_dir known = {0};
 
 	pthread_mutex_lock(&scan->mutex);
 	for (;;) {
@@ -191,7 +206,7 @@ static void run_thread(struct ds_work_item *work)
 			scan->locked.result = -DS_E_INTERRUPTED;
 		if (scan->locked.result == 0) {
 			pthread_mutex_unlock(&scan->mutex);
-			scan_dir(scan, item);
+			scan_dir(scan, item, &known);
 			pthread_mutex_lock(&scan->mutex);
 		}
 		pthread_mutex_unlock(&scan->mutex);
@@ -203,6 +218,7 @@ static void run_thread(struct ds_work_item *work)
 	scan->locked.threads_n--;
 	pthread_cond_signal(&scan->ended);
 	pthread_mutex_unlock(&scan->mutex);
+	commit_stat_leave(&known);
 }
 
 static void show(struct scan *scan)
@@ -358,9 +374,15 @@ static int open_root(struct scan *scan, const char *avoid, const char *scratch,
 }
 
 int commit_scan(const struct ds_commit_options *options, const char *avoid, const char *scratch,
-		struct commit_tree *tree, struct ds_diag *reterr_diag)
+		const struct commit_stat *stat, struct commit_tree *tree,
+		struct ds_diag *reterr_diag)
 {
-	struct scan scan = {.options = options, .tree = tree, .is_root = geteuid() == 0};
+	struct scan scan = {
+		.options = options,
+		.stat = stat,
+		.tree = tree,
+		.is_root = geteuid() == 0,
+	};
 	int r;
 
 	ds_list_init(&scan.locked.stack);
@@ -388,8 +410,11 @@ int commit_scan(const struct ds_commit_options *options, const char *avoid, cons
 	pthread_mutex_destroy(&scan.mutex);
 	if (r < 0)
 		return r;
-	for (struct commit_links *links = tree->links; links; links = links->next)
+	tree->unknown_n = scan.locked.unknown_n;
+	for (struct commit_links *links = tree->links; links; links = links->next) {
 		settle_links(links);
+		tree->unknown_n += links->nodes_n > 1 && links->is_unsure;
+	}
 	r = count_rejects(options, tree);
 	if (r == 0)
 		r = commit_tree_count(tree, options->source, reterr_diag);

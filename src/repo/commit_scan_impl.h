@@ -11,7 +11,7 @@
 
 #include <sys/stat.h>
 
-#include "repo/commit_tree.h"
+#include "repo/commit_stat.h"
 #include "repo/commit_watch.h"
 #include "util/list.h"
 #include "util/map.h"
@@ -30,6 +30,7 @@ struct dir_item {
 
 struct scan {
 	const struct ds_commit_options *options;
+	const struct commit_stat *stat; /* NULL: none */
 	struct commit_tree *tree;
 	bool has_avoid;
 	dev_t avoid_dev;
@@ -45,7 +46,7 @@ struct scan {
 		int result;
 		struct ds_diag diag;
 		struct ds_map *links; /* (dev, ino) -> struct commit_links */
-		uint64_t entries_n;
+		uint64_t entries_n, unknown_n;
 	} locked;
 };
 

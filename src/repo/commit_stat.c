@@ -1,9 +1,9 @@
 /*
  * File: "dsfsstat", u32 version, u32 zero; blocks of entries, a directory's side by side and in byte order of their names; rows of
- * directories in order of their keys; u64 offset of the rows, u64 their number, digest of the rows and these two numbers.
+ * directories in order of their keys; u64 offset of the rows, u64 their number, version (zeros: none), digest of what is from the rows on.
  * Block: u32 length of its entries, first 16 bytes of their digest, the entries.
  * Row: first 16 bytes of the path's digest, u64 offset of the first block in the file, u64 length of all blocks.
- * Entry: u8 length of the name, name, u64 device, inode, size, i64 and u32 of mtime and of ctime, digest.
+ * Entry: u8 length of the name, u8 flags, name, u64 device, inode, size, i64 and u32 of mtime and of ctime, digest.
  *
  * INV-1  A block is looked at only when its digest was found right: what is damaged is not known, nor what follows in its directory.
  */
@@ -26,11 +26,14 @@
 #include "util/work.h"
 
 #define STAT_MAGIC     "dsfsstat"
-#define STAT_VERSION   3u
+#define STAT_VERSION   4u
 #define STAT_HEAD_LEN  16u
 #define STAT_KEY_LEN   16u
 #define STAT_ROW_LEN   32u
-#define STAT_TAIL_LEN  (16u + DS_DIGEST_LEN)
+#define TAIL_HEAD_LEN  (16u + DS_DIGEST_LEN)
+#define STAT_TAIL_LEN  (TAIL_HEAD_LEN + DS_DIGEST_LEN)
+#define ENTRY_HEAD_LEN 2u
+#define FLAG_ROW       1u /* the version has a row that says just this */
 #define BLOCK_HEAD_LEN 20u
 #define BLOCK_MAX \
 	DS_KIB(128) /* of the entries: read, checked and looked at in a cache of the processor */
@@ -45,7 +48,7 @@ struct commit_stat {
 	uint8_t *rows;
 	uint64_t rows_n;
 	uint64_t rows_off; /* in the file: the end of the blocks */
-	uint8_t *block;
+	struct ds_digest version;
 };
 
 /* Path of the cache file; NULL if there is no memory or no such source. */
@@ -79,12 +82,13 @@ static bool load_rows(struct commit_stat *stat, uint64_t file_len)
 	if (n > STAT_FILE_MAX / STAT_ROW_LEN || off < STAT_HEAD_LEN ||
 	    off != file_len - STAT_TAIL_LEN - n * STAT_ROW_LEN)
 		return false;
-	len = n * STAT_ROW_LEN + 16;
+	len = n * STAT_ROW_LEN + TAIL_HEAD_LEN;
 	stat->rows = ds_arena_calloc(stat->arena, 1, len);
 	if (!stat->rows || ds_pread_full(stat->fd, stat->rows, len, off, &got) < 0 || got < len ||
 	    ds_digest_of(stat->rows, len, &digest) < 0 ||
-	    memcmp(digest.bytes, tail + 16, DS_DIGEST_LEN) != 0)
+	    memcmp(digest.bytes, tail + TAIL_HEAD_LEN, DS_DIGEST_LEN) != 0)
 		return false;
+	memcpy(stat->version.bytes, tail + 16, DS_DIGEST_LEN);
 	stat->rows_n = n;
 	stat->rows_off = off;
 	return true;
@@ -100,8 +104,7 @@ int commit_stat_load(const char *state_dir, const char *source, const char *scra
 	if (!stat)
 		return -ENOMEM;
 	stat->fd = path ? open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC) : -1;
-	stat->block = ds_malloc(BLOCK_HEAD_LEN + BLOCK_MAX);
-	if (!stat->block || ds_arena_new(scratch, &stat->arena) < 0) {
+	if (ds_arena_new(scratch, &stat->arena) < 0) {
 		commit_stat_free(stat);
 		return -ENOMEM;
 	}
@@ -117,10 +120,14 @@ struct commit_stat *commit_stat_free(struct commit_stat *stat)
 	if (!stat)
 		return NULL;
 	ds_close_ptr(&stat->fd);
-	ds_free(stat->block);
 	ds_arena_free(stat->arena);
 	ds_free(stat);
 	return NULL;
+}
+
+const struct ds_digest *commit_stat_version(const struct commit_stat *stat)
+{
+	return ds_digest_is_zero(&stat->version) ? NULL : &stat->version;
 }
 
 static void put_identity(uint8_t *at, const struct commit_node *node)
@@ -134,13 +141,13 @@ static void put_identity(uint8_t *at, const struct commit_node *node)
 	ds_put_le32(at + 44, node->ctime.ns);
 }
 
-void commit_stat_enter(struct commit_stat *stat, const char *path, struct commit_stat_dir *ret_dir)
+static void enter(const struct commit_stat *stat, struct commit_stat_dir *dir, const char *path)
 {
 	uint64_t low = 0, high = stat->rows_n, off, len;
 	const uint8_t *row;
 	struct ds_digest key;
 
-	*ret_dir = (struct commit_stat_dir){.stat = stat};
+	*dir = (struct commit_stat_dir){.stat = stat, .block = dir->block};
 	if (!stat->rows_n || ds_digest_of(path, strlen(path), &key) < 0)
 		return;
 	while (low < high) {
@@ -158,14 +165,19 @@ void commit_stat_enter(struct commit_stat *stat, const char *path, struct commit
 	len = ds_get_le64(row + STAT_KEY_LEN + 8);
 	if (off > stat->rows_off || len > stat->rows_off - off)
 		return;
-	ret_dir->off = off;
-	ret_dir->end_off = off + len;
+	dir->off = off;
+	dir->end_off = off + len;
+}
+
+void commit_stat_leave(struct commit_stat_dir *dir)
+{
+	ds_free(dir->block);
+	*dir = (struct commit_stat_dir){0};
 }
 
 /* The next block of the directory; false: there is none, or it is damaged, and so nothing more is known. */
 static bool load_block(struct commit_stat_dir *dir)
 {
-	struct commit_stat *stat = dir->stat;
 	size_t len = (size_t)DS_MIN(dir->end_off - dir->off, (uint64_t)BLOCK_HEAD_LEN + BLOCK_MAX);
 	uint64_t off = dir->off;
 	struct ds_digest digest;
@@ -173,33 +185,36 @@ static bool load_block(struct commit_stat_dir *dir)
 	uint32_t n;
 
 	dir->off = dir->end_off;
-	if (len <= BLOCK_HEAD_LEN || ds_pread_full(stat->fd, stat->block, len, off, &got) < 0 ||
-	    got < len)
+	if (!dir->block)
+		dir->block = ds_malloc(BLOCK_HEAD_LEN + BLOCK_MAX);
+	if (len <= BLOCK_HEAD_LEN || !dir->block ||
+	    ds_pread_full(dir->stat->fd, dir->block, len, off, &got) < 0 || got < len)
 		return false;
-	n = ds_get_le32(stat->block);
+	n = ds_get_le32(dir->block);
 	if (!n || n > len - BLOCK_HEAD_LEN ||
-	    ds_digest_of(stat->block + BLOCK_HEAD_LEN, n, &digest) < 0 ||
-	    memcmp(digest.bytes, stat->block + 4, STAT_KEY_LEN) != 0)
+	    ds_digest_of(dir->block + BLOCK_HEAD_LEN, n, &digest) < 0 ||
+	    memcmp(digest.bytes, dir->block + 4, STAT_KEY_LEN) != 0)
 		return false;
 	dir->off = off + BLOCK_HEAD_LEN + n;
-	dir->at = stat->block + BLOCK_HEAD_LEN;
+	dir->at = dir->block + BLOCK_HEAD_LEN;
 	dir->end = dir->at + n;
 	return true;
 }
 
-bool commit_stat_has(struct commit_stat_dir *dir, const struct commit_node *node,
-		     struct ds_digest *ret_digest)
+/* The files of a directory are asked for in the order of their names. */
+static bool ask_file(struct commit_stat_dir *dir, struct commit_node *node)
 {
 	uint8_t identity[IDENTITY_LEN];
 	int order = -1;
 
 	while (order < 0 && (dir->at < dir->end || load_block(dir))) {
-		size_t name_len = dir->at[0], len = 1 + name_len + IDENTITY_LEN + DS_DIGEST_LEN;
 		const uint8_t *entry = dir->at;
+		size_t name_len = entry[0];
+		size_t len = ENTRY_HEAD_LEN + name_len + IDENTITY_LEN + DS_DIGEST_LEN;
 
 		if (len > (size_t)(dir->end - dir->at))
 			return false;
-		order = ds_name_compare((const char *)entry + 1, name_len, node->name,
+		order = ds_name_compare((const char *)entry + ENTRY_HEAD_LEN, name_len, node->name,
 					node->name_len);
 		if (order > 0)
 			return false;
@@ -207,44 +222,29 @@ bool commit_stat_has(struct commit_stat_dir *dir, const struct commit_node *node
 		if (order < 0)
 			continue;
 		put_identity(identity, node);
-		entry += 1 + name_len;
-		if (memcmp(entry, identity, IDENTITY_LEN) != 0)
+		if (memcmp(entry + ENTRY_HEAD_LEN + name_len, identity, IDENTITY_LEN) != 0)
 			return false;
-		memcpy(ret_digest->bytes, entry + IDENTITY_LEN, DS_DIGEST_LEN);
+		node->is_known = true;
+		node->is_row_known = entry[1] & FLAG_ROW;
+		memcpy(node->digest.bytes, entry + ENTRY_HEAD_LEN + name_len + IDENTITY_LEN,
+		       DS_DIGEST_LEN);
 	}
 	return order == 0;
 }
 
-static int fill_directory(struct commit_stat *stat, struct commit_node *node, bool *ret_knows_all)
+uint64_t commit_stat_ask(const struct commit_stat *stat, struct commit_stat_dir *dir,
+			 const char *path, struct commit_node *node)
 {
-	_ds_cleanup_free_ char *path = commit_node_path(node);
-	struct commit_stat_dir known;
+	uint64_t unknown_n = 0;
 
-	if (!path)
-		return -ENOMEM;
-	commit_stat_enter(stat, path, &known);
-	for (uint32_t i = 0; i < node->children_n && *ret_knows_all; i++) {
-		struct commit_node *file = &node->children[i];
+	enter(stat, dir, path);
+	for (uint32_t i = 0; i < node->children_n; i++) {
+		struct commit_node *child = &node->children[i];
 
-		if (file->type == DS_ENTRY_FILE && !file->reject &&
-		    commit_node_content(file) == file)
-			*ret_knows_all = !commit_node_is_unsure(file) &&
-					 commit_stat_has(&known, file, &file->digest);
+		if (child->type == DS_ENTRY_FILE && !child->reject)
+			unknown_n += !ask_file(dir, child);
 	}
-	return 0;
-}
-
-int commit_stat_fill(struct commit_stat *stat, struct commit_tree *tree, bool *ret_knows_all)
-{
-	struct commit_node *root = &tree->root;
-	int r = 0;
-
-	*ret_knows_all = true;
-	for (struct commit_node *node = root; r == 0 && node && *ret_knows_all;
-	     node = commit_node_next(root, node, true))
-		if (node->children_n)
-			r = fill_directory(stat, node, ret_knows_all);
-	return r;
+	return unknown_n;
 }
 
 static bool is_settled(const struct commit_tree *tree, struct ds_time time)
@@ -269,6 +269,7 @@ struct writer {
 	struct ds_arena *arena;
 	uint8_t *rows;
 	uint64_t rows_n, rows_capacity_n;
+	struct ds_hasher *hasher; /* of the rows and the tail */
 };
 
 static uint64_t writer_off(const struct writer *writer)
@@ -313,7 +314,7 @@ static int end_block(struct writer *writer)
 static int put_entry(struct writer *writer, struct commit_node *node)
 {
 	const struct commit_node *content = commit_node_content(node);
-	size_t len = 1u + node->name_len + IDENTITY_LEN + DS_DIGEST_LEN;
+	size_t len = ENTRY_HEAD_LEN + node->name_len + IDENTITY_LEN + DS_DIGEST_LEN;
 	uint8_t *at;
 	int r = 0;
 
@@ -328,6 +329,8 @@ static int put_entry(struct writer *writer, struct commit_node *node)
 	}
 	at = writer->at;
 	*at++ = node->name_len;
+	/* What has a row with extents now may have had one of an import, which the next version has made anew. */
+	*at++ = !node->links && !node->extents_n && !node->old_has_extents ? FLAG_ROW : 0;
 	memcpy(at, node->name, node->name_len);
 	at += node->name_len;
 	put_identity(at, content);
@@ -384,40 +387,46 @@ static int compare_rows(const void *a, const void *b)
 
 static int put_rows(struct writer *writer)
 {
-	uint8_t tail[STAT_TAIL_LEN];
-	struct ds_hasher *hasher;
-	struct ds_digest digest;
+	size_t len = writer->rows_n * STAT_ROW_LEN;
 	int r = flush(writer);
 
 	if (r < 0)
 		return r;
 	if (writer->rows_n)
 		qsort(writer->rows, writer->rows_n, STAT_ROW_LEN, compare_rows);
+	ds_hasher_update(writer->hasher, writer->rows, len);
+	return ds_write_full(writer->fd, writer->rows, len);
+}
+
+static int put_tail(struct writer *writer, const struct ds_digest *version)
+{
+	uint8_t tail[STAT_TAIL_LEN] = {0};
+	struct ds_digest digest;
+
 	ds_put_le64(tail, writer->off);
 	ds_put_le64(tail + 8, writer->rows_n);
-	r = ds_hasher_new(&hasher);
-	if (r < 0)
-		return r;
-	ds_hasher_update(hasher, writer->rows, writer->rows_n * STAT_ROW_LEN);
-	ds_hasher_update(hasher, tail, 16);
-	ds_hasher_finish(hasher, &digest);
-	ds_hasher_free(hasher);
-	memcpy(tail + 16, digest.bytes, DS_DIGEST_LEN);
-	r = ds_write_full(writer->fd, writer->rows, writer->rows_n * STAT_ROW_LEN);
-	return r < 0 ? r : ds_write_full(writer->fd, tail, sizeof(tail));
+	if (version)
+		memcpy(tail + 16, version->bytes, DS_DIGEST_LEN);
+	ds_hasher_update(writer->hasher, tail, TAIL_HEAD_LEN);
+	ds_hasher_finish(writer->hasher, &digest);
+	memcpy(tail + TAIL_HEAD_LEN, digest.bytes, DS_DIGEST_LEN);
+	return ds_write_full(writer->fd, tail, sizeof(tail));
 }
 
 struct commit_stat_saving {
 	struct ds_work_item item;
 	struct ds_work *work;
-	struct ds_arena *arena;
+	struct writer writer;
+	int result;	  /* of all but the tail */
 	char *path, *tmp; /* of the file; and as long as it is not whole */
 	const struct commit_tree *tree;
 	const volatile int *interrupted;
+	_Atomic bool is_dropped;
 };
 
-static int put_all(struct writer *writer, const struct commit_stat_saving *saving)
+static int put_all(struct commit_stat_saving *saving)
 {
+	struct writer *writer = &saving->writer;
 	const struct commit_tree *tree = saving->tree;
 	struct commit_node *root = (struct commit_node *)(uintptr_t)&tree->root;
 	int r = 0;
@@ -428,7 +437,7 @@ static int put_all(struct writer *writer, const struct commit_stat_saving *savin
 	writer->at = writer->buffer + STAT_HEAD_LEN;
 	for (struct commit_node *node = root; r == 0 && node;
 	     node = commit_node_next(root, node, true)) {
-		if (saving->interrupted && *saving->interrupted)
+		if (saving->is_dropped || (saving->interrupted && *saving->interrupted))
 			r = -DS_E_INTERRUPTED;
 		else if (node->children_n)
 			r = put_directory(writer, tree, node);
@@ -450,18 +459,13 @@ static int make_dir(const char *path)
 static void run_saving(struct ds_work_item *item)
 {
 	struct commit_stat_saving *saving = ds_container_of(item, struct commit_stat_saving, item);
-	struct writer writer = {.arena = saving->arena, .buffer = ds_malloc(BUFFER_LEN)};
-	int r = writer.buffer ? make_dir(saving->path) : -ENOMEM;
 
-	if (r == 0) {
-		writer.fd = open(saving->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-		r = writer.fd < 0 ? -errno : put_all(&writer, saving);
-		if (writer.fd >= 0 && close(writer.fd) < 0 && r == 0)
-			r = -errno;
-		if (r < 0 || rename(saving->tmp, saving->path) < 0)
-			unlink(saving->tmp);
-	}
-	ds_free(writer.buffer);
+	saving->result = make_dir(saving->path);
+	if (saving->result == 0)
+		saving->writer.fd =
+			open(saving->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (saving->result == 0)
+		saving->result = saving->writer.fd < 0 ? -errno : put_all(saving);
 }
 
 struct commit_stat_saving *commit_stat_save_begin(const char *state_dir, const char *source,
@@ -476,23 +480,48 @@ struct commit_stat_saving *commit_stat_save_begin(const char *state_dir, const c
 	saving->item.run = run_saving;
 	saving->tree = tree;
 	saving->interrupted = interrupted;
+	saving->writer.fd = -1;
+	saving->writer.buffer = ds_malloc(BUFFER_LEN);
 	saving->path = state_dir ? file_path(state_dir, source) : NULL;
 	saving->tmp = ds_asprintf("%s/stat-new", scratch);
-	if (!saving->path || !saving->tmp || ds_arena_new(scratch, &saving->arena) < 0 ||
+	if (!saving->path || !saving->tmp || !saving->writer.buffer ||
+	    ds_arena_new(scratch, &saving->writer.arena) < 0 ||
+	    ds_hasher_new(&saving->writer.hasher) < 0 ||
 	    ds_work_new(1, "dsfs-stat", &saving->work) < 0)
-		return commit_stat_save_end(saving);
+		return commit_stat_save_end(saving, NULL);
 	ds_work_submit(saving->work, &saving->item, false);
 	return saving;
 }
 
-struct commit_stat_saving *commit_stat_save_end(struct commit_stat_saving *saving)
+struct commit_stat_saving *commit_stat_save_end(struct commit_stat_saving *saving,
+						const struct ds_digest *version)
 {
+	struct writer *writer;
+	int r;
+
 	if (!saving)
 		return NULL;
 	ds_work_free(saving->work);
-	ds_arena_free(saving->arena);
+	writer = &saving->writer;
+	if (writer->fd >= 0) {
+		r = saving->result < 0 ? saving->result : put_tail(writer, version);
+		if (close(writer->fd) < 0 && r == 0)
+			r = -errno;
+		if (r < 0 || rename(saving->tmp, saving->path) < 0)
+			unlink(saving->tmp);
+	}
+	ds_hasher_free(writer->hasher);
+	ds_arena_free(writer->arena);
+	ds_free(writer->buffer);
 	ds_free(saving->path);
 	ds_free(saving->tmp);
 	ds_free(saving);
 	return NULL;
+}
+
+struct commit_stat_saving *commit_stat_save_drop(struct commit_stat_saving *saving)
+{
+	if (saving)
+		saving->is_dropped = true;
+	return commit_stat_save_end(saving, NULL);
 }

@@ -42,7 +42,9 @@ struct commit_node {
 	uint8_t name_len;
 	uint8_t type; /* enum ds_entry_type */
 	bool is_executable;
-	uint8_t reject;	  /* enum commit_reject: left out of the tree */
+	uint8_t reject; /* enum commit_reject: left out of the tree */
+	bool is_known;	/* the stat cache has it: the digest is what it was when it was last read */
+	bool is_row_known; /* ... and the version of the stat cache has a row at this path that says exactly this */
 	bool is_done;	  /* digest and place are known */
 	bool is_uncached; /* ... but not for sure: not for the stat cache */
 	bool is_meta_same; /* it, and all below it, is what the manifest's entry says: times and links, and what is read */
@@ -66,6 +68,7 @@ struct commit_node {
 	uint8_t old_type;
 	bool old_is_executable, old_has_extents;
 	bool has_no_others; /* of a directory: each name there is one of the children's */
+	bool is_as_before; /* of a file: its row was not had, and says exactly this; it has no place, and nothing else of old_* */
 };
 
 /* All names of one file of the source. */
@@ -78,6 +81,8 @@ struct commit_links {
 	bool is_changed; /* once a name is there: its content is not what it was */
 };
 
+struct commit_stat;
+
 struct commit_tree {
 	struct ds_arena *arena;
 	struct commit_node root;
@@ -85,6 +90,8 @@ struct commit_tree {
 	struct commit_links *links;
 	uint64_t files_n, directories_n, symlinks_n, bytes; /* as a version counts */
 	uint64_t special_n, unreadable_n;
+	bool has_as_before; /* at least one node is_as_before */
+	uint64_t unknown_n; /* files that the stat cache does not know for sure; at least */
 	int root_fd;
 	struct ds_time scanned; /* local clock at the start of the scan */
 };
@@ -97,11 +104,12 @@ static inline uint64_t commit_memory_bytes(const struct ds_commit_options *optio
 
 /*
  * Scans options->source. Calls options->warn for what is rejected, in tree order. `avoid`: a directory that must not lie in the source (the
- * repository), or NULL. Gives progress. The tree lies in a file in `scratch`, or in memory if that is NULL. -DS_E_SOURCE_REFUSED,
- * -DS_E_SOURCE_CHANGED, -DS_E_INTERRUPTED, errnos.
+ * repository), or NULL. Gives progress. Each directory is asked of the stat cache, if there is one. The tree lies in a file in `scratch`,
+ * or in memory if that is NULL. -DS_E_SOURCE_REFUSED, -DS_E_SOURCE_CHANGED, -DS_E_INTERRUPTED, errnos.
  */
 int commit_scan(const struct ds_commit_options *options, const char *avoid, const char *scratch,
-		struct commit_tree *tree, struct ds_diag *reterr_diag);
+		const struct commit_stat *stat, struct commit_tree *tree,
+		struct ds_diag *reterr_diag);
 /* The tree may be half-built. */
 void commit_tree_release(struct commit_tree *tree);
 
@@ -130,6 +138,9 @@ int commit_tree_count(struct commit_tree *tree, const char *source, struct ds_di
 /* Digests of all directories, bottom up; all other nodes are done. */
 int commit_tree_hash(struct commit_tree *tree);
 
+/* What the options alone tell: -DS_E_USAGE, -DS_E_TAKEN. */
+int commit_check_options(const struct ds_commit_options *options, const char *branch,
+			 struct ds_diag *reterr_diag);
 /* Refuses a source that holds the repository or lies in it, or on a dsfs mount. `repo_path`: the repository's, which need not be
  * there yet; NULL: it is in no directory. */
 int commit_check_place(const char *repo_path, const char *source, struct ds_diag *reterr_diag);

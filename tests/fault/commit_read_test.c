@@ -59,7 +59,7 @@ static int read_changing(struct fiddle *fiddle, int times, size_t len,
 	box_remove(box, "file");
 	box_fill(box, "file", 7, len);
 	ds_diag_clear(&box->diag);
-	r = commit_scan(&box->options, NULL, NULL, &tree, &box->diag);
+	r = commit_scan(&box->options, NULL, NULL, NULL, &tree, &box->diag);
 	if (r == 0)
 		r = commit_read_files(&read, &box->diag);
 	if (r == 0)
@@ -228,7 +228,7 @@ Test(commit_read, a_file_that_vanished_after_the_scan_is_called_so)
 		box_mkdir(&box, "gone");
 		box_fill(&box, "gone/file", 1, 1000);
 		ds_diag_clear(&box.diag);
-		cr_assert_eq(commit_scan(&box.options, NULL, NULL, &tree, &box.diag), 0);
+		cr_assert_eq(commit_scan(&box.options, NULL, NULL, NULL, &tree, &box.diag), 0);
 		box_remove(&box, "gone");
 		cr_assert_eq(commit_read_files(&read, &box.diag), -DS_E_SOURCE_CHANGED);
 		cr_assert(diag_has(&box.diag, "vanished"));
@@ -350,7 +350,7 @@ static void check_moved_links(struct box *box, void (*change)(struct box *box))
 	box_link(box, "a", "b");
 	box_link(box, "a", "c");
 	box_fill(box, "d", 2, 300);
-	cr_assert_eq(commit_scan(&box->options, NULL, NULL, &tree, &box->diag), 0);
+	cr_assert_eq(commit_scan(&box->options, NULL, NULL, NULL, &tree, &box->diag), 0);
 	change(box);
 	cr_assert_eq(commit_read_files(&read, &box->diag), 0);
 	cr_assert_eq(read.counters.files_n, 4);
@@ -483,7 +483,7 @@ Test(commit_read, names_of_unsure_links_are_looked_at_again)
 	box_init(&box);
 	box_fill(&box, "a", 1, 1000);
 	box_link(&box, "a", "b");
-	cr_assert_eq(commit_scan(&box.options, NULL, NULL, &tree, &box.diag), 0);
+	cr_assert_eq(commit_scan(&box.options, NULL, NULL, NULL, &tree, &box.diag), 0);
 	put_anew(&box, "b", 70);
 	snprintf(path, sizeof(path), "%s/a", box.source);
 	cr_assert_eq(stat(path, &st), 0);

@@ -8,11 +8,22 @@
 
 #include "commit_support.h"
 #include "suite.h"
+#include "util/clock.h"
 #include "util/random.h"
 
 DS_SUITE(commit_random);
 
-enum { PATHS_N = 40 };
+static bool is_ahead; /* the clock: files have settled that were written just now */
+
+struct ds_time __real_ds_real_now(void);
+struct ds_time __wrap_ds_real_now(void);
+
+struct ds_time __wrap_ds_real_now(void)
+{
+	return ds_time_add_ns(__real_ds_real_now(), is_ahead ? 5 * (int64_t)DS_NS_PER_S : 0);
+}
+
+enum { BULK_N = 600 };
 
 struct tree {
 	struct box box;
@@ -23,20 +34,6 @@ struct tree {
 static uint64_t below(struct tree *tree, uint64_t n)
 {
 	return ds_prng_below(&tree->prng, n);
-}
-
-/* A path that may or may not be there: up to three levels of few names, so that things meet. */
-static void pick(struct tree *tree, char *path, size_t size)
-{
-	uint64_t depth = 1 + below(tree, 3);
-
-	path[0] = '\0';
-	for (uint64_t i = 0; i < depth; i++) {
-		size_t len = strlen(path);
-
-		snprintf(path + len, size - len, "%s%c", i ? "/" : "",
-			 (char)('a' + below(tree, 4)));
-	}
 }
 
 enum kind { NOTHING, FILE_THERE, DIRECTORY, OTHER };
@@ -50,6 +47,24 @@ static enum kind kind_of(struct tree *tree, const char *path)
 	if (lstat(whole, &st) < 0)
 		return NOTHING;
 	return S_ISREG(st.st_mode) ? FILE_THERE : S_ISDIR(st.st_mode) ? DIRECTORY : OTHER;
+}
+
+/* A path that may or may not be there: up to three levels of few names, so that things meet; or one of many in one directory. */
+static void pick(struct tree *tree, char *path, size_t size)
+{
+	uint64_t depth = 1 + below(tree, 3);
+
+	if (kind_of(tree, "bulk") == DIRECTORY && below(tree, 3) == 0) {
+		snprintf(path, size, "bulk/%u", (unsigned)below(tree, BULK_N + 20));
+		return;
+	}
+	path[0] = '\0';
+	for (uint64_t i = 0; i < depth; i++) {
+		size_t len = strlen(path);
+
+		snprintf(path + len, size - len, "%s%c", i ? "/" : "",
+			 (char)('a' + below(tree, 4)));
+	}
 }
 
 static void make_parents(struct tree *tree, const char *path)
@@ -126,12 +141,24 @@ static void change(struct tree *tree)
 	}
 }
 
+/* Whether a file in the directory has several names, of which some may lie elsewhere. */
+static bool has_links(struct tree *tree, const char *path)
+{
+	char command[300];
+
+	snprintf(command, sizeof(command), "test -n \"$(find '%s/%s' -type f -links +1)\"",
+		 tree->box.source, path);
+	return system(command) == 0;
+}
+
 /* A directory that makes the manifest several times as large, or small again. */
 static void toggle_bulk(struct tree *tree)
 {
 	struct box *box = &tree->box;
 	char path[64];
 
+	if (kind_of(tree, "bulk") != NOTHING && has_links(tree, "bulk"))
+		return;
 	if (kind_of(tree, "bulk") != NOTHING) {
 		box_rename(box, "bulk", "../bulk");
 		return;
@@ -141,7 +168,7 @@ static void toggle_bulk(struct tree *tree)
 		return;
 	}
 	box_mkdir(box, "bulk");
-	for (unsigned i = 0; i < 600; i++) {
+	for (unsigned i = 0; i < BULK_N; i++) {
 		snprintf(path, sizeof(path), "bulk/%u", i);
 		box_fill(box, path, i % 20, 20);
 	}
@@ -163,11 +190,14 @@ static void run(uint64_t seed, unsigned versions_n)
 		for (uint64_t n = 1 + below(tree, 15); n > 0; n--)
 			change(tree);
 		if (below(tree, 4) == 0)
-			tree->box.options.state_dir = below(tree, 2) ? "" : tree->box.state;
-		if (below(tree, 5) == 0)
+			tree->box.options.state_dir = below(tree, 3) ? tree->box.state : "";
+		if (i == 0 || below(tree, 8) == 0)
 			toggle_bulk(tree);
-		tree->box.options.rehash = below(tree, 5) == 0;
-		tree->box.options.branch = branches[i ? below(tree, 3) : 0];
+		tree->box.options.rehash = below(tree, 8) == 0;
+		is_ahead = below(tree, 4) != 0;
+		/* Now and then: what is known of the version before is of use on its own branch. */
+		if (i && below(tree, 4) == 0)
+			tree->box.options.branch = branches[below(tree, 3)];
 		box_commit(&tree->box);
 		made_n += !tree->box.result.unchanged;
 		box_check(&tree->box, tree->box.options.branch);

@@ -7,9 +7,25 @@
 #include <unistd.h>
 #include "suite.h"
 #include "repo/commit_apply.h"
+#include "repo/commit_stat.h"
 #include "util/clock.h"
 
 DS_SUITE(commit_stat);
+
+/* Asks for these files in a directory of this path; returns how many are not known. */
+static uint64_t ask(const struct commit_stat *stat, const char *path, struct commit_node *nodes,
+		    uint32_t n)
+{
+	struct commit_node dir = {.children = nodes, .children_n = n};
+	struct commit_stat_dir known = {0};
+	uint64_t unknown_n;
+
+	for (uint32_t i = 0; i < n; i++)
+		nodes[i].is_known = nodes[i].is_row_known = false;
+	unknown_n = commit_stat_ask(stat, &known, path, &dir);
+	commit_stat_leave(&known);
+	return unknown_n;
+}
 
 /* True if a file whose times are age_ns before the scan is vouched for by the next commit. */
 static bool is_kept_if(int64_t mtime_age_ns, int64_t ctime_age_ns, bool is_uncached)
@@ -24,9 +40,7 @@ static bool is_kept_if(int64_t mtime_age_ns, int64_t ctime_age_ns, bool is_uncac
 				   .ino = 7,
 				   .size_bytes = 3,
 				   .parent = &tree.root};
-	struct commit_stat_dir known;
 	struct commit_stat *stat;
-	struct ds_digest digest;
 	bool has;
 
 	node.mtime = ds_time_add_ns(tree.scanned, -mtime_age_ns);
@@ -37,14 +51,15 @@ static bool is_kept_if(int64_t mtime_age_ns, int64_t ctime_age_ns, bool is_uncac
 	tree.root.children = &node;
 	tree.root.children_n = 1;
 	cr_assert(mkdtemp(dir));
-	commit_stat_save_end(commit_stat_save_begin(dir, dir, dir, &tree, NULL));
+	commit_stat_save_end(commit_stat_save_begin(dir, dir, dir, &tree, NULL), NULL);
 	cr_assert_eq(commit_stat_load(dir, dir, dir, &stat), 0);
-	commit_stat_enter(stat, "", &known);
-	has = commit_stat_has(&known, &node, &digest);
-	cr_assert(!has || digest.bytes[0] == 42);
+	node.digest.bytes[0] = 0;
+	has = ask(stat, "", &node, 1) == 0;
+	cr_assert_eq(has, node.is_known);
+	cr_assert_eq(node.digest.bytes[0], has ? 42 : 0);
 	node.ino = 8;
-	commit_stat_enter(stat, "", &known);
-	cr_assert(!commit_stat_has(&known, &node, &digest));
+	cr_assert_eq(ask(stat, "", &node, 1), 1);
+	cr_assert(!node.is_known);
 	commit_stat_free(stat);
 	snprintf(command, sizeof(command), "rm -r %s", dir);
 	cr_assert_eq(system(command), 0);
@@ -87,6 +102,7 @@ Test(commit_stat, unsure_links_are_read_whatever_the_cache_knows)
 	struct commit_links links = {.nodes = links_nodes, .nodes_n = 2};
 	struct ds_commit_options options = {0};
 	struct commit_apply apply = {.options = &options, .tree = &tree};
+	struct commit_stat *stat;
 
 	tree.root = (struct commit_node){.name = names + 1,
 					 .type = DS_ENTRY_DIRECTORY,
@@ -101,22 +117,19 @@ Test(commit_stat, unsure_links_are_read_whatever_the_cache_knows)
 						.links = &links,
 						.parent = &tree.root};
 	cr_assert(mkdtemp(dir));
-	commit_stat_save_end(commit_stat_save_begin(dir, dir, dir, &tree, NULL));
-	cr_assert_eq(commit_stat_load(dir, dir, dir, &apply.stat), 0);
+	commit_stat_save_end(commit_stat_save_begin(dir, dir, dir, &tree, NULL), NULL);
+	cr_assert_eq(commit_stat_load(dir, dir, dir, &stat), 0);
 	snprintf(path, sizeof(path), "%s/manifest", dir);
 	cr_assert_eq(ds_builder_create(path, 8192, &apply.builder), 0);
 	for (unsigned i = 0; i < 2; i++) {
-		bool knows_all;
-
+		cr_assert_eq(ask(stat, "", nodes, 2), 0);
 		links.is_unsure = i == 1;
-		cr_assert_eq(commit_stat_fill(apply.stat, &tree, &knows_all), 0);
-		cr_assert_eq(knows_all, i == 0);
 		nodes[0].is_done = false;
 		cr_assert_eq(commit_match(&apply, true), 0);
 		cr_assert_eq(nodes[0].is_done, i == 0);
 	}
 	ds_builder_free(apply.builder);
-	commit_stat_free(apply.stat);
+	commit_stat_free(stat);
 	snprintf(command, sizeof(command), "rm -r %s", dir);
 	cr_assert_eq(system(command), 0);
 }
@@ -130,9 +143,7 @@ Test(commit_stat, each_of_many_is_found)
 	struct commit_node *dirs = calloc(DIRS, sizeof(*dirs));
 	struct commit_node *nodes = calloc(DIRS * N, sizeof(*nodes));
 	static char names[N][12];
-	struct commit_stat_dir known;
 	struct commit_stat *stat;
-	struct ds_digest digest;
 
 	cr_assert(mkdtemp(dir));
 	tree.root = (struct commit_node){.name = empty,
@@ -157,22 +168,28 @@ Test(commit_stat, each_of_many_is_found)
 						.parent = &dirs[i / N]};
 		memcpy(nodes[i].digest.bytes, &i, sizeof(i));
 	}
-	commit_stat_save_end(commit_stat_save_begin(dir, dir, dir, &tree, NULL));
+	commit_stat_save_end(commit_stat_save_begin(dir, dir, dir, &tree, NULL), NULL);
 	cr_assert_eq(commit_stat_load(dir, dir, dir, &stat), 0);
-	for (uint32_t step = 1; step < 4; step++) {
-		for (uint32_t i = 0; i < DIRS * N; i += step) {
-			if (i % N < step)
-				commit_stat_enter(stat, names[i / N], &known);
-			cr_assert_eq(commit_stat_has(&known, &nodes[i], &digest), i % 3 != 0);
-			if (i % 3)
-				cr_assert_arr_eq(digest.bytes, &i, sizeof(i));
+	for (uint32_t d = 0; d < DIRS; d++) {
+		struct commit_node *in = &nodes[d * N], some[N / 2];
+
+		for (uint32_t i = 0; i < N; i++)
+			in[i].digest = (struct ds_digest){0};
+		ask(stat, names[d], in, N);
+		for (uint32_t i = 0; i < N; i++) {
+			uint32_t number = d * N + i;
+
+			cr_assert_eq(in[i].is_known, number % 3 != 0);
+			if (in[i].is_known)
+				cr_assert_arr_eq(in[i].digest.bytes, &number, sizeof(number));
 		}
-	}
-	for (uint32_t i = 0; i < N; i++) {
-		commit_stat_enter(stat, names[2], &known);
-		cr_assert(!commit_stat_has(&known, &nodes[3 * N + i], &digest));
-		commit_stat_enter(stat, names[DIRS], &known);
-		cr_assert(!commit_stat_has(&known, &nodes[i], &digest));
+		for (uint32_t i = 0; i < N / 2; i++)
+			some[i] = in[2 * i + d % 2];
+		ask(stat, names[d], some, N / 2);
+		for (uint32_t i = 0; i < N / 2; i++)
+			cr_assert_eq(some[i].is_known, some[i].ino % 3 != 0);
+		cr_assert_eq(ask(stat, names[d ? 0 : 1], in, N), N);
+		cr_assert_eq(ask(stat, names[DIRS], in, N), N);
 	}
 	commit_stat_free(stat);
 	free(dirs);
@@ -182,20 +199,19 @@ Test(commit_stat, each_of_many_is_found)
 }
 
 /* How many of the files of one directory are found; none with another digest than its own. */
-static unsigned found_n(const char *dir, const struct commit_node *nodes, uint32_t n)
+static unsigned found_n(const char *dir, struct commit_node *nodes, uint32_t n)
 {
-	struct commit_stat_dir known;
 	struct commit_stat *stat;
-	struct ds_digest digest;
 	unsigned has_n = 0;
 
 	cr_assert_eq(commit_stat_load(dir, dir, dir, &stat), 0);
-	commit_stat_enter(stat, "", &known);
+	for (uint32_t i = 0; i < n; i++)
+		nodes[i].digest = (struct ds_digest){0};
+	ask(stat, "", nodes, n);
 	for (uint32_t i = 0; i < n; i++) {
-		if (!commit_stat_has(&known, &nodes[i], &digest))
-			continue;
-		cr_assert(ds_digest_equal(&digest, &nodes[i].digest));
-		has_n++;
+		if (nodes[i].is_known)
+			cr_assert_arr_eq(nodes[i].digest.bytes, &i, sizeof(i));
+		has_n += nodes[i].is_known;
 	}
 	commit_stat_free(stat);
 	return has_n;
@@ -229,7 +245,7 @@ Test(commit_stat, what_is_damaged_is_not_known)
 						.parent = &tree.root};
 		memcpy(nodes[i].digest.bytes, &i, sizeof(i));
 	}
-	commit_stat_save_end(commit_stat_save_begin(dir, dir, dir, &tree, NULL));
+	commit_stat_save_end(commit_stat_save_begin(dir, dir, dir, &tree, NULL), NULL);
 	cr_assert_eq(found_n(dir, nodes, N), N);
 	snprintf(command, sizeof(command), "echo %s/stat/*", dir);
 	found = popen(command, "r");

@@ -1,17 +1,23 @@
 /*
- * Where a source may not lie.
+ * What can be told before anything is done: of the options alone, and where a source may not lie.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/vfs.h>
 #include <sys/xattr.h>
 
 #include "repo/commit_tree.h"
+#include "repo/refs.h"
+#include "repo/repo_internal.h"
+#include "util/str.h"
+#include "util/file.h"
 #include "util/error.h"
 #include "util/mem.h"
 
-#define FUSE_MAGIC 0x65735546 /* statfs(2) */
+#define TEXT_MAX   (DS_RECORD_MAX / 8) /* of message and author: JSON may need 6 bytes for one */
+#define FUSE_MAGIC 0x65735546	       /* statfs(2) */
 
 /* Whether `path` is `dir` or lies in it; both are real paths. */
 static bool is_within(const char *path, const char *dir)
@@ -76,4 +82,59 @@ int commit_check_place(const char *repo_path, const char *source, struct ds_diag
 	r = repo_path && !to ? -ENOMEM : check(source, from, to, reterr_diag);
 	free(from);
 	return r;
+}
+
+static int check_text(const char *text, const char *what, struct ds_diag *reterr_diag)
+{
+	size_t len = text ? strlen(text) : 0;
+
+	if (len > TEXT_MAX)
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, NULL, "%s is longer than %u KiB", what,
+				   (unsigned)(TEXT_MAX / 1024));
+	if (len && !ds_is_utf8(text, len))
+		return ds_diag_set(reterr_diag, -DS_E_USAGE, NULL, "%s must be UTF-8", what);
+	return 0;
+}
+
+int commit_check_options(const struct ds_commit_options *options, const char *branch,
+			 struct ds_diag *reterr_diag)
+{
+	const char *tag = options->tag;
+	int r = check_text(options->message, "the message", reterr_diag);
+
+	if (r == 0)
+		r = check_text(options->author, "the author", reterr_diag);
+	if (r == 0)
+		r = ds_ref_name_check(branch, reterr_diag);
+	if (r == 0 && tag)
+		r = ds_ref_name_check(tag, reterr_diag);
+	if (r == 0 && tag && strcmp(tag, branch) == 0)
+		r = ds_diag_set(reterr_diag, -DS_E_TAKEN, tag,
+				"it is the branch's, and '@%s' can mean only one of them; choose "
+				"another name",
+				tag);
+	return r;
+}
+
+int ds_commit_check(const struct ds_commit_options *options, const char *url,
+		    struct ds_diag *reterr_diag)
+{
+	_ds_cleanup_free_ char *path = NULL;
+	_ds_cleanup_close_ int fd = -1;
+	int r = commit_check_options(options, options->branch ? options->branch : DS_BRANCH_DEFAULT,
+				     reterr_diag);
+
+	if (r == 0 && options->parent)
+		r = ds_diag_set(reterr_diag, -DS_E_NO_VERSION, options->parent,
+				"the repository is to be made: it has no versions");
+	if (r == 0)
+		r = ds_store_path_of(url, &path, reterr_diag);
+	if (r == 0)
+		r = commit_check_place(path, options->source, reterr_diag);
+	if (r < 0)
+		return r;
+	fd = open(options->source, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd < 0 ? ds_diag_set(reterr_diag, -errno, options->source,
+				    "the source cannot be opened")
+		      : 0;
 }
