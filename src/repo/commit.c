@@ -362,8 +362,11 @@ static int change_manifest(struct commit *commit, struct attempt *attempt,
 	unlink(attempt->path);
 	r = create_manifest(commit, attempt);
 	apply->builder = attempt->builder;
+	/* What is matched anew must not be saved meanwhile. */
+	commit->saving = commit_stat_save_drop(commit->saving);
 	if (r == 0)
 		r = commit_match(apply, false);
+	begin_saving(commit);
 	return r < 0 ? r : commit_apply(apply);
 }
 

@@ -266,6 +266,8 @@ static int match_known(struct matching *matching)
 		bool is_there = true;
 		int r = 0;
 
+		if (commit_apply_is_interrupted(matching->apply))
+			return -DS_E_INTERRUPTED;
 		if (is_row_known(node)) {
 			node->is_meta_same = node->is_as_before = node->is_done = true;
 			matching->apply->tree->has_as_before = true;
@@ -305,13 +307,13 @@ static int match_children(struct commit_apply *apply, struct commit_node *dir, b
 	return r;
 }
 
-/* Links can be told when all names are matched; and if one name differs, all do. */
+/* Links can be told when all names are matched; and if one name differs, all do. Of one name here, and others elsewhere, match_node told. */
 static void match_links(const struct commit_tree *tree)
 {
 	for (const struct commit_links *links = tree->links; links; links = links->next) {
 		bool is_same = true;
 
-		for (uint32_t i = 0; i < links->nodes_n; i++) {
+		for (uint32_t i = 0; links->nodes_n > 1 && i < links->nodes_n; i++) {
 			const struct commit_node *node = links->nodes[i];
 
 			is_same &= node->reject ||

@@ -26,7 +26,7 @@
 #include "util/work.h"
 
 #define STAT_MAGIC     "dsfsstat"
-#define STAT_VERSION   4u
+#define STAT_VERSION   5u
 #define STAT_HEAD_LEN  16u
 #define STAT_KEY_LEN   16u
 #define STAT_ROW_LEN   32u
@@ -34,6 +34,8 @@
 #define STAT_TAIL_LEN  (TAIL_HEAD_LEN + DS_DIGEST_LEN)
 #define ENTRY_HEAD_LEN 2u
 #define FLAG_ROW       1u /* the version has a row that says just this */
+#define FLAG_EXECUTABLE \
+	2u /* the identity does not tell: of some file systems the mode changes without the times */
 #define BLOCK_HEAD_LEN 20u
 #define BLOCK_MAX \
 	DS_KIB(128) /* of the entries: read, checked and looked at in a cache of the processor */
@@ -79,7 +81,7 @@ static bool load_rows(struct commit_stat *stat, uint64_t file_len)
 		return false;
 	off = ds_get_le64(tail);
 	n = ds_get_le64(tail + 8);
-	if (n > STAT_FILE_MAX / STAT_ROW_LEN || off < STAT_HEAD_LEN ||
+	if (n > (file_len - STAT_HEAD_LEN - STAT_TAIL_LEN) / STAT_ROW_LEN ||
 	    off != file_len - STAT_TAIL_LEN - n * STAT_ROW_LEN)
 		return false;
 	len = n * STAT_ROW_LEN + TAIL_HEAD_LEN;
@@ -225,7 +227,8 @@ static bool ask_file(struct commit_stat_dir *dir, struct commit_node *node)
 		if (memcmp(entry + ENTRY_HEAD_LEN + name_len, identity, IDENTITY_LEN) != 0)
 			return false;
 		node->is_known = true;
-		node->is_row_known = entry[1] & FLAG_ROW;
+		node->is_row_known = (entry[1] & FLAG_ROW) &&
+				     !!(entry[1] & FLAG_EXECUTABLE) == node->is_executable;
 		memcpy(node->digest.bytes, entry + ENTRY_HEAD_LEN + name_len + IDENTITY_LEN,
 		       DS_DIGEST_LEN);
 	}
@@ -330,7 +333,8 @@ static int put_entry(struct writer *writer, struct commit_node *node)
 	at = writer->at;
 	*at++ = node->name_len;
 	/* What has a row with extents now may have had one of an import, which the next version has made anew. */
-	*at++ = !node->links && !node->extents_n && !node->old_has_extents ? FLAG_ROW : 0;
+	*at++ = (!node->links && !node->extents_n && !node->old_has_extents ? FLAG_ROW : 0) |
+		(content->is_executable ? FLAG_EXECUTABLE : 0);
 	memcpy(at, node->name, node->name_len);
 	at += node->name_len;
 	put_identity(at, content);
@@ -504,7 +508,9 @@ struct commit_stat_saving *commit_stat_save_end(struct commit_stat_saving *savin
 	ds_work_free(saving->work);
 	writer = &saving->writer;
 	if (writer->fd >= 0) {
-		r = saving->result < 0 ? saving->result : put_tail(writer, version);
+		r = saving->is_dropped ? -DS_E_INTERRUPTED : saving->result;
+		if (r == 0)
+			r = put_tail(writer, version);
 		if (close(writer->fd) < 0 && r == 0)
 			r = -errno;
 		if (r < 0 || rename(saving->tmp, saving->path) < 0)

@@ -38,15 +38,16 @@ int commit_stat_load(const char *state_dir, const char *source, const char *scra
 struct commit_stat *commit_stat_free(struct commit_stat *stat);
 /* The version that the source was when the cache was saved; NULL: none, or it is not known. */
 const struct ds_digest *commit_stat_version(const struct commit_stat *stat);
-/* Fills in is_known, is_row_known and the digests of the files that have just been found in the directory at `path`. Returns how many are not
- * known; links may be so by another name. Nothing is done by that. */
+/* Fills in is_known, is_row_known and the digests of the files that have just been found in the directory at `path`. Returns how many are
+ * not known. Nothing is done by that. */
 uint64_t commit_stat_ask(const struct commit_stat *stat, struct commit_stat_dir *dir,
 			 const char *path, struct commit_node *node);
 
 /*
- * Replaces the file by what the tree says now; until it is whole it lies in `scratch`, of the same file system. Best effort. A thread of its own does it between the two calls; until the second, which
- * waits for it, nothing that the cache keeps of the tree may change: names, times, sizes, contents, links and rejects. `interrupted`, if
- * not NULL, gives it up. The first may return NULL, which the second takes.
+ * Replaces the file by what the tree says now; until it is whole it lies in `scratch`, of the same file system. Best effort. A thread of
+ * its own does it between the two calls; until the second, which waits for it, nothing of the tree may change that the cache keeps: names,
+ * times, sizes, contents, links and rejects; nor may it be matched anew. `interrupted`, if not NULL, gives it up. The first may return
+ * NULL, which the second takes.
  */
 struct commit_stat_saving;
 struct commit_stat_saving *commit_stat_save_begin(const char *state_dir, const char *source,

@@ -3,7 +3,7 @@
  * applied to a manifest as often as another writer is first.
  *
  * Threads: scanning uses its own; afterwards the tree belongs to one thread at a time, except that the reader of a file
- * fills that file's node.
+ * fills that file's node, and that the stat cache is saved from it (commit_stat.h) while a manifest is changed into it.
  */
 #ifndef DS_REPO_COMMIT_TREE_H
 #define DS_REPO_COMMIT_TREE_H

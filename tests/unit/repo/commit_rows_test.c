@@ -153,6 +153,24 @@ Test(commit_rows, names_that_are_excluded)
 	box_release(&box);
 }
 
+/* A link from elsewhere does not count. */
+Test(commit_rows, a_name_outside_the_source)
+{
+	struct box box;
+
+	init(&box);
+	box_link(&box, "dir/00044", "../elsewhere");
+	box_link(&box, "dir/00020", "../elsewhere-too");
+	box_fill(&box, file_path(61), 1000, 1000);
+	box_commit(&box);
+	cr_assert_eq(box.result.changed_n, 1);
+	lists_n = 0;
+	box_commit(&box);
+	cr_assert(box.result.unchanged);
+	cr_assert_eq(lists_n, 2);
+	box_release(&box);
+}
+
 /* A version that differs by its times alone is made with --mtime only; the stat cache knows the new ones either way. */
 Test(commit_rows, times_that_no_version_has)
 {

@@ -277,3 +277,45 @@ Test(commit_stat, what_is_damaged_is_not_known)
 	snprintf(command, sizeof(command), "rm -r %s", dir);
 	cr_assert_eq(system(command), 0);
 }
+
+/* Of some file systems the mode changes, and no time with it: the row says what it was. And what was given up is as it was. */
+Test(commit_stat, another_mode_is_no_known_row)
+{
+	char dir[] = "/tmp/dsfs-commit-stat.XXXXXX", name[] = "file", command[100];
+	struct commit_tree tree = {.scanned = {.s = 1000}};
+	struct commit_node node = {.name = name,
+				   .name_len = 4,
+				   .type = DS_ENTRY_FILE,
+				   .is_done = true,
+				   .parent = &tree.root};
+	struct ds_digest version = {.bytes = {1, 2, 3}};
+	struct commit_stat_saving *saving;
+	struct commit_stat *stat;
+
+	tree.root = (struct commit_node){.name = name + 4,
+					 .type = DS_ENTRY_DIRECTORY,
+					 .children = &node,
+					 .children_n = 1};
+	cr_assert(mkdtemp(dir));
+	for (unsigned executable = 0; executable < 2; executable++) {
+		node.is_executable = executable;
+		saving = commit_stat_save_begin(dir, dir, dir, &tree, NULL);
+		commit_stat_save_end(saving, &version);
+		/* Also when it is written already. */
+		saving = commit_stat_save_begin(dir, dir, dir, &tree, NULL);
+		ds_sleep_ms(executable * 200);
+		commit_stat_save_drop(saving);
+		cr_assert_eq(commit_stat_load(dir, dir, dir, &stat), 0);
+		cr_assert(commit_stat_version(stat));
+		cr_assert(ds_digest_equal(commit_stat_version(stat), &version));
+		for (unsigned now = 0; now < 2; now++) {
+			node.is_executable = now;
+			cr_assert_eq(ask(stat, "", &node, 1), 0);
+			cr_assert(node.is_known);
+			cr_assert_eq(node.is_row_known, now == executable);
+		}
+		commit_stat_free(stat);
+	}
+	snprintf(command, sizeof(command), "rm -r %s", dir);
+	cr_assert_eq(system(command), 0);
+}
