@@ -177,7 +177,7 @@ class Asked:
     """A mount and what it is asked for, a share in each round: nothing that the kernel knows already."""
 
     def __init__(self, box, repo, files, amounts, rng):
-        self.mount = box.mount(repo, f"cache_dir={box.path(f'local-{files}')}", "warm")
+        self.files, self.mount = files, box.mount(repo, f"cache_dir={box.path(f'local-{files}')}", "warm")
         box.wait(lambda: not self.stats()["warm_running"], f"{files} files to be warmed", timeout=3600)
         equal(self.stats()["warm_incomplete"], 0, f"{files} files: whether the warming was incomplete")
         listed_n, looked_up_n = amounts
@@ -219,6 +219,8 @@ class Asked:
         after = self.stats()
         check(after["requests"] - self.before["requests"] >= len(self.paths), "look-ups that the kernel answered")
         equal(after["fetch_gets"], self.before["fetch_gets"], "GETs when all was local")
+        say(f"of {self.files}: {after['parked'] - self.before['parked']} of {after['requests'] - self.before['requests']} "
+            "requests waited for the disk")
         self.mount.umount()
 
 
