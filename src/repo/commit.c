@@ -32,7 +32,6 @@
 #include "util/file.h"
 #include "util/mem.h"
 #include "util/random.h"
-#include "util/str.h"
 
 /* 8 KiB: see tests/bench and the release tests on the second version of 100,000 files. */
 #define MANIFEST_PAGE_SIZE 8192u

@@ -258,7 +258,7 @@ static int change_name(struct commit_apply *apply, struct commit_node *node, uin
 	struct ds_entry old;
 	int r = ds_builder_lookup(apply->builder, parent, node->name, node->name_len, &old);
 
-	/* It was listed. */
+	/* It was there when it was matched. */
 	if (r == -ENOENT)
 		return -DS_E_MALFORMED;
 	return r < 0 ? r : change_node(apply, node, &old, parent);

@@ -11,10 +11,10 @@
 #include "repo/commit_tree.h"
 #include "repo/refs.h"
 #include "repo/repo_internal.h"
-#include "util/str.h"
-#include "util/file.h"
 #include "util/error.h"
+#include "util/file.h"
 #include "util/mem.h"
+#include "util/str.h"
 
 #define TEXT_MAX   (DS_RECORD_MAX / 8) /* of message and author: JSON may need 6 bytes for one */
 #define FUSE_MAGIC 0x65735546	       /* statfs(2) */

@@ -220,25 +220,6 @@ static int match_row(void *ctx, const struct ds_entry *entry)
 	return r;
 }
 
-/* Name by name: what no name asks for may be damaged. */
-static int look_up_children(struct matching *matching)
-{
-	const struct commit_node *dir = matching->dir;
-	struct commit_node *node;
-	struct ds_entry entry;
-
-	for (matching->next = 0; (node = next_child(matching)); matching->next++) {
-		int r = ds_builder_lookup(matching->apply->builder, dir->old_id, node->name,
-					  node->name_len, &entry);
-
-		if (r == 0 || r == -ENOENT)
-			r = match_node(matching, node, r == 0 ? &entry : NULL);
-		if (r < 0)
-			return r;
-	}
-	return 0;
-}
-
 /* The version that the stat cache tells of is the parent: a file's row is what the cache says. */
 static bool is_row_known(const struct commit_node *node)
 {
@@ -255,35 +236,33 @@ static bool is_mostly_known(const struct commit_node *dir)
 	return others_n < dir->children_n / 4;
 }
 
-/* As look_up_children, but for the rows that are known. If the directory's row counts as many names as were found, there are no others. */
-static int match_known(struct matching *matching)
+/* Name by name: what no name asks for may be damaged. With `is_known` the rows that are known are not had. Gives how many names are there. */
+static int look_up_children(struct matching *matching, bool is_known, uint64_t *ret_there_n)
 {
-	struct commit_node *dir = matching->dir, *node;
-	uint64_t there_n = 0;
+	const struct commit_node *dir = matching->dir;
+	struct commit_node *node;
 	struct ds_entry entry;
 
+	*ret_there_n = 0;
 	for (matching->next = 0; (node = next_child(matching)); matching->next++) {
-		bool is_there = true;
-		int r = 0;
+		int r;
 
 		if (commit_apply_is_interrupted(matching->apply))
 			return -DS_E_INTERRUPTED;
-		if (is_row_known(node)) {
+		if (is_known && is_row_known(node)) {
 			node->is_meta_same = node->is_as_before = node->is_done = true;
 			matching->apply->tree->has_as_before = true;
-		} else {
-			r = ds_builder_lookup(matching->apply->builder, dir->old_id, node->name,
-					      node->name_len, &entry);
-			if (r < 0 && r != -ENOENT)
-				return r;
-			is_there = r == 0;
-			r = match_node(matching, node, is_there ? &entry : NULL);
+			++*ret_there_n;
+			continue;
 		}
-		there_n += is_there;
+		r = ds_builder_lookup(matching->apply->builder, dir->old_id, node->name,
+				      node->name_len, &entry);
+		*ret_there_n += r == 0;
+		if (r == 0 || r == -ENOENT)
+			r = match_node(matching, node, r == 0 ? &entry : NULL);
 		if (r < 0)
 			return r;
 	}
-	dir->has_no_others = there_n == dir->old_size_bytes;
 	return 0;
 }
 
@@ -291,15 +270,20 @@ static int match_children(struct commit_apply *apply, struct commit_node *dir, b
 {
 	struct matching matching = {.apply = apply, .dir = dir, .may_reuse = may_reuse};
 	struct commit_node *node;
+	uint64_t there_n;
 	int r = 0;
 
 	dir->has_no_others = false;
 	if (dir->old_id && dir->old_type == DS_ENTRY_DIRECTORY) {
-		if (may_reuse && apply->has_known_rows && is_mostly_known(dir))
-			return match_known(&matching);
+		if (may_reuse && apply->has_known_rows && is_mostly_known(dir)) {
+			r = look_up_children(&matching, true, &there_n);
+			/* The directory's row counts its names. */
+			dir->has_no_others = r == 0 && there_n == dir->old_size_bytes;
+			return r;
+		}
 		r = ds_builder_list(apply->builder, dir->old_id, match_row, &matching);
 		if (r == -DS_E_MALFORMED)
-			return look_up_children(&matching);
+			return look_up_children(&matching, false, &there_n);
 	}
 	dir->has_no_others = r == 0 && !matching.has_others;
 	for (; r == 0 && (node = next_child(&matching)); matching.next++)

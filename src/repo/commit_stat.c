@@ -25,24 +25,27 @@
 #include "util/mem.h"
 #include "util/work.h"
 
-#define STAT_MAGIC     "dsfsstat"
-#define STAT_VERSION   5u
-#define STAT_HEAD_LEN  16u
-#define STAT_KEY_LEN   16u
-#define STAT_ROW_LEN   32u
-#define TAIL_HEAD_LEN  (16u + DS_DIGEST_LEN)
-#define STAT_TAIL_LEN  (TAIL_HEAD_LEN + DS_DIGEST_LEN)
-#define ENTRY_HEAD_LEN 2u
-#define FLAG_ROW       1u /* the version has a row that says just this */
-#define FLAG_EXECUTABLE \
-	2u /* the identity does not tell: of some file systems the mode changes without the times */
-#define BLOCK_HEAD_LEN 20u
-#define BLOCK_MAX \
-	DS_KIB(128) /* of the entries: read, checked and looked at in a cache of the processor */
-#define BUFFER_LEN	(4 * (BLOCK_HEAD_LEN + BLOCK_MAX))
-#define IDENTITY_LEN	48u
+#define STAT_MAGIC	"dsfsstat"
+#define STAT_VERSION	5u
+#define STAT_HEAD_LEN	16u
+#define STAT_KEY_LEN	16u
+#define STAT_ROW_LEN	32u
+#define TAIL_HEAD_LEN	(16u + DS_DIGEST_LEN)
+#define STAT_TAIL_LEN	(TAIL_HEAD_LEN + DS_DIGEST_LEN)
 #define STAT_FILE_MAX	DS_GIB(8)
 #define STAT_SETTLED_NS (2 * DS_NS_PER_S)
+#define ENTRY_HEAD_LEN	2u
+#define IDENTITY_LEN	48u
+
+/* Of the entries: read, checked and looked at in a cache of the processor. */
+#define BLOCK_MAX      DS_KIB(128)
+#define BLOCK_HEAD_LEN 20u
+#define BUFFER_LEN     (4 * (BLOCK_HEAD_LEN + BLOCK_MAX))
+
+/* The version has a row that says just this. */
+#define FLAG_ROW 1u
+/* The identity does not tell: in some file systems a mode changes without the times. */
+#define FLAG_EXECUTABLE 2u
 
 struct commit_stat {
 	struct ds_arena *arena;
@@ -332,7 +335,7 @@ static int put_entry(struct writer *writer, struct commit_node *node)
 	}
 	at = writer->at;
 	*at++ = node->name_len;
-	/* What has a row with extents now may have had one of an import, which the next version has made anew. */
+	/* A row with extents is looked at each time, also when the small file had one of an import until now. */
 	*at++ = (!node->links && !node->extents_n && !node->old_has_extents ? FLAG_ROW : 0) |
 		(content->is_executable ? FLAG_EXECUTABLE : 0);
 	memcpy(at, node->name, node->name_len);
