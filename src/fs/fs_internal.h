@@ -14,7 +14,7 @@
 
 #include "fs/fs.h"
 #include "util/map.h"
-#include "util/per_thread.h"
+#include "util/per_cpu.h"
 #include "util/work.h"
 
 #define FS_SLOT_SHIFT	40

@@ -48,7 +48,7 @@ void fs_read_end(struct ds_fs *fs)
 {
 	struct buffer *buffer;
 
-	while ((buffer = ds_lanes_take_any(&fs->buffers)))
+	while ((buffer = ds_lanes_take(&fs->buffers)))
 		ds_free(buffer);
 }
 

@@ -10,21 +10,18 @@
 #include "manifest/manifest_row.h"
 #include "manifest/manifest_sql.h"
 #include "manifest/manifest_vfs.h"
-#include "util/per_thread.h"
+#include "util/per_cpu.h"
 
 struct ds_conn {
 	struct ds_sql sql;
 	struct ds_page_reader reader;
-	struct ds_conn *next; /* in the pool */
 };
 
 struct ds_manifest {
 	struct ds_page_source source;
-	struct ds_lanes conns; /* idle, each its thread's own */
+	struct ds_lanes conns; /* the pool: those that are idle */
 	pthread_mutex_t lock;
 	struct {
-		struct ds_conn *idle; /* more than one of a lane */
-		unsigned idle_n;
 		struct ds_diag error;
 	} locked;
 };

@@ -27,8 +27,8 @@ struct view_image {
 	struct ds_image *image;
 };
 
-/* The images of large files that a thread has read last, by their digests. All threads together have at most DS_PER_THREAD_N times as
- * many besides the IMAGES_MAX. */
+/* The images of large files that were read last on a processor, by their digests. All of them have at most DS_LANES_N times as many
+ * besides the IMAGES_MAX. */
 struct nearby {
 	struct nearby_image {
 		struct ds_digest id; /* of the file's contents */
@@ -301,7 +301,7 @@ void view_images_release(struct ds_view *view)
 
 	view->is_closing = true;
 	view->locked.ahead = ds_work_free(view->locked.ahead);
-	while ((nearby = ds_lanes_take_any(&view->nearby)))
+	while ((nearby = ds_lanes_take(&view->nearby)))
 		nearby_free(nearby);
 	ds_map_free(view->locked.images, free_view_image);
 	ds_map_free(view->locked.packs, free_pack);

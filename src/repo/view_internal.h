@@ -10,7 +10,7 @@
 #include "codec/page_index.h"
 #include "repo/view.h"
 #include "util/map.h"
-#include "util/per_thread.h"
+#include "util/per_cpu.h"
 #include "util/work.h"
 
 #define VIEW_RECENT_N	  64 /* chunks that a blocking view keeps in memory */
