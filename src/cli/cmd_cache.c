@@ -2,7 +2,6 @@
  * cache: what lies in the local cache, making room in it, checking it. Beside live mounts, by their own rules; the
  * directory is all there is to know, so that no mount is asked.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
@@ -90,30 +89,7 @@ static int add_image(void *ctx, const struct ds_survey_image *image)
 	return 0;
 }
 
-/* Whether a process has a directory open: a mount holds its cache's. */
-static bool holds_dir(pid_t pid, const char *real_dir)
-{
-	char path[64], target[PATH_MAX];
-	struct dirent *entry;
-	bool found = false;
-	DIR *fds;
-
-	snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
-	fds = opendir(path);
-	while (fds && !found && (entry = readdir(fds))) {
-		ssize_t n = readlinkat(dirfd(fds), entry->d_name, target, sizeof(target) - 1);
-
-		if (n > 0) {
-			target[n] = '\0';
-			found = strcmp(target, real_dir) == 0;
-		}
-	}
-	if (fds)
-		closedir(fds);
-	return found;
-}
-
-/* Those of this user. */
+/* Those of this user, as they said when they mounted: what a mount has open, only root may see. */
 static json_t *mounts_of(const char *dir)
 {
 	char *real = realpath(dir, NULL);
@@ -124,7 +100,7 @@ static json_t *mounts_of(const char *dir)
 		for (size_t i = 0; i < mounts.mounts_n; i++) {
 			const struct cli_mount *mount = &mounts.mounts[i];
 
-			if (mount->pid && holds_dir(mount->pid, real))
+			if (mount->pid && mount->cache_dir && strcmp(mount->cache_dir, real) == 0)
 				json_array_append_new(list, json_pack("{s:s, s:s, s:i}", "source",
 								      mount->source, "mountpoint",
 								      mount->mountpoint, "pid",

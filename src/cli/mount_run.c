@@ -280,12 +280,14 @@ static void on_ready(void *ctx, const char *how)
 	struct mount_job *job = ctx;
 	const char *log = job->request->options->log;
 	char id[DS_DIGEST_TEXT_MAX];
+	char *cache_dir = realpath(job->cache_dir, NULL);
 	unsigned char status = 0;
 	int null;
 
 	ds_digest_format(&job->reading.record->id, id);
 	cli_mount_state_write(job->mountpoint, job->request->source, id, job->locator.selector, how,
-			      &job->state_fd);
+			      cache_dir, &job->state_fd);
+	free(cache_dir);
 	job->is_ready = true;
 	ds_close_ptr(&job->place_fd);
 	if (job->ready_fd < 0) {

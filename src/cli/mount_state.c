@@ -92,25 +92,28 @@ void cli_mount_state_read(struct cli_mount *mount)
 {
 	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(STATE_MAX);
 	_ds_cleanup_close_ int fd = open_state(mount->mountpoint, O_RDONLY | O_NONBLOCK);
-	const char *version, *selector, *how = NULL;
+	const char *version, *selector, *how = NULL, *cache_dir = NULL;
 	json_t *state;
 	int pid;
 
 	if (fd < 0 || !is_locked(fd) || ds_file_read_fd(fd, &buf) < 0)
 		return;
 	state = json_loadb(ds_buf_str(&buf), buf.len_bytes, 0, NULL);
-	if (state && json_unpack(state, "{s:i, s:s, s:s, s?s}", "pid", &pid, "version", &version,
-				 "selector", &selector, "how", &how) == 0) {
+	if (state &&
+	    json_unpack(state, "{s:i, s:s, s:s, s?s, s?s}", "pid", &pid, "version", &version,
+			"selector", &selector, "how", &how, "cache_dir", &cache_dir) == 0) {
 		mount->pid = pid;
 		mount->version = ds_strdup(version);
 		mount->selector = ds_strdup(selector);
 		mount->how = how ? ds_strdup(how) : NULL;
+		mount->cache_dir = cache_dir ? ds_strdup(cache_dir) : NULL;
 	}
 	json_decref(state);
 }
 
 void cli_mount_state_write(const char *mountpoint, const char *source, const char *version,
-			   const char *selector, const char *how, int *ret_fd)
+			   const char *selector, const char *how, const char *cache_dir,
+			   int *ret_fd)
 {
 	int fd = open_state(mountpoint, O_RDWR | O_CREAT);
 	json_t *state;
@@ -136,8 +139,9 @@ void cli_mount_state_write(const char *mountpoint, const char *source, const cha
 			return;
 		}
 	}
-	state = json_pack("{s:i, s:s*, s:s, s:s, s:s*}", "pid", (int)getpid(), "source", source,
-			  "version", version, "selector", selector ? selector : "", "how", how);
+	state = json_pack("{s:i, s:s*, s:s, s:s, s:s*, s:s*}", "pid", (int)getpid(), "source",
+			  source, "version", version, "selector", selector ? selector : "", "how",
+			  how, "cache_dir", cache_dir);
 	text = state ? json_dumps(state, JSON_COMPACT) : NULL;
 	if (text && ftruncate(fd, 0) == 0 && ds_pwrite_full(fd, text, strlen(text), 0) == 0) {
 		*ret_fd = fd;

@@ -124,6 +124,7 @@ void cli_mounts_truncate(struct cli_mounts *mounts, size_t n)
 		ds_free(mounts->mounts[i].version);
 		ds_free(mounts->mounts[i].selector);
 		ds_free(mounts->mounts[i].how);
+		ds_free(mounts->mounts[i].cache_dir);
 	}
 	mounts->mounts_n = n;
 }

@@ -35,9 +35,10 @@ struct cli_mount {
 	pid_t asking; /* cli_mounts_ask's own */
 	/* from the state file; pid 0 if there is none, or its process has ended, or it is another user's */
 	pid_t pid;
-	char *version;	/* id, or NULL */
-	char *selector; /* as typed, or NULL */
-	char *how;	/* which ways of the kernel it uses, and why; NULL: not known */
+	char *version;	 /* id, or NULL */
+	char *selector;	 /* as typed, or NULL */
+	char *how;	 /* which ways of the kernel it uses, and why; NULL: not known */
+	char *cache_dir; /* as realpath(3) gave it when it mounted; NULL: not known */
 };
 
 struct cli_mounts {
@@ -73,10 +74,11 @@ const char *cli_mount_state_text(enum cli_mount_state state);
 
 /*
  * State of a running mount: a file in /run/dsfs (root) or $XDG_RUNTIME_DIR/dsfs, locked while the process lives. The descriptor is kept open to hold the
- * lock. `how`: as cli_mount's. Best effort: -1 in *ret_fd if it cannot be written.
+ * lock. `how`, `cache_dir` (or NULL): as cli_mount's. Best effort: -1 in *ret_fd if it cannot be written.
  */
 void cli_mount_state_write(const char *mountpoint, const char *source, const char *version,
-			   const char *selector, const char *how, int *ret_fd);
+			   const char *selector, const char *how, const char *cache_dir,
+			   int *ret_fd);
 /*
  * Holds the place for one that is mounting, against others of the same user, until *ret_fd and its copies in children are closed. Waits while another
  * holds it. -EBUSY after timeout_ms. Best effort: 0 and -1 in *ret_fd if there is nowhere to lock.

@@ -2,7 +2,7 @@
  * Contents: read, and where data and holes are.
  *
  * With io_uring the bytes are read straight into what the kernel takes the reply from; else large parts are replied from a mapping, and
- * others from a buffer that the thread keeps.
+ * others from a buffer that stays for the next (per_cpu.h).
  */
 #include <errno.h>
 #include <string.h>

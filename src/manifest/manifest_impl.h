@@ -15,11 +15,13 @@
 struct ds_conn {
 	struct ds_sql sql;
 	struct ds_page_reader reader;
+	unsigned cache_kib; /* of pages, at most */
 };
 
 struct ds_manifest {
 	struct ds_page_source source;
-	struct ds_lanes conns; /* the pool: those that are idle */
+	struct ds_lanes conns;	  /* the pool: those that are idle */
+	_Atomic unsigned conns_n; /* with those in use */
 	pthread_mutex_t lock;
 	struct {
 		struct ds_diag error;

@@ -9,6 +9,7 @@
  */
 #include "manifest/manifest_impl.h"
 
+#include <limits.h>
 #include <string.h>
 
 #include "codec/page_index.h"
@@ -16,13 +17,19 @@
 /*
  * What a connection holds of pages. Of an 8 KiB manifest about one page of 128 is an inner one of a B-tree, and those should stay while
  * leaves pass through. Pages read for each look-up at random (manifest_bench): of 100,000 rows 1.8; of 10,000,000 with 1 MiB 3.7, with
- * 4 MiB 2.8, with 8 MiB 2.2. There are as many connections as were in use at one moment, about one for each processor that is busy with
- * the mount. CPU time of one reader's look-ups in 10,000,000 files against 100,000, with 20 threads: a connection for each thread, 4 MiB:
- * 1.52 x (1.48 to 1.56); for each processor 1.36 x; with 8 MiB 1.27 x.
+ * 4 MiB 2.8, with 8 MiB 2.2. CPU time of one reader's look-ups in 10,000,000 files against 100,000, with 20 threads: a connection for each
+ * thread, 4 MiB: 1.52 x; as few as are in use at one moment 1.36 x; with 8 MiB 1.27 x.
+ *
+ * All together hold at most CACHE_ALL_KIB, in equal shares: there are as many as were ever in use at one moment, which is one for each
+ * processor that is busy with the mount, but more where threads wait for the disk or are stopped in the middle of one. A share that
+ * has become smaller is made so when its connection is used again.
  */
-#define CACHE_MIN_KIB 1024u
-#define CACHE_MAX_KIB 8192u
-#define CACHE_SHARE   128u
+#define CACHE_MIN_KIB	     256u
+#define CACHE_WANTED_MIN_KIB 1024u
+#define CACHE_MAX_KIB	     8192u
+#define CACHE_ALL_KIB	     16384u
+#define CACHE_SHARE	     128u
+_Static_assert(CACHE_MIN_KIB *DS_LANES_N <= CACHE_ALL_KIB, "all that may be idle are within it");
 
 /* A statement that takes over a million steps of the virtual machine without a row runs away. */
 #define TICKS_MAX 100u
@@ -90,17 +97,35 @@ static int authorize(void *ctx, int action, const char *a, const char *b, const 
 	return SQLITE_DENY;
 }
 
-static unsigned cache_kib(const struct ds_page_source *source)
+static unsigned cache_kib(const struct ds_manifest *manifest)
 {
-	uint64_t share = source->pages_n * source->page_size / CACHE_SHARE / 1024;
+	const struct ds_page_source *source = &manifest->source;
+	uint64_t wanted = source->pages_n * source->page_size / CACHE_SHARE / 1024;
+	unsigned n = atomic_load_explicit(&manifest->conns_n, memory_order_relaxed);
+	unsigned share = CACHE_ALL_KIB / DS_MAX(n, 1u);
 
-	return (unsigned)DS_MIN(DS_MAX(share, (uint64_t)CACHE_MIN_KIB), (uint64_t)CACHE_MAX_KIB);
+	wanted = DS_MIN(DS_MAX(wanted, (uint64_t)CACHE_WANTED_MIN_KIB), (uint64_t)CACHE_MAX_KIB);
+	return DS_MAX((unsigned)DS_MIN(wanted, (uint64_t)share), CACHE_MIN_KIB);
+}
+
+static int set_cache(struct ds_manifest *manifest, struct ds_conn *conn)
+{
+	unsigned kib = cache_kib(manifest);
+	char pragma[64];
+	int r;
+
+	if (kib >= conn->cache_kib)
+		return 0;
+	sqlite3_snprintf(sizeof(pragma), pragma, "PRAGMA cache_size = -%u", kib);
+	r = ds_sql_exec(&conn->sql, pragma);
+	if (r == 0)
+		conn->cache_kib = kib;
+	return r;
 }
 
 static int conn_open(struct ds_manifest *manifest, struct ds_conn *conn)
 {
 	struct ds_sql *sql = &conn->sql;
-	char pragmas[200];
 	int rc, r;
 
 	r = manifest->source.read_page(manifest->source.ctx, conn->reader.want, 0,
@@ -119,11 +144,9 @@ static int conn_open(struct ds_manifest *manifest, struct ds_conn *conn)
 	r = ds_sql_harden(sql);
 	if (r < 0)
 		return r;
-	sqlite3_snprintf(
-		sizeof(pragmas), pragmas,
-		"PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA cache_size = %d",
-		-(int)cache_kib(&manifest->source));
-	r = ds_sql_exec(sql, pragmas);
+	r = ds_sql_exec(sql, "PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0");
+	if (r == 0)
+		r = set_cache(manifest, conn);
 	if (r == 0)
 		r = ds_sql_check_schema(sql);
 	if (r == 0)
@@ -131,8 +154,9 @@ static int conn_open(struct ds_manifest *manifest, struct ds_conn *conn)
 	return r;
 }
 
-static struct ds_conn *conn_free(struct ds_conn *conn)
+static struct ds_conn *conn_free(struct ds_manifest *manifest, struct ds_conn *conn)
 {
+	atomic_fetch_sub_explicit(&manifest->conns_n, 1, memory_order_relaxed);
 	ds_sql_close(&conn->sql);
 	ds_free(conn->reader.header);
 	ds_free(conn);
@@ -153,6 +177,8 @@ int ds_conn_take(struct ds_manifest *manifest, void *want, struct ds_conn **ret_
 
 	if (conn) {
 		conn->reader.want = want;
+		/* What goes wrong with it goes wrong with the call, too. */
+		set_cache(manifest, conn);
 		*ret_conn = conn;
 		return 0;
 	}
@@ -163,6 +189,8 @@ int ds_conn_take(struct ds_manifest *manifest, void *want, struct ds_conn **ret_
 	conn = ds_calloc(1, sizeof(*conn));
 	if (!conn)
 		return -ENOMEM;
+	atomic_fetch_add_explicit(&manifest->conns_n, 1, memory_order_relaxed);
+	conn->cache_kib = UINT_MAX;
 	conn->reader.source = &manifest->source;
 	conn->reader.want = want;
 	conn->reader.header = ds_malloc(manifest->source.page_size);
@@ -172,7 +200,7 @@ int ds_conn_take(struct ds_manifest *manifest, void *want, struct ds_conn **ret_
 	if (r < 0) {
 		if (r != -DS_E_NOT_LOCAL && conn->sql.diag.code)
 			note_error(manifest, &conn->sql.diag);
-		conn_free(conn);
+		conn_free(manifest, conn);
 		return r;
 	}
 	*ret_conn = conn;
@@ -187,7 +215,7 @@ int ds_conn_put(struct ds_manifest *manifest, struct ds_conn *conn, int r)
 	conn->reader.want = NULL;
 	conn->reader.error = 0;
 	if (conn->sql.is_broken || !ds_lanes_put(&manifest->conns, conn))
-		conn_free(conn);
+		conn_free(manifest, conn);
 	return r;
 }
 
@@ -215,7 +243,7 @@ struct ds_manifest *ds_manifest_free(struct ds_manifest *manifest)
 	if (!manifest)
 		return NULL;
 	while ((conn = ds_lanes_take(&manifest->conns)))
-		conn_free(conn);
+		conn_free(manifest, conn);
 	pthread_mutex_destroy(&manifest->lock);
 	ds_free(manifest);
 	return NULL;

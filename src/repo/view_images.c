@@ -5,7 +5,7 @@
  * INV-1  A struct view_pack is complete before it is published and never changes but for its image, which is
  *        set once, and what is about reading it ahead; it stays until the view is closed. So a pointer to it needs no lock and no reference.
  * INV-2  A slot of the table of packs is a shortcut: whoever finds another pack there asks the map.
- * INV-3  What a thread has of large files (struct nearby) is its alone while it is taken from its lane, and holds references.
+ * INV-3  A shortcut to large files (struct nearby) is one thread's alone while it is taken, and holds references.
  */
 #include <errno.h>
 #include <string.h>
@@ -16,7 +16,7 @@
 #include "util/mem.h"
 
 #define IMAGES_MAX    2048 /* images of large files that a view keeps open */
-#define NEARBY_N      256u /* of them, what a thread finds without asking the others */
+#define NEARBY_N      256u /* of them, what is found without asking other threads */
 #define AHEAD_AGAIN_S 60u  /* from one time that an image is read ahead to the next */
 
 struct view_image {

@@ -1,10 +1,10 @@
 /*
- * What those who answer requests have each for himself, so that they share no lock and no cache line.
+ * What those who answer requests have each for himself, so that up to DS_LANES_N processors share no lock and, as a rule, no cache line.
  *
- * The number of the processor picks one of DS_LANES_N lanes. Not that of the thread: the kernel wakes the threads of a mount in turn, so
- * that what each had for itself would have left the processor's caches when its turn comes again, and there would be as many objects as
- * threads. Measured with the look-ups of one reader in ten million files and 20 threads: see manifest_open.c. A thread that is moved to
- * another processor meanwhile, or two of one lane, are slower, never wrong: all accesses are atomic.
+ * The number of the processor picks a lane. Not that of the thread: the kernel wakes the threads of a mount in turn, so that what each
+ * had for itself would have left the processor's caches when its turn comes again, and there would be as many objects as threads.
+ * Measured with the look-ups of one reader in ten million files and 20 threads: see manifest_open.c. A thread that is moved to another
+ * processor meanwhile, or two of one lane, are slower, never wrong: all accesses are atomic.
  *
  * Source: sched_getcpu(3); without a system call where the C library has restartable sequences (glibc 2.35, rseq(2)) or a vDSO.
  *
@@ -25,8 +25,8 @@
 unsigned ds_lane(void);
 
 /*
- * A set of at most DS_LANES_N objects: who takes one has it alone until he puts it back. What was put back last on this processor is taken
- * first. Zeroed memory is an empty set. What the objects are, and who frees them at the end (ds_lanes_take until NULL), is the owner's
+ * A set of at most DS_LANES_N objects: who takes one has it alone until he puts it back. He is given the one in the lane of his processor,
+ * else that in the next lane that has one; it is put back the same way. Zeroed memory is an empty set. What the objects are, and who frees them at the end (ds_lanes_take until NULL), is the owner's
  * business.
  */
 struct ds_lanes {

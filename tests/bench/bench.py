@@ -16,7 +16,7 @@ from bench_data import Data
 from bench_epochs import Cold, LargeCold, LargeLatency, LargeNvme, LargeWarm, Latency, Nvme, Warm
 from bench_lib import Box, Report, Unavailable, progress, program, root_command, run, lib
 from bench_servers import FILES_PREFIX, Servers
-from bench_trees import Commit, Find, FindLatency, Ls, Memory, MountTime, OsWalk, Stat
+from bench_trees import Commit, CommitStore, Find, FindLatency, Ls, Memory, MountTime, OsWalk, Stat
 
 ROWS = {
     "epoch-warm": (Warm, "shuffled small files from page cache; 1, 2, 4 and 16 readers"),
@@ -34,6 +34,7 @@ ROWS = {
     "stat": (Stat, "lstat of the same, shuffled, 4 readers"),
     "mount": (MountTime, "time of mounting against the number of files"),
     "commit": (Commit, "2 GiB of new data as 32 files and as one"),
+    "commit-store": (CommitStore, "2,000 new small files to the store, without and with latency per request"),
     "memory": (Memory, "memory of the mount under 64 readers over epochs"),
 }
 PEERS = ("s3fs", "rclone", "restic", "squashfs")

@@ -197,10 +197,17 @@ class S3fs(Peer):
 class Rclone(Peer):
     name, needs = "rclone", ("rclone",)
 
+    def remote(self, env, prefix):
+        return (f":s3,provider=Ceph,env_auth=true,endpoint='{env['AWS_ENDPOINT_URL']}',"
+                f"force_path_style=true:{self.servers.bucket}/{prefix}")
+
+    def upload(self, source, prefix, env):
+        run(["rclone", "copy", source, self.remote(env, prefix), "--config", "", "--transfers", "16",
+             "--checkers", "16", "--s3-no-check-bucket", "--no-check-dest", "--s3-disable-checksum"],
+            env={**os.environ, **env})
+
     def command(self, place, cache):
-        remote = (f":s3,provider=Ceph,env_auth=true,endpoint='{self.env['AWS_ENDPOINT_URL']}',"
-                  f"force_path_style=true:{self.servers.bucket}/{FILES_PREFIX}")
-        return (["rclone", "mount", remote, place, "--read-only", "--config", "", "--cache-dir",
+        return (["rclone", "mount", self.remote(self.env, FILES_PREFIX), place, "--read-only", "--config", "", "--cache-dir",
                  cache, "--vfs-cache-mode", "full", "--dir-cache-time", "24h", "--attr-timeout",
                  "24h", "--no-checksum", "--no-modtime", "--use-server-modtime", "--transfers", "16",
                  "--vfs-fast-fingerprint"], self.env)
@@ -211,16 +218,18 @@ class Restic(Peer):
     name, needs, has_cache = "restic", ("restic",), False
     password = {"RESTIC_PASSWORD": "benchmark"}
 
-    def repository(self, env):
-        return f"s3:{env['AWS_ENDPOINT_URL']}/{self.servers.bucket}/restic"
+    def repository(self, env, prefix="restic"):
+        return f"s3:{env['AWS_ENDPOINT_URL']}/{self.servers.bucket}/{prefix}"
+
+    def upload(self, source, prefix, env):
+        to = {**os.environ, **env, **self.password}
+        run(["restic", "-r", self.repository(env, prefix), "init", "--no-cache"], env=to)
+        run(["restic", "-r", self.repository(env, prefix), "backup", "--no-cache", "--compression", "off",
+             "."], env=to, cwd=source)
 
     def backup(self, source):
-        env = self.servers.store.env
-        to = {**os.environ, **env, **self.password}
         progress("restic backup ...")
-        run(["restic", "-r", self.repository(env), "init", "--no-cache"], env=to)
-        run(["restic", "-r", self.repository(env), "backup", "--no-cache", "--compression", "off",
-             "."], env=to, cwd=source)
+        self.upload(source, "restic", self.servers.store.env)
 
     def command(self, place, cache):
         return (["restic", "-r", self.repository(self.env), "mount", "--no-lock", "--cache-dir",

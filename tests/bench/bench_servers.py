@@ -120,9 +120,11 @@ class Servers:
         self.bucket = self.store.bucket
         self.netloc = urllib.parse.urlsplit(self.store.env["AWS_ENDPOINT_URL"]).netloc
         self.let_everybody_read()
+        self.write_port = int(self.netloc.rsplit(":", 1)[1])
         self.port = self.start_cache()
         # One connection's end of the line must not be that of the others: one proxy for all.
-        self.delay_port = self.start_delay(latency_ms)
+        self.delay_port = self.start_delay(self.port, latency_ms)
+        self.write_delay_port = self.start_delay(self.write_port, latency_ms)
 
     def connect(self):
         return http.client.HTTPConnection(self.netloc, timeout=60)
@@ -143,20 +145,25 @@ class Servers:
         with open(config, "w", encoding="ascii") as file:
             file.write(CONFIG % {"dir": place, "port": port,
                                  "user": "user root;" if os.geteuid() == 0 else "",
-                                 "upstream": int(self.netloc.rsplit(":", 1)[1])})
+                                 "upstream": self.write_port})
         self.cache = self.box.start_program(["nginx", "-c", config, "-e", place + "/error.log"])
         self.box.wait(lambda: answers(port) or self.cache.poll() is not None, "nginx")
         lib.check(self.cache.poll() is None, "nginx does not start")
         return port
 
-    def start_delay(self, latency_ms):
-        process = self.box.start_program([program("bench_delay"), str(self.port), str(latency_ms)],
+    def start_delay(self, port, latency_ms):
+        process = self.box.start_program([program("bench_delay"), str(port), str(latency_ms)],
                                          stdout=subprocess.PIPE, text=True)
         return int(process.stdout.readline())
 
     def env(self, delayed=False):
         """What leads a reader to the cache, or through the line before it."""
         port = self.delay_port if delayed else self.port
+        return {**self.store.env, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+
+    def write_env(self, delayed=False):
+        """What leads a writer to the store itself, or through a line before it."""
+        port = self.write_delay_port if delayed else self.write_port
         return {**self.store.env, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
 
     def url(self, key, delayed=False):

@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 
-from bench_contenders import Bare, Dsfs, Local, bare_modes, variants
+from bench_contenders import Bare, Dsfs, Local, Rclone, Restic, bare_modes, variants
 from bench_data import HUGE_FILES
 from bench_epochs import Epochs
 from bench_lib import (KIB, MIB, Unavailable, bench_read, drop_caches, own_memory, timed, touch_memory,
@@ -206,6 +206,38 @@ class Commit(Epochs):
         self.bench.rounds(cases, self.one)
         for what, _ in cases:
             self.want(what, "dsfs", self.report.get(self.name, what, "reference"), 0.6)
+
+
+class CommitStore(Epochs):
+    """New small files into an empty repository in the store, without and with latency added to each request; beside it
+    those peers that upload, one to an object for each file, one to packs of its own. radosgw takes most of two cores."""
+    files_n = 2000
+
+    def uploaders(self):
+        found = [("dsfs", lambda source, prefix, env: self.box.commit(
+            source, self.bench.servers.store.url(prefix), "--init", "--state-dir", "", env=env, timeout=900))]
+        for kind in Rclone, Restic:
+            try:
+                if kind.name in self.bench.peers:
+                    found.append((kind.name, kind(self.box, self.bench.servers, False).upload))
+            except Unavailable as reason:
+                self.report.note(self.name, str(reason))
+        return found
+
+    def one(self, case, seed):
+        name, upload = case
+        for what, delayed in ("no latency", False), ("latency", True):
+            started = time.monotonic()
+            upload(self.source, f"commits/{name}-{self.box.number()}", self.bench.servers.write_env(delayed))
+            self.report.add(self.name, what, name, self.n / (time.monotonic() - started), "files/s")
+
+    def run(self):
+        rows = list(self.data.small_rows())[:max(int(self.files_n * min(self.data.scale, 1)), 100)]
+        self.n, self.source = len(rows), self.box.new_dir("commit-store")
+        for _, _, path in rows:
+            os.makedirs(os.path.dirname(os.path.join(self.source, path)), exist_ok=True)
+            shutil.copyfile(os.path.join(self.data.small, path), os.path.join(self.source, path))
+        self.bench.rounds(self.uploaders(), self.one)
 
 
 class Sampler(threading.Thread):

@@ -279,6 +279,12 @@ def other_users(box, repo):
     equal([(row["mountpoint"], row["state"], row["user"]) for row in rows],
           [(place, "answers", user.number)], "mounts of the user")
     check(rows[0]["pid"] and rows[0]["version"], f"its own mount: {rows[0]}")
+    # What a mount has open, nobody but root may see: it is found by what it said.
+    link = f"{user.home}/link"
+    os.symlink(user.home, link)
+    for name in f"{user.home}/cache", f"{link}/cache":
+        found = user.dsfs("cache", "status", "--json", "--cache-dir", name).json["mounts"]
+        equal([row["mountpoint"] for row in found], [place], f"the user's mounts that use {name}")
     row = box.mount_row(place)
     equal((row["state"], row["alive"], row["pid"], row["user"]),
           ("answers", True, None, user.number), "the user's mount, for root")

@@ -15,7 +15,7 @@ from scale import Sampler
 READERS, BUDGET, MORE = 64, 64 * MIB, 64 * MIB
 ROUNDS = 3
 # Measured: 21 to 40 MiB, 33 to 46 with rings. Four spare buffers of 6 MiB, as far as they were touched (SPARES_IDLE); 16 MiB that rings
-# keep; a buffer of 1 MiB for each thread that replies, and libcurl's; glibc's arenas.
+# keep; a buffer of 1 MiB for each reply that is made at one moment, and libcurl's; glibc's arenas.
 STAYS = 64 * MIB
 # How far the spare ones were touched is for chance.
 GROWS = 24 * MIB

@@ -14,7 +14,7 @@ import threading
 import time
 
 import lib
-from lib import GIB, KIB, check, equal, say
+from lib import GIB, KIB, MIB, check, equal, say
 
 PER_DIRECTORY = 1000
 MEMORY_MAX = GIB
@@ -22,6 +22,8 @@ ROUNDS = 9
 FEWER = 100_000
 # Ten million have one more level in both B-trees of the manifest, and no longer fit the caches of a processor.
 PACE_MAX = 1.5
+# What a mount may have besides the bytes on their way, and the least that may be on their way (inflight=16M): nothing is, here.
+READERS, MOUNT_MAX = 64, (64 + 16) * MIB
 # A commit of a tree in which nothing or 1 % has changed, against the walk: it also reads one stat of each from its own file.
 AGAIN_MAX = 4.0
 
@@ -219,8 +221,8 @@ class Asked:
             os.lstat(f"{self.mount.path}/d{d:05}")
         images = glob.glob(f"{cache}/**/images/*/*/*", recursive=True) if strict else []
         self.in_memory = InMemory(path for path in images if os.path.getsize(path))
+        check(self.in_memory.maps or not strict, "no images to keep in memory")
         self.before, self.seconds = self.stats(), {"listing": [], "look-ups": []}
-        self.disk_bytes = disk_bytes_of(self.mount.pid)
 
     def stats(self):
         with open(f"{self.mount.path}/.dsfs/stats", encoding="ascii") as file:
@@ -246,13 +248,34 @@ class Asked:
         n = function(share)
         self.seconds[what].append(((time.monotonic() - started) / n, (cpu_of(self.mount.pid) - cpu) / n))
 
+    def crowd(self, rng):
+        """READERS at once, each with look-ups and a listing of its own; returns the peak of what the mount has for itself."""
+        sampler, pids = Sampler(self.mount.pid), []
+        dirs = rng.sample(range(self.files // PER_DIRECTORY), READERS)
+        paths = [place(self.mount.path, i) for i in rng.sample(range(self.files), READERS * 1000)]
+        for i, d in enumerate(dirs):
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    self.look_up(paths[i::READERS])
+                    self.listing([f"{self.mount.path}/d{d:05}"])
+                    status = 0
+                finally:
+                    os._exit(status)
+            pids.append(pid)
+        check(not any([os.waitpid(pid, 0)[1] for pid in pids]), "a reader failed")
+        return sampler.end()
+
     def end(self):
         """All look-ups must have come to the mount, and nothing from the store or the disk."""
         after = self.stats()
         check(after["requests"] - self.before["requests"] >= len(self.paths), "look-ups that the kernel answered")
         equal(after["fetch_gets"], self.before["fetch_gets"], "GETs when all was local")
         if self.in_memory.maps:
-            equal(disk_bytes_of(self.mount.pid), self.disk_bytes, f"{self.files} files: bytes read from the disk")
+            # Its code may have gone from memory meanwhile.
+            read_bytes = disk_bytes_of(self.mount.pid) - self.disk_bytes
+            check(read_bytes <= MIB, f"{self.files} files: {read_bytes} bytes were read from the disk")
         self.in_memory.end()
         self.mount.umount()
 
@@ -267,6 +290,9 @@ def paces(box, fewer, files, fewer_repo, repo, seed, strict):
     listed = dirs // 2 // rounds * rounds
     amounts = listed, (dirs - listed) * PER_DIRECTORY
     both = [Asked(box, fewer_repo, fewer, amounts, rng, strict), Asked(box, repo, files, amounts, rng, strict)]
+    if strict:
+        for one in both:
+            one.disk_bytes = disk_bytes_of(one.mount.pid)
     for i in range(rounds):
         for what in "listing", "look-ups":
             for one in both[::-1] if i % 2 else both:
@@ -279,6 +305,10 @@ def paces(box, fewer, files, fewer_repo, repo, seed, strict):
             say(f"{what}: {1e6 * statistics.median(few):.1f} {unit} for each entry of {fewer}, "
                 f"{1e6 * statistics.median(many):.1f} of {files}: {ratio:.2f} x")
             check(not strict or ratio <= PACE_MAX, f"{what}: {ratio:.2f} x the {unit} for each entry")
+    if strict:
+        peak = both[1].crowd(rng)
+        say(f"memory of the mount of {files} with {READERS} readers: {peak >> 20} MiB")
+        check(peak <= MOUNT_MAX, f"{peak >> 20} MiB of memory with {READERS} readers")
     for one in both:
         one.end()
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "manifest/manifest_impl.h"
 #include "manifest_support.h"
 #include "util/mem.h"
 
@@ -135,5 +136,48 @@ Test(manifest_pages, G01_damaged_pages_are_passed_over)
 		memcpy(source.data + page * 4096, copy + page * 4096, 4096);
 	}
 	ds_free(copy);
+	support_source_release(&source);
+}
+
+static int count_name(void *ctx, const struct ds_entry *entry)
+{
+	++*(unsigned *)ctx;
+	return 0;
+}
+
+Test(manifest_pages, all_connections_together_keep_a_bounded_number_of_pages)
+{
+	struct ds_conn *conns[DS_LANES_N];
+	struct support_source source;
+	struct ds_manifest *manifest;
+	int used, sum = 0;
+	int most;
+
+	build(&source, 30000);
+	cr_assert_gt(source.source.pages_n * source.source.page_size, DS_MIB(2));
+	cr_assert_eq(ds_manifest_new(&source.source, &manifest), 0);
+	/* In the first round those that came early have more than their share. */
+	for (unsigned round = 0; round < 2; round++) {
+		sum = 0;
+		for (size_t i = 0; i < DS_ARRAY_SIZE(conns); i++) {
+			unsigned names_n = 0;
+
+			cr_assert_eq(ds_conn_take(manifest, NULL, &conns[i]), 0);
+			cr_assert_eq(ds_read_list(&conns[i]->sql, DS_ROOT_ID, NULL, 0, count_name,
+						  &names_n),
+				     0);
+			cr_assert_eq(names_n, 30000);
+		}
+		for (size_t i = 0; i < DS_ARRAY_SIZE(conns); i++) {
+			cr_assert_eq(sqlite3_db_status(conns[i]->sql.db, SQLITE_DBSTATUS_CACHE_USED,
+						       &used, &most, 0),
+				     SQLITE_OK);
+			sum += used;
+			cr_assert_eq(ds_conn_put(manifest, conns[i], 0), 0);
+		}
+	}
+	/* Of each some pages that its statements still hold may come on top. */
+	cr_assert(sum > (int)DS_MIB(8) && sum < (int)DS_MIB(18), "%d bytes of pages", sum);
+	ds_manifest_free(manifest);
 	support_source_release(&source);
 }
