@@ -204,7 +204,7 @@ class Rclone(Peer):
     def upload(self, source, prefix, env):
         run(["rclone", "copy", source, self.remote(env, prefix), "--config", "", "--transfers", "16",
              "--checkers", "16", "--s3-no-check-bucket", "--no-check-dest", "--s3-disable-checksum"],
-            env={**os.environ, **env})
+            env=self.box.environment(env))
 
     def command(self, place, cache):
         return (["rclone", "mount", self.remote(self.env, FILES_PREFIX), place, "--read-only", "--config", "", "--cache-dir",
@@ -222,7 +222,7 @@ class Restic(Peer):
         return f"s3:{env['AWS_ENDPOINT_URL']}/{self.servers.bucket}/{prefix}"
 
     def upload(self, source, prefix, env):
-        to = {**os.environ, **env, **self.password}
+        to = self.box.environment({**env, **self.password})
         run(["restic", "-r", self.repository(env, prefix), "init", "--no-cache"], env=to)
         run(["restic", "-r", self.repository(env, prefix), "backup", "--no-cache", "--compression", "off",
              "."], env=to, cwd=source)
