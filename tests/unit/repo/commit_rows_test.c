@@ -216,37 +216,17 @@ Test(commit_rows, of_another_version_are_had)
 	box_release(&box);
 }
 
-struct race {
-	struct box *other;
-	unsigned left_n;
-};
-
-/* Just before our entry is put, another writer commits quite another tree. */
-static void other_is_first(void *ctx, const struct ds_store_req *req)
-{
-	struct race *race = ctx;
-
-	if (req->op != DS_STORE_PUT || !ds_starts_with(req->key, "refs/branches/") ||
-	    race->left_n == 0)
-		return;
-	race->left_n--;
-	box_fill(race->other, "dir/00007", 2000 + race->left_n, 500);
-	box_commit(race->other);
-}
-
-/* The rows that were not had are not those of the winner. */
+/* The rows that were not had are not those of the winner, whose tree is quite another. */
 Test(commit_rows, the_winner_of_a_race_has_other_rows)
 {
-	struct race race = {.left_n = 2};
 	struct box ours, other;
+	struct race race = {.other = &other, .path = "dir/00007", .left_n = 2};
 
 	init(&ours);
 	box_init_beside(&other, &ours);
-	race.other = &other;
 	box_mkdir(&other, "dir");
 	box_fill(&ours, file_path(5), 1000, 1000);
-	ours.spy.before = other_is_first;
-	ours.spy.ctx = &race;
+	race_begin(&race, &ours);
 	box_commit(&ours);
 	cr_assert_eq(ours.result.races_n, 2);
 	cr_assert_eq(ours.result.uploaded_data_bytes < 3000, true);

@@ -21,27 +21,6 @@ DS_SUITE(commit_rules);
 
 #define DAY 86400
 
-struct race {
-	struct box *other;
-	unsigned left_n; /* how often the other writer is first */
-	bool inside;
-};
-
-/* Just before our entry is put, another writer commits. */
-static void other_is_first(void *ctx, const struct ds_store_req *req)
-{
-	struct race *race = ctx;
-	char path[40];
-
-	if (req->op != DS_STORE_PUT || !ds_starts_with(req->key, "refs/branches/") ||
-	    race->left_n == 0)
-		return;
-	race->left_n--;
-	snprintf(path, sizeof(path), "file-%u", race->left_n);
-	box_fill(race->other, path, 1000 + race->left_n, 500);
-	box_commit(race->other);
-}
-
 Test(commit_rules, the_loser_of_a_race_commits_its_tree_on_the_winner)
 {
 	struct race race = {.left_n = 3};
@@ -55,8 +34,7 @@ Test(commit_rules, the_loser_of_a_race_commits_its_tree_on_the_winner)
 	box_mkdir(&ours, "dir");
 	box_fill(&ours, "dir/a", 1, 100000);
 	box_fill(&ours, "b", 2, 5 << 20);
-	ours.spy.before = other_is_first;
-	ours.spy.ctx = &race;
+	race_begin(&race, &ours);
 	box_commit(&ours);
 	cr_assert_eq(ours.result.races_n, 3);
 	cr_assert_eq(ours.result.number, 4);
@@ -88,8 +66,7 @@ Test(commit_rules, a_race_with_a_wanted_parent_is_a_conflict)
 	box_fill(&ours, "a", 1, 1000);
 	box_commit(&ours);
 	ours.options.parent = "1";
-	ours.spy.before = other_is_first;
-	ours.spy.ctx = &race;
+	race_begin(&race, &ours);
 	race.left_n = 1;
 	box_fill(&ours, "a", 2, 1000);
 	cr_assert_eq(box_try_commit(&ours), -DS_E_CONFLICT);
@@ -108,8 +85,7 @@ Test(commit_rules, a_race_against_the_same_tree_is_unchanged)
 	box_init_beside(&other, &ours);
 	race.other = &other;
 	box_fill(&ours, "file-0", 1000, 500);
-	ours.spy.before = other_is_first;
-	ours.spy.ctx = &race;
+	race_begin(&race, &ours);
 	box_commit(&ours);
 	cr_assert(ours.result.unchanged);
 	cr_assert_eq(ours.result.number, 1);
@@ -482,8 +458,7 @@ Test(commit_rules, what_the_winner_of_a_race_has_too_is_indexed_where_the_versio
 	box_fill(&ours, "a", 1, 100000);
 	box_fill(&other, "a", 1, 100000);
 	other.spy.deny = "index/";
-	ours.spy.before = other_is_first;
-	ours.spy.ctx = &race;
+	race_begin(&race, &ours);
 	box_commit(&ours);
 	cr_assert_eq(ours.result.number, 2);
 	ours.spy.before = NULL;

@@ -634,3 +634,23 @@ void box_make_tree(struct box *box)
 	box_set_mtime(box, "dangling", 4000000000, 1);
 	box_set_mtime(box, "dir/sub", 12345, 6789);
 }
+
+static void other_is_first(void *ctx, const struct ds_store_req *req)
+{
+	struct race *race = ctx;
+	char path[40];
+
+	if (req->op != DS_STORE_PUT || !ds_starts_with(req->key, "refs/branches/") ||
+	    race->left_n == 0)
+		return;
+	race->left_n--;
+	snprintf(path, sizeof(path), "file-%u", race->left_n);
+	box_fill(race->other, race->path ? race->path : path, 1000 + race->left_n, 500);
+	box_commit(race->other);
+}
+
+void race_begin(struct race *race, struct box *ours)
+{
+	ours->spy.before = other_is_first;
+	ours->spy.ctx = race;
+}

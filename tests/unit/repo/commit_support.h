@@ -81,5 +81,16 @@ uint64_t box_verify(struct box *box, bool read_data);
 /* The source moves to another path, with other inode numbers; no state. */
 void box_move_elsewhere(struct box *box);
 
+/*
+ * Another writer is first: `left_n` times, just before our entry on the branch is put, `other` changes a file and commits. `path`: that
+ * file; NULL: a new one, "file-N", N the times that are left. From race_begin until ours.spy.before is NULL again.
+ */
+struct race {
+	struct box *other;
+	const char *path;
+	unsigned left_n;
+};
+void race_begin(struct race *race, struct box *ours);
+
 /* A tree of every kind: sizes around the limits, odd names, links, holes. */
 void box_make_tree(struct box *box);
