@@ -16,7 +16,7 @@ from bench_data import Data
 from bench_epochs import Cold, LargeCold, LargeLatency, LargeNvme, LargeWarm, Latency, Nvme, Warm
 from bench_lib import Box, Report, Unavailable, progress, program, root_command, run, lib
 from bench_servers import FILES_PREFIX, Servers
-from bench_trees import Commit, CommitStore, Find, FindLatency, Ls, Memory, MountTime, OsWalk, Stat
+from bench_trees import Commit, CommitStore, Find, Ls, Memory, MountTime, OsWalk, Stat, TreesLatency
 
 ROWS = {
     "epoch-warm": (Warm, "shuffled small files from page cache; 1, 2, 4 and 16 readers"),
@@ -25,13 +25,13 @@ ROWS = {
     "epoch-latency": (Latency, "the same with latency per request"),
     "large-warm": (LargeWarm, "one large file from page cache: sequential, random, mapping"),
     "large-nvme": (LargeNvme, "the same, page cache empty, dsfs's cache on the disk full"),
-    "large-cold": (LargeCold, "the same, nothing on this host; sequential"),
+    "large-cold": (LargeCold, "the same, nothing on this host"),
     "large-latency": (LargeLatency, "the same with latency per request"),
     "find": (Find, "find with sizes over many files; the first time and the second"),
-    "find-latency": (FindLatency, "the same and the mount, nothing on this host, with latency per request"),
     "ls": (Ls, "ls -lR over the same"),
     "oswalk": (OsWalk, "Python's os.walk over the same"),
     "stat": (Stat, "lstat of the same, shuffled, 4 readers"),
+    "trees-latency": (TreesLatency, "a mount and each of these, nothing on this host, with latency per request"),
     "mount": (MountTime, "time of mounting against the number of files"),
     "commit": (Commit, "2 GiB of new data as 32 files and as one"),
     "commit-store": (CommitStore, "2,000 new small files to the store, without and with latency per request"),

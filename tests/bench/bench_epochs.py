@@ -310,7 +310,7 @@ class LargeNvme(Large):
         self.rounds([self.local, *self.dir_dsfs()])
 
 
-class LargeCold(Large):
+class LargeCold(LargeNvme):
     """Nothing on this host."""
     state = "cold"
     delayed = False
@@ -319,10 +319,8 @@ class LargeCold(Large):
         if contender is self.receive:
             drop_caches()
             contender.one()
-            return
-        with contender.opened(self.state) as place:
-            drop_caches()
-            self.look(contender, "sequential", place, "seq")
+        else:
+            super().one(contender, seed)
 
     def run(self):
         url, objects = self.bench.s3_repo("large", self.data.large_dir)

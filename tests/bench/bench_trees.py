@@ -68,20 +68,6 @@ class Find(Walk):
             self.want("second", name, self.report.get(self.name, "second", "local"), 0.95)
 
 
-class FindLatency(Find):
-    """A mount with nothing on this host, and the first walk, with latency added to each request."""
-
-    def one(self, contender, seed):
-        drop_caches(2)
-        with contender.opened("cold") as place:
-            self.report.add(self.name, "mount, cold", contender.name, 1000 * contender.mount.took_s, "ms")
-            self.report.add(self.name, "cold", contender.name, self.data.many_n / self.look(place, seed), "files/s")
-
-    def run(self):
-        url, _ = self.bench.s3_repo("many", self.data.many)
-        self.rounds(self.dsfs(url, self.bench.servers.env(delayed=True)))
-
-
 class Ls(Find):
     command = ("ls", "-lR", "PLACE")
 
@@ -98,6 +84,22 @@ class Stat(Ls):
 
     def look(self, place, seed):
         return bench_read("-n", 4, "-s", seed, "stat", place, self.data.many_list)["seconds"]
+
+
+class TreesLatency(Epochs):
+    """A mount with nothing on this host and the first walk of each kind, with latency added to each request."""
+
+    def one(self, contender, seed):
+        for what, kind in ("find", Find), ("ls -lR", Ls), ("os.walk", OsWalk), ("lstat", Stat):
+            drop_caches(2)
+            with contender.opened("cold") as place:
+                self.report.add(self.name, "mount", contender.name, 1000 * contender.mount.took_s, "ms")
+                took = kind(self.bench).look(place, seed)
+                self.report.add(self.name, what, contender.name, self.data.many_n / took, "files/s")
+
+    def run(self):
+        url, _ = self.bench.s3_repo("many", self.data.many)
+        self.rounds(self.dsfs(url, self.bench.servers.env(delayed=True)))
 
 
 class MountTime(Epochs):
