@@ -9,7 +9,6 @@
  */
 #include "manifest/manifest_impl.h"
 
-#include <limits.h>
 #include <string.h>
 
 #include "codec/page_index.h"
@@ -21,15 +20,15 @@
  * thread, 4 MiB: 1.52 x; as few as are in use at one moment 1.36 x; with 8 MiB 1.27 x.
  *
  * All together hold at most CACHE_ALL_KIB, in equal shares: there are as many as were ever in use at one moment, which is one for each
- * processor that is busy with the mount, but more where threads wait for the disk or are stopped in the middle of one. A share that
- * has become smaller is made so when its connection is used again.
+ * processor that is busy with the mount, but more where threads wait for the disk or are stopped in the middle of one. A connection
+ * takes its share anew whenever it is used.
  */
 #define CACHE_MIN_KIB	     256u
 #define CACHE_WANTED_MIN_KIB 1024u
 #define CACHE_MAX_KIB	     8192u
 #define CACHE_ALL_KIB	     16384u
 #define CACHE_SHARE	     128u
-_Static_assert(CACHE_MIN_KIB *DS_LANES_N <= CACHE_ALL_KIB, "all that may be idle are within it");
+_Static_assert(CACHE_ALL_KIB / DS_LANES_N >= CACHE_MIN_KIB, "all that may be idle are within it");
 
 /* A statement that takes over a million steps of the virtual machine without a row runs away. */
 #define TICKS_MAX 100u
@@ -114,7 +113,7 @@ static int set_cache(struct ds_manifest *manifest, struct ds_conn *conn)
 	char pragma[64];
 	int r;
 
-	if (kib >= conn->cache_kib)
+	if (kib == conn->cache_kib)
 		return 0;
 	sqlite3_snprintf(sizeof(pragma), pragma, "PRAGMA cache_size = -%u", kib);
 	r = ds_sql_exec(&conn->sql, pragma);
@@ -190,7 +189,6 @@ int ds_conn_take(struct ds_manifest *manifest, void *want, struct ds_conn **ret_
 	if (!conn)
 		return -ENOMEM;
 	atomic_fetch_add_explicit(&manifest->conns_n, 1, memory_order_relaxed);
-	conn->cache_kib = UINT_MAX;
 	conn->reader.source = &manifest->source;
 	conn->reader.want = want;
 	conn->reader.header = ds_malloc(manifest->source.page_size);
