@@ -101,6 +101,9 @@ static int open_image(int parent_fd, const char *name, int access, struct opened
 	ret_opened->data_fd = open_file(ret_opened->dir_fd, "data", access);
 	if (ret_opened->data_fd < 0 && is_ours_to_have(errno))
 		return -errno;
+	/* Who evicts it has a lease on it (image_evict.c). */
+	if (ret_opened->data_fd < 0 && errno == EWOULDBLOCK)
+		return 1;
 	ret_opened->is_damaged = !is_whole(ret_opened);
 	/* Half of it was there because it was just going. */
 	return ret_opened->is_damaged && !is_there(ret_opened) ? 1 : 0;

@@ -239,14 +239,17 @@ static int open_in(struct ds_cache *cache, int parent_fd, const char *name, int 
 	struct stat st;
 	int r;
 
-	r = open_file(dir_fd, "data", layout->size_bytes, &disk->data_fd, &st);
-	if (r == 0)
-		r = open_file(dir_fd, "map", ds_map_len(layout->slots_n), &disk->map_fd, &st);
+	r = open_file(dir_fd, "map", ds_map_len(layout->slots_n), &disk->map_fd, &st);
 	if (r < 0)
 		return is_linked(parent_fd, name, dir_fd) ? r : -ESTALE;
 	r = ds_map_lock_soon(disk->map_fd, F_RDLCK, DS_MAP_LOCK_USE);
-	if (r == 0)
-		r = enter_boot(cache, disk, &header);
+	if (r < 0)
+		return r;
+	/* Behind the lock: who evicts has a lease on it for a moment (image_evict.c). */
+	r = open_file(dir_fd, "data", layout->size_bytes, &disk->data_fd, &st);
+	if (r < 0)
+		return is_linked(parent_fd, name, dir_fd) ? r : -ESTALE;
+	r = enter_boot(cache, disk, &header);
 	if (r == 0 && !is_linked(parent_fd, name, dir_fd))
 		r = -ESTALE;
 	if (r < 0)

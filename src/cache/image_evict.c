@@ -6,7 +6,7 @@
  *
  * INV-1 An image is removed or punched only with the exclusive lock on byte 0, which nobody gets while another
  *       process reads or fills it; this process closes its own side first.
- * INV-2 An image that was handed out is removed, never punched.
+ * INV-2 An image that was handed out is removed, never punched, and not while a program has it mapped.
  * INV-3 Bits go before data (ds_map_give_up).
  *
  * Images that this process has open are its working set: they are taken only when nothing else is left.
@@ -15,6 +15,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -191,6 +192,7 @@ void ds_evict_clean_tmp(struct ds_cache_root *root)
 struct victim {
 	int data_fd, map_fd;
 	struct stat data, map;
+	bool is_handed_out;
 };
 
 static void victim_close(struct victim *victim)
@@ -220,7 +222,8 @@ static uint64_t punch_some(struct victim *victim, uint64_t goal_bytes, uint64_t 
 	if (ds_map_read_header(victim->map_fd, &header) < 0)
 		return 0;
 	*ret_may_go = header.used_ms < before_ms;
-	if ((header.flags & DS_IMAGE_HANDED_OUT) ||
+	victim->is_handed_out = header.flags & DS_IMAGE_HANDED_OUT;
+	if (victim->is_handed_out ||
 	    (*ret_may_go && (uint64_t)victim->data.st_blocks * 512 / 2 <= goal_bytes) ||
 	    (uint64_t)victim->map.st_size != ds_map_len(header.slots_n) ||
 	    (uint64_t)victim->data.st_size != header.size_bytes)
@@ -236,7 +239,23 @@ static bool is_file(int fd, struct stat *ret_st)
 	return fd >= 0 && fstat(fd, ret_st) == 0 && S_ISREG(ret_st->st_mode);
 }
 
-/* This process has no side of it open. -EBUSY: another has. -ESTALE: gone, or used meanwhile. */
+/*
+ * Whether anybody has the data open: a program's mapping of what the kernel reads by itself stays when its file is closed, and nothing of
+ * that comes to the mount. A lease for writing is granted to who has a file open alone (fcntl(2), F_SETLEASE), be the others in the
+ * kernel. Who opens it in the moment between is told EWOULDBLOCK, and we by a signal that would end us, were it not another one.
+ * False where the file system has no leases.
+ */
+static bool is_open_elsewhere(int data_fd)
+{
+	if (fcntl(data_fd, F_SETSIG, SIGURG) < 0)
+		return false;
+	if (fcntl(data_fd, F_SETLEASE, F_WRLCK) < 0)
+		return errno == EAGAIN;
+	fcntl(data_fd, F_SETLEASE, F_UNLCK);
+	return false;
+}
+
+/* This process has no side of it open. -EBUSY: another has, or a program has mapped it. -ESTALE: gone, or used meanwhile. */
 static int evict_files(struct ds_cache *cache, struct ds_cache_root *root,
 		       const struct ds_evict_candidate *candidate, uint64_t goal_bytes,
 		       uint64_t before_ms)
@@ -276,6 +295,8 @@ static int evict_files(struct ds_cache *cache, struct ds_cache_root *root,
 		}
 		if (!may_go)
 			return -ESTALE;
+		if (victim.is_handed_out && is_open_elsewhere(victim.data_fd))
+			return -EBUSY;
 	}
 	r = ds_image_throw_away(root, parent_fd, name);
 	if (r < 0)

@@ -416,7 +416,7 @@ const struct cli_command cli_command_cache = {
 		"store "
 		"again. What a mount is reading stays; a file that the kernel reads by itself "
 		"keeps "
-		"its space until it is closed.\n"
+		"its space until it is closed, and no longer mapped.\n"
 		"verify: reads every chunk and compares it with its digest. What is wrong is "
 		"dropped, "
 		"named, and fetched anew when it is wanted; the exit status is 6 then. Programs "

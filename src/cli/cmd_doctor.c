@@ -134,10 +134,18 @@ static void check_passthrough(struct doctor *doctor)
 		    "large files can be read by the kernel from the cache");
 }
 
-static void say_unknown(struct doctor *doctor, struct cli_mount *mount)
+static void say_mount(struct doctor *doctor, const struct cli_mount *mount)
 {
-	cli_mounts_ask(mount, 1);
-	if (mount->state == CLI_MOUNT_DEAD)
+	if (mount->state == CLI_MOUNT_STUCK)
+		say(doctor, NOTE, "mount",
+		    "%s: stuck: it has not answered within %u s: its log says more; dsfs umount "
+		    "--lazy %s",
+		    mount->mountpoint, CLI_MOUNT_ASK_MS / 1000, mount->mountpoint);
+	else if (mount->pid)
+		say(doctor, GOOD, "mount", "%s on %s, process %d%s%s", mount->source,
+		    mount->mountpoint, (int)mount->pid, mount->how ? ": " : "",
+		    mount->how ? mount->how : "");
+	else if (mount->state == CLI_MOUNT_DEAD)
 		say(doctor, NOTE, "mount", "%s: dead: its process is gone: dsfs umount %s",
 		    mount->mountpoint, mount->mountpoint);
 	else
@@ -150,16 +158,10 @@ static void check_mounts(struct doctor *doctor)
 
 	if (cli_mounts_read(&mounts) < 0)
 		return;
+	cli_mounts_ask(mounts.mounts, mounts.mounts_n);
 	for (size_t i = 0; i < mounts.mounts_n; i++)
-		if (geteuid() != 0 && mounts.mounts[i].uid != geteuid())
-			continue;
-		else if (mounts.mounts[i].pid)
-			say(doctor, GOOD, "mount", "%s on %s, process %d%s%s",
-			    mounts.mounts[i].source, mounts.mounts[i].mountpoint,
-			    (int)mounts.mounts[i].pid, mounts.mounts[i].how ? ": " : "",
-			    mounts.mounts[i].how ? mounts.mounts[i].how : "");
-		else
-			say_unknown(doctor, &mounts.mounts[i]);
+		if (geteuid() == 0 || mounts.mounts[i].uid == geteuid())
+			say_mount(doctor, &mounts.mounts[i]);
 	cli_mounts_release(&mounts);
 }
 

@@ -52,7 +52,8 @@ struct ds_fs {
 	struct {
 		pthread_mutex_t mutex;
 		struct ds_map *files; /* inode -> struct open_file (fs_open.c) */
-		_Atomic bool is_off;  /* the kernel takes no file */
+		uint64_t backings_n, backings_max;
+		_Atomic bool is_off; /* the kernel takes no file */
 	} opens;
 	struct fs_stats stats;
 	struct ds_lanes buffers; /* fs_read.c */

@@ -5,13 +5,17 @@
  *       kernel answers the open with EIO (T46). The first one decides. The table counts an inode's handles from before the
  *       reply to the open until after the kernel has let go, so that it never believes an inode closed that is open.
  * INV-2 Only large files in passthrough mode are in the table.
- * INV-3 What the kernel reads by itself is not evicted while it is open: its bytes would stay on the disk, uncounted.
+ * INV-3 What the kernel reads by itself is not evicted while it is open: its bytes would stay on the disk, uncounted. (Nor while it is
+ *       mapped only: image_evict.c.)
+ * INV-4 What holds it is a descriptor for each such file: of these there are no more than a quarter of all that may be open, so that
+ *       programs that keep many files open leave enough for everything else. Whatever is beyond it is answered cached.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "fs/fs_internal.h"
@@ -42,6 +46,10 @@ static void free_file(void *value)
 
 int fs_open_init(struct ds_fs *fs)
 {
+	struct rlimit limit = {.rlim_cur = RLIM_INFINITY};
+
+	getrlimit(RLIMIT_NOFILE, &limit);
+	fs->opens.backings_max = limit.rlim_cur / 4;
 	pthread_mutex_init(&fs->opens.mutex, NULL);
 	return ds_map_new(&fs->opens.files);
 }
@@ -102,11 +110,12 @@ static int add_handle_locked(struct ds_fs *fs, fuse_req_t req, uint64_t ino,
 			return -ENOMEM;
 		}
 		file->hold_fd = -1;
-		if (backing->data_fd >= 0)
+		if (backing->data_fd >= 0 && fs->opens.backings_n < fs->opens.backings_max)
 			file->backing_id = register_backing(fs, req, backing->data_fd);
 		if (file->backing_id) {
 			file->hold_fd = backing->hold_fd;
 			backing->hold_fd = -1;
+			fs->opens.backings_n++;
 		}
 	}
 	file->handles_n++;
@@ -122,19 +131,22 @@ void fs_open_release(struct ds_fs *fs, uint64_t ino)
 	file = ds_map_get(fs->opens.files, &ino, sizeof(ino));
 	if (file && --file->handles_n == 0) {
 		unregister_backing(fs, file->backing_id);
+		fs->opens.backings_n -= file->backing_id != 0;
 		free_file(ds_map_remove(fs->opens.files, &ino, sizeof(ino)));
 	}
 	pthread_mutex_unlock(&fs->opens.mutex);
 }
 
-static bool is_open(struct ds_fs *fs, uint64_t ino)
+/* Whether the first handle of this inode, which decides, may be one for the kernel. */
+static bool may_pass(struct ds_fs *fs, uint64_t ino)
 {
-	bool found;
+	bool may;
 
 	pthread_mutex_lock(&fs->opens.mutex);
-	found = ds_map_get(fs->opens.files, &ino, sizeof(ino));
+	may = !fs->opens.is_off && fs->opens.backings_n < fs->opens.backings_max &&
+	      !ds_map_get(fs->opens.files, &ino, sizeof(ino));
 	pthread_mutex_unlock(&fs->opens.mutex);
-	return found;
+	return may;
 }
 
 static int reply_large(struct fs_request *request, struct ds_view_backing *backing)
@@ -174,7 +186,7 @@ int fs_run_open(struct fs_request *request)
 		fuse_reply_open(request->req, &fi);
 		return 0;
 	}
-	if (!is_open(fs, request->ino) && !fs->opens.is_off) {
+	if (may_pass(fs, request->ino)) {
 		r = ds_view_backing(fs->view, &request->demand, request->ino, &backing);
 		if (r == -DS_E_NOT_LOCAL || r == -ENOMEM)
 			return r;

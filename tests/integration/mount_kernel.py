@@ -4,6 +4,7 @@ version. Opens are asked for where they must be and nowhere else; a large file i
 cache, never to one handle and not to another (T46), and stays right when the cache loses it."""
 import concurrent.futures
 import contextlib
+import ctypes
 import glob
 import hashlib
 import mmap
@@ -13,6 +14,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+import types
 
 import lib
 from lib import KIB, MIB, check, equal, no_passthrough, say
@@ -255,6 +258,60 @@ def image_of(cache, size):
     return os.path.dirname(found[0]) if found else None
 
 
+def check_mapped(box, repo, source):
+    """A mapping that outlives the handle is the kernel's alone: the cache does not lose the file, and counts it. (Python's own
+    mmap keeps a handle.)"""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    size, cache = os.path.getsize(f"{source}/large0"), box.new_dir("mapped")
+    with box.mount(repo, "kernel=passthrough", f"cache_dir={cache}") as mount:
+        path = f"{mount.path}/large0"
+        wanted = read(path)
+        box.wait(lambda: passes(mount, path), "a handle for the kernel")
+        with open(path, "rb") as file:
+            at = libc.mmap(None, ctypes.c_size_t(size), mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), ctypes.c_long(0))
+        check(at not in (None, ctypes.c_void_p(-1).value), "it cannot be mapped")
+        time.sleep(0.5)  # The release comes when it comes.
+        box.dsfs("cache", "prune", "--all", "--cache-dir", cache)
+        check(image_of(cache, size), "what is mapped has left the cache")
+        check(ctypes.string_at(at, size) == wanted, "bytes of the mapping")
+        libc.munmap(ctypes.c_void_p(at), ctypes.c_size_t(size))
+        box.dsfs("cache", "prune", "--all", "--cache-dir", cache)
+        check(not image_of(cache, size), "what is mapped no longer stays in the cache")
+        equal(read(path), wanted, "the file, fetched again")
+    say("a mapping without a handle: it stays in the cache as long")
+
+
+def check_descriptors(box):
+    """Programs that keep many large files open leave the mount enough descriptors for all else."""
+    limit, large_n = 64, 50
+    source, repo, cache = box.new_dir("many-large"), box.path("many-large-repo"), box.new_dir("many-cache")
+    for i in range(large_n):
+        with open(f"{source}/large{i:02}", "wb") as file:
+            file.write(random.Random(i).randbytes(4300 * 1000))
+    for i in range(20):
+        with open(f"{source}/small{i:02}", "wb") as file:
+            file.write(b"%d" % i * 1000)
+    box.commit(source, repo, "--init")
+    box.dsfs("warm", repo, *(f"large{i:02}" for i in range(large_n)), "-o", f"cache_dir={cache}")
+    # A process that has lowered its own limit may not be allowed to raise it again.
+    place = box.new_dir("m")
+    box.dsfs(f"--nofile={limit}:{limit}", lib.DSFS, "mount", repo, place, "-o",
+             f"kernel=passthrough,timeout=5s,cache_dir={cache}", program=shutil.which("prlimit"))
+    mount = types.SimpleNamespace(path=place)
+    with contextlib.ExitStack() as stack:
+        stack.callback(box.dsfs, "umount", place)
+        for i in range(large_n):
+            file = stack.enter_context(open(f"{mount.path}/large{i:02}", "rb"))
+            check(file.read(1000) == random.Random(i).randbytes(4300 * 1000)[:1000], f"the start of large file {i}")
+        for i in range(20):
+            equal(read(f"{mount.path}/small{i:02}"), b"%d" % i * 1000, f"small file {i} beside many large ones")
+        opens = stats(mount)["passthrough_opens"]
+        check(0 < opens <= limit // 4, f"{opens} files for the kernel, of {limit} descriptors")
+        equal(stats(mount)["failures"], 0, "failures")
+    say(f"{large_n} large files open with {limit} descriptors: {opens} of them for the kernel")
+
+
 def has_deleted(pid, path):
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
@@ -350,6 +407,8 @@ def run(box, args):
     missing = no_passthrough(box)
     if not missing:
         check_returned(box, repo, source)
+        check_mapped(box, repo, source)
+        check_descriptors(box)
         check_come_again(box, repo, source)
         check_stacked(box, repo)
     for mode in MODES:

@@ -199,6 +199,10 @@ def stopped(box, repo):
     equal((rows[place]["state"], rows[place]["alive"]), ("stuck", True), "of the stopped one")
     equal((rows[fine.path]["state"], rows[fine.path]["alive"]), ("answers", True), "of the other")
     check("stuck" in box.dsfs("mount", timeout=20).text, "the list does not say that it is stuck")
+    said = {row["text"].split(" on ")[-1].split(",")[0].split(":")[0]: row for row in box.json("doctor", timeout=20)
+            if row["what"] == "mount"}
+    check(said[place]["verdict"] == "note" and "stuck" in said[place]["text"], f"doctor says: {said[place]}")
+    equal(said[fine.path]["verdict"], "ok", "what doctor says of the other")
     result = box.dsfs("mount", repo, place, "-o", options, status=10, timeout=20)
     check("does not answer" in result.errors, f"said: {result.errors}")
     for flags, status in ([], 5), (["-l"], 0):

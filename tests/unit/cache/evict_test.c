@@ -301,12 +301,13 @@ Test(evict, what_another_process_only_keeps_open_goes_when_room_is_needed)
 }
 
 /* INV-2 */
-Test(evict, what_the_kernel_has_is_never_punched)
+Test(evict, what_the_kernel_has_is_never_punched_and_stays_while_it_is_mapped)
 {
 	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(64), 1);
 	struct support_pack pack, other;
 	struct ds_image *image;
 	uint8_t *want = malloc(DS_KIB(16));
+	uint64_t deadline_ns = ds_deadline_in_ms(20000);
 	const uint8_t *mapping;
 	int dir_fd, fd;
 
@@ -325,14 +326,23 @@ Test(evict, what_the_kernel_has_is_never_punched)
 	mapping = mmap(NULL, pack.layout.size_bytes, PROT_READ, MAP_SHARED, fd, 0);
 	cr_assert_neq(mapping, MAP_FAILED);
 	cache = support_open(support_path("c"), DS_MIB(7), 2);
-	fill_image(cache, &other);
-	cr_assert_eq(count_image(cache, &pack), 0); /* gone as a whole */
+	cr_assert_eq(fill_image(cache, &other), 0);
+	cr_assert_eq(count_image(cache, &pack), 512);
 	for (uint32_t i = 0; i < 512; i++) {
 		support_bytes(&pack, i, want);
 		cr_assert_arr_eq(want, mapping + pack.slots[i].raw_off, DS_KIB(16));
 	}
-	munmap((void *)(uintptr_t)mapping, pack.layout.size_bytes);
 	close(fd);
+	ds_cache_unref(cache);
+	/* Closed, and mapped still. */
+	cache = support_open(support_path("c"), DS_MIB(7), 2);
+	cr_assert_lt(ds_cache_make_room(cache, DS_KIB(500)), 0);
+	munmap((void *)(uintptr_t)mapping, pack.layout.size_bytes);
+	while (ds_cache_make_room(cache, DS_KIB(500)) < 0) {
+		cr_assert_lt(ds_mono_ns(), deadline_ns);
+		usleep(10000);
+	}
+	cr_assert_eq(count_image(cache, &pack), 0); /* gone as a whole */
 	close(dir_fd);
 	ds_cache_unref(cache);
 	free(want);
