@@ -188,13 +188,27 @@ def symlinks(box, repo):
     say("symlinks as mount points: resolved")
 
 
+def has_stopped(pid):
+    states = set()
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/stat", encoding="ascii", errors="replace") as file:
+            states.add(file.read().rsplit(")", 1)[1].split()[0])
+    return states == {"T"}
+
+
+def stop(box, pid):
+    """Until all of them have, one of its threads may still answer."""
+    os.kill(pid, signal.SIGSTOP)
+    box.wait(lambda: has_stopped(pid), "the daemon to stop")
+
+
 def stopped(box, repo):
     """A daemon that is stopped is told to be stuck, in bounded time, and can be got rid of."""
     place, options = box.new_dir("stopped"), f"cache_dir={box.cache}"
     fine = box.mount(repo)
     box.dsfs("mount", repo, place, "-o", options)
     pid = box.mount_row(place)["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    stop(box, pid)
     rows = {row["mountpoint"]: row for row in box.json("mount", timeout=20)}
     equal((rows[place]["state"], rows[place]["alive"]), ("stuck", True), "of the stopped one")
     equal((rows[fine.path]["state"], rows[fine.path]["alive"]), ("answers", True), "of the other")
@@ -211,7 +225,7 @@ def stopped(box, repo):
             box.wait(lambda pid=pid: not lib.is_alive(pid), "the end of the daemon that goes on")
             box.dsfs("mount", repo, place, "-o", options)
             pid = box.mount_row(place)["pid"]
-            os.kill(pid, signal.SIGSTOP)
+            stop(box, pid)
         box.dsfs("umount", *flags, place, status=status, timeout=40)
         equal(mounts_at(place), 0, f"mounts after umount {flags}")
     os.kill(pid, signal.SIGCONT)
@@ -505,20 +519,10 @@ def automounted(box, repo):
     say("at a place of autofs: mounted by its process group, unmounted without a request")
 
 
-def has_stopped(pid):
-    states = set()
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/stat", encoding="ascii", errors="replace") as file:
-            states.add(file.read().rsplit(")", 1)[1].split()[0])
-    return states == {"T"}
-
-
 def passing(box, repo):
     """A statfs that is on its way (df, a listing of mounts) makes the mount busy: umount waits for it."""
     mount = lib.Mount(box, repo)
-    os.kill(mount.pid, signal.SIGSTOP)
-    # Until then one of its threads may still answer.
-    box.wait(lambda: has_stopped(mount.pid), "the daemon to stop")
+    stop(box, mount.pid)
     looking = subprocess.Popen(["stat", "-f", mount.path], stdout=subprocess.DEVNULL)
     box.processes.append(looking)
     box.wait(lambda: "request_wait" in wchan(looking.pid), "a statfs that waits")
