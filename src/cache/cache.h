@@ -9,8 +9,8 @@
  *
  * Locks (all of them go with the process): who reads or fills holds a shared OFD lock on byte 0 of `map`; a fill an
  * exclusive one on byte 2^40 + slot; punching and removing need byte 0 exclusively. An image whose `handed out` flag is
- * set is never punched, only unlinked, and not while anybody has its data open or mapped. A process lets go of images
- * that it has not used for a while (half a second when another one finds no room).
+ * set is never punched, only unlinked, and, but for damage, not while anybody has its data open or mapped. A process
+ * lets go of images that it has not used for a while (half a second when another one finds no room).
  *
  * An open image costs up to three descriptors, all of them up to half of RLIMIT_NOFILE as it is when the cache is opened: a
  * daemon raises it before.

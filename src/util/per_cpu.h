@@ -26,8 +26,8 @@ unsigned ds_lane(void);
 
 /*
  * A set of at most DS_LANES_N objects: who takes one has it alone until he puts it back. He is given the one in the lane of his processor,
- * else that in the next lane that has one; it is put back the same way. Zeroed memory is an empty set. What the objects are, and who frees them at the end (ds_lanes_take until NULL), is the owner's
- * business.
+ * else that in the next lane that has one; it is put back the same way. Zeroed memory is an empty set. What the objects are, and who
+ * frees them at the end (ds_lanes_take until NULL), is the owner's business.
  */
 struct ds_lanes {
 	struct ds_lane {
