@@ -24,8 +24,9 @@
 _Static_assert(sizeof(((struct ds_http_transfer *)0)->curl_error) >= CURL_ERROR_SIZE,
 	       "curl writes its error there");
 
-#define CONNECT_TIMEOUT_MS   5000L
-#define RECEIVE_BUFFER_BYTES (512L << 10) /* as much as libcurl 7.88 takes */
+#define CONNECT_TIMEOUT_MS 5000L
+/* libcurl takes it anew for each transfer: below what goes back to the system when it is freed (util/mem.h). */
+#define RECEIVE_BUFFER_BYTES (256L << 10)
 #define SEND_BUFFER_BYTES    (128L << 10)
 #define DNS_CACHE_S	     30L
 #define HEADWAY_BYTES	     1000u
