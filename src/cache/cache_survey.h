@@ -33,7 +33,7 @@ struct ds_prune_options {
 };
 struct ds_prune_result {
 	uint64_t freed_bytes, used_bytes; /* used: afterwards */
-	uint64_t evictions_n, in_use_n;	  /* in use: would have gone, but others read them */
+	uint64_t evictions_n, in_use_n;	  /* in use: would have gone, but they are read or mapped */
 };
 /* Evicts, least recently used first, as the mounts themselves do. -EROFS, -EACCES: nothing can be. */
 int ds_cache_prune(struct ds_cache *cache, const struct ds_prune_options *options,

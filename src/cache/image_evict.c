@@ -15,9 +15,11 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -239,6 +241,25 @@ static bool is_file(int fd, struct stat *ret_st)
 	return fd >= 0 && fstat(fd, ret_st) == 0 && S_ISREG(ret_st->st_mode);
 }
 
+/* Network file systems lease only what the server has delegated to this host: EAGAIN (nfs4_add_lease and cifs_setlease of Linux) says
+ * nothing of who has the file open. */
+static bool has_leases(int fd)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) < 0)
+		return false;
+	switch ((uint32_t)fs.f_type) {
+	case NFS_SUPER_MAGIC:
+	case SMB_SUPER_MAGIC:
+	case CIFS_SUPER_MAGIC:
+	case SMB2_SUPER_MAGIC:
+		return false;
+	default:
+		return true;
+	}
+}
+
 /*
  * Whether anybody has the data open: a program's mapping of what the kernel reads by itself stays when its file is closed, and nothing of
  * that comes to the mount. A lease for writing is granted to who has a file open alone (fcntl(2), F_SETLEASE), be the others in the
@@ -250,9 +271,18 @@ static bool is_open_elsewhere(int data_fd)
 	if (fcntl(data_fd, F_SETSIG, SIGURG) < 0)
 		return false;
 	if (fcntl(data_fd, F_SETLEASE, F_WRLCK) < 0)
-		return errno == EAGAIN;
+		return errno == EAGAIN && has_leases(data_fd);
 	fcntl(data_fd, F_SETLEASE, F_UNLCK);
 	return false;
+}
+
+/* Without a descriptor: what is there is none of ours, and goes with the image. -EBUSY: somebody else asks for a lease just now. */
+static int open_file(int dir_fd, const char *name, int *ret_fd)
+{
+	*ret_fd = openat(dir_fd, name, FILE_FLAGS);
+	if (*ret_fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM))
+		return -errno;
+	return *ret_fd < 0 && errno == EWOULDBLOCK ? -EBUSY : 0;
 }
 
 /* This process has no side of it open. -EBUSY: another has, or a program has mapped it. -ESTALE: gone, or used meanwhile. */
@@ -275,13 +305,14 @@ static int evict_files(struct ds_cache *cache, struct ds_cache_root *root,
 	dir_fd = openat(parent_fd, name, DIR_FLAGS);
 	if (dir_fd < 0)
 		return -ESTALE;
-	victim.map_fd = openat(dir_fd, "map", FILE_FLAGS);
-	victim.data_fd = openat(dir_fd, "data", FILE_FLAGS);
-	if (is_file(victim.map_fd, &victim.map)) {
+	r = open_file(dir_fd, "map", &victim.map_fd);
+	if (r == 0 && is_file(victim.map_fd, &victim.map))
 		r = ds_map_lock(victim.map_fd, F_WRLCK, DS_MAP_LOCK_USE);
-		if (r < 0)
-			return r == -EAGAIN ? -EBUSY : r;
-	}
+	/* Behind the lock: an open file denies others their lease. */
+	if (r == 0)
+		r = open_file(dir_fd, "data", &victim.data_fd);
+	if (r < 0)
+		return r == -EAGAIN ? -EBUSY : r;
 	if (fstat(dir_fd, &here) < 0 || fstatat(parent_fd, name, &there, AT_SYMLINK_NOFOLLOW) < 0 ||
 	    here.st_ino != there.st_ino || here.st_dev != there.st_dev)
 		return -ESTALE;

@@ -132,6 +132,7 @@ void cli_help_print_completion(void);
 void cli_print_json(void *take_json);
 /* A file's name as a json_t: the text, or {"hex": ...} where it is not UTF-8. NULL without memory. */
 void *cli_name_json(const char *name, size_t len_bytes);
+void *cli_text_json(const char *text);
 /* Text that may hold anything, on one line of a terminal. */
 const char *cli_safe(const char *data, size_t len_bytes, char *buf, size_t size);
 

@@ -101,10 +101,12 @@ static json_t *mounts_of(const char *dir)
 			const struct cli_mount *mount = &mounts.mounts[i];
 
 			if (mount->pid && mount->cache_dir && strcmp(mount->cache_dir, real) == 0)
-				json_array_append_new(list, json_pack("{s:s, s:s, s:i}", "source",
-								      mount->source, "mountpoint",
-								      mount->mountpoint, "pid",
-								      (int)mount->pid));
+				json_array_append_new(list,
+						      json_pack("{s:o, s:o, s:i}", "source",
+								cli_text_json(mount->source),
+								"mountpoint",
+								cli_text_json(mount->mountpoint),
+								"pid", (int)mount->pid));
 		}
 	cli_mounts_release(&mounts);
 	free(real);
@@ -132,12 +134,13 @@ static void print_status_json(const char *dir, const struct status *status,
 					  (json_int_t)row->handed_out_bytes, "allocated_bytes",
 					  (json_int_t)row->allocated_bytes));
 	}
-	cli_print_json(json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:O}", "directory", dir,
-				 "used_bytes", (json_int_t)status->allocated_bytes,
-				 "default_capacity_bytes", (json_int_t)stats->capacity_bytes,
-				 "file_system_bytes", (json_int_t)(vfs->f_blocks * vfs->f_frsize),
-				 "free_bytes", (json_int_t)(vfs->f_bavail * vfs->f_frsize),
-				 "images", (json_int_t)status->images_n, "damaged_images",
+	cli_print_json(json_pack("{s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:O}", "directory",
+				 cli_text_json(dir), "used_bytes",
+				 (json_int_t)status->allocated_bytes, "default_capacity_bytes",
+				 (json_int_t)stats->capacity_bytes, "file_system_bytes",
+				 (json_int_t)(vfs->f_blocks * vfs->f_frsize), "free_bytes",
+				 (json_int_t)(vfs->f_bavail * vfs->f_frsize), "images",
+				 (json_int_t)status->images_n, "damaged_images",
 				 (json_int_t)status->damaged_n, "kinds", kinds, "mounts", mounts));
 }
 
@@ -250,18 +253,18 @@ static int run_prune(struct cli_call *call, struct ds_cache *cache, const char *
 	if (r < 0)
 		return cli_fail(call, r, dir);
 	if (call->json)
-		cli_print_json(json_pack("{s:s, s:I, s:I, s:I}", "directory", dir, "freed_bytes",
-					 (json_int_t)result.freed_bytes, "used_bytes",
-					 (json_int_t)result.used_bytes, "in_use_images",
-					 (json_int_t)result.in_use_n));
+		cli_print_json(json_pack("{s:o, s:I, s:I, s:I}", "directory", cli_text_json(dir),
+					 "freed_bytes", (json_int_t)result.freed_bytes,
+					 "used_bytes", (json_int_t)result.used_bytes,
+					 "in_use_images", (json_int_t)result.in_use_n));
 	else if (!cli_has(call, "quiet"))
 		printf("freed %s, %s still used\n",
 		       ds_format_size(result.freed_bytes, freed, sizeof(freed)),
 		       ds_format_size(result.used_bytes, used, sizeof(used)));
 	if (!call->json && !cli_has(call, "quiet") && result.in_use_n)
-		printf("%" PRIu64 " %s, since mounts read %s\n", result.in_use_n,
-		       result.in_use_n == 1 ? "image stays" : "images stay",
-		       result.in_use_n == 1 ? "it" : "them");
+		printf("%" PRIu64 " %s read or mapped\n", result.in_use_n,
+		       result.in_use_n == 1 ? "image stays, since it is"
+					    : "images stay, since they are");
 	return cli_finish_output(call);
 }
 
@@ -335,9 +338,9 @@ static int run_check(struct cli_call *call, struct ds_cache *cache, const char *
 		return cli_fail(call, r, dir);
 	}
 	if (ui.findings)
-		cli_print_json(json_pack("{s:s, s:b, s:I, s:I, s:I, s:I, s:o}", "directory", dir,
-					 "clean", result.findings_n == 0, "images",
-					 (json_int_t)result.images_n, "chunks",
+		cli_print_json(json_pack("{s:o, s:b, s:I, s:I, s:I, s:I, s:o}", "directory",
+					 cli_text_json(dir), "clean", result.findings_n == 0,
+					 "images", (json_int_t)result.images_n, "chunks",
 					 (json_int_t)result.chunks_n, "bytes",
 					 (json_int_t)result.bytes, "still_used_images",
 					 (json_int_t)result.still_used_n, "findings", ui.findings));
@@ -394,7 +397,7 @@ static const struct cli_option cache_options[] = {
 	 "the cache directory; otherwise that of mounts without cache_dir=: $DSFS_CACHE_DIR, "
 	 "/var/cache/dsfs for root, else $XDG_CACHE_HOME/dsfs or ~/.cache/dsfs",
 	 false},
-	{0, "all", NULL, "prune: all that no mount is reading", false},
+	{0, "all", NULL, "prune: all that is neither read nor mapped", false},
 	{0, "to", "SIZE", "prune: the least recently used, until no more than this is used", false},
 	{0, "older-than", "TIME", "prune: what was not used for this long, such as 90m or 7d",
 	 false},

@@ -141,13 +141,13 @@ static void say_mount(struct doctor *doctor, const struct cli_mount *mount)
 		    "%s: stuck: it has not answered within %u s: its log says more; dsfs umount "
 		    "--lazy %s",
 		    mount->mountpoint, CLI_MOUNT_ASK_MS / 1000, mount->mountpoint);
+	else if (mount->state == CLI_MOUNT_DEAD)
+		say(doctor, NOTE, "mount", "%s: dead: its %s: dsfs umount %s", mount->mountpoint,
+		    mount->pid ? "connection is cut" : "process is gone", mount->mountpoint);
 	else if (mount->pid)
 		say(doctor, GOOD, "mount", "%s on %s, process %d%s%s", mount->source,
 		    mount->mountpoint, (int)mount->pid, mount->how ? ": " : "",
 		    mount->how ? mount->how : "");
-	else if (mount->state == CLI_MOUNT_DEAD)
-		say(doctor, NOTE, "mount", "%s: dead: its process is gone: dsfs umount %s",
-		    mount->mountpoint, mount->mountpoint);
 	else
 		say(doctor, NOTE, "mount", "%s: its process is not known here", mount->mountpoint);
 }

@@ -36,8 +36,8 @@ static json_t *row_of(const struct cli_mount *m)
 {
 	bool alive = m->state == CLI_MOUNT_ANSWERS || m->state == CLI_MOUNT_STUCK;
 
-	return json_pack("{s:s, s:s, s:s*, s:o, s:I, s:s, s:o}", "source", m->source, "mountpoint",
-			 m->mountpoint, "version", m->version, "pid",
+	return json_pack("{s:o, s:o, s:s*, s:o, s:I, s:s, s:o}", "source", cli_text_json(m->source),
+			 "mountpoint", cli_text_json(m->mountpoint), "version", m->version, "pid",
 			 m->pid ? json_integer(m->pid) : json_null(), "user", (json_int_t)m->uid,
 			 "state", cli_mount_state_text(m->state), "alive",
 			 m->state == CLI_MOUNT_UNKNOWN ? json_null() : json_boolean(alive));

@@ -37,8 +37,8 @@ static int run_init(struct cli_call *call)
 	if (r == 0) {
 		ds_hex_encode(ds_repo_id(repo)->bytes, DS_UUID_LEN, id);
 		if (call->json)
-			cli_print_json(json_pack("{s:s, s:s, s:s}", "repository", id, "url",
-						 locator.url, "default_branch",
+			cli_print_json(json_pack("{s:s, s:o, s:s}", "repository", id, "url",
+						 cli_text_json(locator.url), "default_branch",
 						 ds_repo_default_branch(repo)));
 		else if (!cli_has(call, "quiet"))
 			printf("made repository %s in %s\n", id, locator.url);

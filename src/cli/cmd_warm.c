@@ -159,14 +159,13 @@ static void print_result(struct warm_call *warm, double seconds)
 	ds_fetcher_get_stats(warm->reading.fetcher, &stats);
 	ds_digest_format(&warm->reading.record->id, id);
 	if (warm->call->json)
-		cli_print_json(json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:O}", "version",
-					 id, "cache", ds_cache_dir(warm->reading.cache), "files",
-					 (json_int_t)progress.files_n, "bytes",
-					 (json_int_t)progress.bytes_total, "fetched_bytes",
-					 (json_int_t)progress.fetched_bytes, "requests",
-					 (json_int_t)stats.gets_n, "failed_files",
-					 (json_int_t)progress.failed_n, "seconds", seconds,
-					 "failures", warm->failures));
+		cli_print_json(json_pack(
+			"{s:s, s:o, s:I, s:I, s:I, s:I, s:I, s:f, s:O}", "version", id, "cache",
+			cli_text_json(ds_cache_dir(warm->reading.cache)), "files",
+			(json_int_t)progress.files_n, "bytes", (json_int_t)progress.bytes_total,
+			"fetched_bytes", (json_int_t)progress.fetched_bytes, "requests",
+			(json_int_t)stats.gets_n, "failed_files", (json_int_t)progress.failed_n,
+			"seconds", seconds, "failures", warm->failures));
 	else if (!cli_has(warm->call, "quiet"))
 		printf("warmed %" PRIu64 " %s of %s: %s, of which %s were fetched in %" PRIu64
 		       " %s\n",

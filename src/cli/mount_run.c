@@ -285,8 +285,8 @@ static void on_ready(void *ctx, const char *how)
 	int null;
 
 	ds_digest_format(&job->reading.record->id, id);
-	cli_mount_state_write(job->mountpoint, job->request->source, id, job->locator.selector, how,
-			      cache_dir, &job->state_fd);
+	cli_mount_state_write(job->mountpoint, id, job->locator.selector, how, cache_dir,
+			      &job->state_fd);
 	free(cache_dir);
 	job->is_ready = true;
 	ds_close_ptr(&job->place_fd);

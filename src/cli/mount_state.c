@@ -111,9 +111,8 @@ void cli_mount_state_read(struct cli_mount *mount)
 	json_decref(state);
 }
 
-void cli_mount_state_write(const char *mountpoint, const char *source, const char *version,
-			   const char *selector, const char *how, const char *cache_dir,
-			   int *ret_fd)
+void cli_mount_state_write(const char *mountpoint, const char *version, const char *selector,
+			   const char *how, const char *cache_dir, int *ret_fd)
 {
 	int fd = open_state(mountpoint, O_RDWR | O_CREAT);
 	json_t *state;
@@ -139,9 +138,11 @@ void cli_mount_state_write(const char *mountpoint, const char *source, const cha
 			return;
 		}
 	}
-	state = json_pack("{s:i, s:s*, s:s, s:s, s:s*, s:s*}", "pid", (int)getpid(), "source",
-			  source, "version", version, "selector", selector ? selector : "", "how",
-			  how, "cache_dir", cache_dir);
+	state = json_pack("{s:i, s:s, s:s, s:s*}", "pid", (int)getpid(), "version", version,
+			  "selector", selector ? selector : "", "how", how);
+	/* A path that is not UTF-8 is left out. */
+	if (state && cache_dir)
+		json_object_set_new(state, "cache_dir", json_string(cache_dir));
 	text = state ? json_dumps(state, JSON_COMPACT) : NULL;
 	if (text && ftruncate(fd, 0) == 0 && ds_pwrite_full(fd, text, strlen(text), 0) == 0) {
 		*ret_fd = fd;

@@ -76,9 +76,8 @@ const char *cli_mount_state_text(enum cli_mount_state state);
  * State of a running mount: a file in /run/dsfs (root) or $XDG_RUNTIME_DIR/dsfs, locked while the process lives. The descriptor is kept open to hold the
  * lock. `how`, `cache_dir` (or NULL): as cli_mount's. Best effort: -1 in *ret_fd if it cannot be written.
  */
-void cli_mount_state_write(const char *mountpoint, const char *source, const char *version,
-			   const char *selector, const char *how, const char *cache_dir,
-			   int *ret_fd);
+void cli_mount_state_write(const char *mountpoint, const char *version, const char *selector,
+			   const char *how, const char *cache_dir, int *ret_fd);
 /*
  * Holds the place for one that is mounting, against others of the same user, until *ret_fd and its copies in children are closed. Waits while another
  * holds it. -EBUSY after timeout_ms. Best effort: 0 and -1 in *ret_fd if there is nowhere to lock.

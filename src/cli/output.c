@@ -172,6 +172,11 @@ void *cli_name_json(const char *name, size_t len)
 	return json;
 }
 
+void *cli_text_json(const char *text)
+{
+	return cli_name_json(text, strlen(text));
+}
+
 const char *cli_safe(const char *data, size_t len_bytes, char *buf, size_t size)
 {
 	return ds_escape(data, len_bytes, buf, size);

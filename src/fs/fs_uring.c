@@ -4,12 +4,13 @@
  * The kernel sends a request to the ring of the core that asked, where it takes an entry until it is answered; without a
  * free entry it waits, whatever it is. So there must be more entries than requests that may be parked. Reads are told apart:
  * nearly all are requests in the background, of which the kernel sends max_background at most, over all rings. A ring
- * with more entries than that always has some left for look-ups.
+ * with more entries than that, as each has on up to 17 cores, always has some left for look-ups.
  *
  * An entry costs a page or two once it has been used (its header, and of its 1 MiB what the largest reply needed), and those
  * used last are used first; see Documentation/filesystems/fuse/fuse-io-uring.rst of Linux. But when many were parked at a
- * time, many have been used: what they have over 32 KiB each is bounded (our patch 0006 to libfuse). Where cores are many, each gets
- * fewer, and a thousand requests of one core are not to be expected.
+ * time, many have been used: what they have over 32 KiB each is bounded, by a share for each ring (our patch 0006 to libfuse),
+ * of two answers of the usual read-ahead at least, since giving memory back and taking it anew for each costs more. Where cores
+ * are many, each gets fewer entries, and a thousand requests of one core are not to be expected.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,7 +30,8 @@
 #define DEPTH_MAX      (BACKGROUND_MAX + 128u)
 #define DEPTH_MIN      128u
 /* Of all entries, for what they had to answer once. More costs memory beyond the budget of inflight=, less faults. */
-#define KEEP_KIB (16u * 1024)
+#define KEEP_KIB      (16u * 1024)
+#define KEEP_CORE_KIB 1024u
 /* Of all cores: 16 of them have the full depth. */
 #define ENTRIES_MAX (16u * DEPTH_MAX)
 
@@ -149,7 +151,7 @@ int fs_uring_options(const struct ds_fs *fs, struct ds_buf *buf)
 	if (!fs->uring.depth)
 		return 0;
 	snprintf(text, sizeof(text), ",io_uring,io_uring_q_depth=%u,io_uring_keep=%u",
-		 fs->uring.depth, KEEP_KIB);
+		 fs->uring.depth, DS_MAX(KEEP_KIB, KEEP_CORE_KIB * (unsigned)get_nprocs_conf()));
 	return ds_buf_append_str(buf, text);
 }
 

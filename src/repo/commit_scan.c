@@ -146,17 +146,55 @@ static bool is_short_of(int r)
 	return r == -ENOMEM || r == -EMFILE || r == -ENFILE;
 }
 
-/* While the nodes are still in a cache of the processor. */
-static void ask_stat(struct scan *scan, struct commit_stat_dir *known, const struct dir_item *item)
+/* While the nodes are still in a cache of the processor. Returns how many are not known. */
+static uint64_t ask_stat(struct scan *scan, struct commit_stat_dir *known,
+			 const struct dir_item *item)
 {
-	uint64_t unknown_n;
+	return scan->stat ? commit_stat_ask(scan->stat, known, item->path, item->dir) : 0;
+}
 
-	if (!scan->stat)
-		return;
-	unknown_n = commit_stat_ask(scan->stat, known, item->path, item->dir);
-	pthread_mutex_lock(&scan->mutex);
-	scan->locked.unknown_n += unknown_n;
-	pthread_mutex_unlock(&scan->mutex);
+/*
+ * Rejects files that cannot be read: the whole list is wanted now, not one by one when they are read. What the stat cache knows is not
+ * read, and has cost its one stat; a chmod changes the ctime, so that the file is not known.
+ */
+static int ask_access(struct scan *scan, int fd, const struct dir_item *item,
+		      uint64_t *ret_rejected_n)
+{
+	*ret_rejected_n = 0;
+	if (scan->is_root)
+		return 0;
+	for (uint32_t i = 0; i < item->dir->children_n; i++) {
+		struct commit_node *child = &item->dir->children[i];
+		_ds_cleanup_free_ char *path = NULL;
+		int r;
+
+		if (child->type != DS_ENTRY_FILE || child->reject ||
+		    (child->is_known && !scan->options->rehash) ||
+		    faccessat(fd, child->name, R_OK, AT_EACCESS | AT_SYMLINK_NOFOLLOW) == 0)
+			continue;
+		r = -errno;
+		path = ds_asprintf("%s%s%s", item->path, item->path[0] ? "/" : "", child->name);
+		r = path ? scan_reject(scan, child, path, r) : -ENOMEM;
+		if (r < 0)
+			return r;
+		*ret_rejected_n += !child->is_known;
+	}
+	return 0;
+}
+
+/* With the children of an open directory filled in. */
+static int ask_files(struct scan *scan, struct commit_stat_dir *known, int fd,
+		     const struct dir_item *item)
+{
+	uint64_t unknown_n = ask_stat(scan, known, item), rejected_n;
+	int r = ask_access(scan, fd, item, &rejected_n);
+
+	if (scan->stat) {
+		pthread_mutex_lock(&scan->mutex);
+		scan->locked.unknown_n += unknown_n - rejected_n;
+		pthread_mutex_unlock(&scan->mutex);
+	}
+	return r;
 }
 
 static void scan_dir(struct scan *scan, struct dir_item *item, struct commit_stat_dir *known)
@@ -171,8 +209,9 @@ static void scan_dir(struct scan *scan, struct dir_item *item, struct commit_sta
 		dir->children_n = 0;
 		r = scan_reject(scan, dir, item->path, r);
 	} else if (r == 0) {
-		ask_stat(scan, known, item);
-		r = push_children(scan, dir, item->path, &fd);
+		r = ask_files(scan, known, fd, item);
+		if (r == 0)
+			r = push_children(scan, dir, item->path, &fd);
 	}
 	if (r < 0)
 		scan_fail(scan, r, item->path, NULL);

@@ -110,18 +110,13 @@ static int note_link_locked(struct scan *scan, struct commit_node *node)
 	return 0;
 }
 
-static int fill_file(struct scan *scan, int dir_fd, struct commit_node *node, const char *path,
-		     const struct stat *st)
+static int fill_file(struct scan *scan, struct commit_node *node, const struct stat *st)
 {
 	int r;
 
 	node->type = DS_ENTRY_FILE;
 	node->size_bytes = (uint64_t)st->st_size;
 	node->is_executable = (st->st_mode & 0111) != 0;
-	/* The whole list is wanted now, not one by one when they are read. */
-	if (!scan->is_root &&
-	    faccessat(dir_fd, node->name, R_OK, AT_EACCESS | AT_SYMLINK_NOFOLLOW) < 0)
-		return scan_reject(scan, node, path, -errno);
 	if (st->st_nlink == 1)
 		return 0;
 	pthread_mutex_lock(&scan->mutex);
@@ -143,7 +138,7 @@ static int fill_node(struct scan *scan, int dir_fd, struct commit_node *node, co
 	node->ino = st.st_ino;
 	switch (st.st_mode & S_IFMT) {
 	case S_IFREG:
-		return fill_file(scan, dir_fd, node, path, &st);
+		return fill_file(scan, node, &st);
 	case S_IFDIR:
 		node->type = DS_ENTRY_DIRECTORY;
 		if (!scan->has_avoid || st.st_dev != scan->avoid_dev ||

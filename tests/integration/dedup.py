@@ -15,7 +15,7 @@ import tree
 from lib import MIB, check, equal, say
 
 NO_STATE = ["--state-dir", ""]
-STATS = "%%stat"
+STATS = "%%stat,faccessat,faccessat2"  # what asks about a file without opening it
 OPENS = "open,openat,openat2"
 # CALL(DIRECTORY OR FILE AS A DESCRIPTOR, "NAME", or one of them.
 CALL = re.compile(r'(?P<call>\w+)\((?:(?:AT_FDCWD|\d+)<(?P<at>[^>]*)>(?:, )?)?(?:"(?P<name>[^"]*)")?')
@@ -138,9 +138,9 @@ def killed(box, rng, total):
     box.dsfs("verify", repo, "--read-data")
 
 
-def traced(box, source, repo):
+def traced(box, source, repo, user):
     """Commits; returns what it printed, and how often it asked for the stat of each path, and opened it."""
-    result, threads = lib.strace(box, ["-s", "4096", "-e", f"trace={STATS},{OPENS}"], "commit", "--json", source, repo)
+    result, threads = lib.strace(box, ["-s", "4096", "-e", f"trace={STATS},{OPENS}"], "commit", "--json", source, repo, user=user)
     stats, opens = collections.Counter(), collections.Counter()
     for found in filter(None, (CALL.match(line) for lines in threads for line in lines)):
         path = os.path.normpath(os.path.join(found["at"] or "", found["name"] or ""))
@@ -148,27 +148,32 @@ def traced(box, source, repo):
     return result.json, stats, opens
 
 
-def one_stat(box, rng, files):
-    """A commit takes one stat of each file that has not changed, and opens none of them."""
-    source, repo = box.path("stats"), box.path("stats-repo")
+def one_stat(box, rng, files, user=None):
+    """A commit takes one stat of each file that has not changed, and opens none of them; as another user, too, who cannot read just
+    everything."""
+    source = box.path("stats-user" if user else "stats")
+    repo = f"{user.home}/cache/stats-repo" if user else box.path("stats-repo")
     fill(source, files, rng, 500)
     paths = [f"{source}/{i // 100:04}/{i:06}" for i in range(files)]
+    # Who does not own a file cannot be told that nobody writes to it, until it is older.
+    for path in paths if user else []:
+        os.chown(path, user.number, user.number)
     newest = max(os.stat(path).st_ctime for path in paths)
     # The stat cache vouches for what was two seconds old when it was read.
     box.wait(lambda: time.time() > newest + 2.1, "the files to be two seconds old")
-    box.commit(source, repo, "--init")
+    (user or box).dsfs("commit", source, repo, "--init")
     for what, changed in ("nothing changed", []), ("1 % changed", rng.sample(paths, files // 100)):
         for path in changed:
             with open(path, "ab") as file:
                 file.write(b"more")
-        done, stats, opens = traced(box, source, repo)
+        done, stats, opens = traced(box, source, repo, user)
         equal(done.get("changed", 0), len(changed), f"{what}: files changed")
         wrong = {path: (stats[path], opens[path]) for path in set(paths) - set(changed)
                  if (stats[path], opens[path]) != (1, 0)}
         check(not wrong, f"{what}: {len(wrong)} unchanged files cost other than one stat and no open: "
               f"{sorted(wrong.items())[:5]}")
         check(all(opens[path] for path in changed), f"{what}: strace has not seen how the changed ones were opened")
-        say(f"{what}: one stat and no open of each of the {files - len(changed)} others")
+        say(f"{what}{', another user' if user else ''}: one stat and no open of each of the {files - len(changed)} others")
 
 
 def run(box, args):
@@ -177,6 +182,8 @@ def run(box, args):
     renamed(box, rng, args.files)
     killed(box, rng, args.bytes)
     one_stat(box, rng, args.files // 5)
+    if os.geteuid() == 0:
+        one_stat(box, rng, args.files // 5, lib.User(box))
 
 
 def arguments(parser):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """All the end-to-end programs that mount and take no minutes, in each mode of the kernel, with and without fuse-over-io_uring:
-for the soak, as CI has time for the short ones only. mount_kernel and mount_uring choose by themselves; the few mounts of addresses
-and names are started past lib.Mount."""
+for the soak, as CI has time for the short ones only. mount_kernel, mount_memory and mount_uring choose by themselves; the few mounts
+of addresses and names are started past lib.Mount."""
 import os
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from lib import say
 
 MODES = ["classic", "stateless", "passthrough"]
 PROGRAMS = ["addressing", "bad_input", "big_shapes", "cache_cmd", "commit_options", "dedup", "epoch", "flips", "killed_commit",
-            "listing", "mount_cache", "mount_helper", "mount_life", "mount_lock", "mount_semantics", "mount_stalls", "other_writer",
+            "listing", "messages", "mount_cache", "mount_helper", "mount_life", "mount_lock", "mount_semantics", "mount_stalls", "other_writer",
             "racers", "scale", "scan", "store_tls", "trees", "warm"]
 # Its mounts say for themselves whether it is io_uring.
 NOT_URING = ["listing"]

@@ -500,11 +500,11 @@ class User:
             os.mkdir(f"{self.home}/{name}")
             os.chown(f"{self.home}/{name}", number, number)
 
-    def dsfs(self, *args, **kwargs):
+    def dsfs(self, *args, env=None, **kwargs):
         env = {"HOME": self.home, "XDG_RUNTIME_DIR": f"{self.home}/run",
                "DSFS_CACHE_DIR": f"{self.home}/cache",
                # Its reports cannot go where root's go.
-               "ASAN_OPTIONS": "", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+               "ASAN_OPTIONS": "", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1", **(env or {})}
         return self.box.dsfs(*args, env=env, user=self.number, group=self.number, extra_groups=[],
                              **kwargs)
 
@@ -514,16 +514,16 @@ def need_fuse():
         raise Skip("/dev/fuse cannot be opened")
 
 
-def strace(box, options, *args):
-    """Runs dsfs under strace: the result, and for each thread the lines of what it did."""
+def strace(box, options, *args, user=None):
+    """Runs dsfs under strace, as a User if one is given: the result, and for each thread the lines of what it did."""
     if not shutil.which("strace"):
         raise Skip("strace is not installed")
     if subprocess.run(["strace", "-o", "/dev/null", "true"], check=False, capture_output=True).returncode:
         raise Skip("strace may not trace here")
-    prefix = box.path(f"trace-{box.number()}")
+    prefix = f"{user.home}/run/trace-{box.number()}" if user else box.path(f"trace-{box.number()}")
     # Where one process traces, LeakSanitizer cannot.
-    result = box.dsfs("-ff", "-y", *options, "-o", prefix, DSFS, *args, program=shutil.which("strace"),
-                      env=box.no_leak_check())
+    result = (user or box).dsfs("-ff", "-y", *options, "-o", prefix, DSFS, *args, program=shutil.which("strace"),
+                                env={"ASAN_OPTIONS": "detect_leaks=0"} if user else box.no_leak_check())
     threads = []
     for path in glob.glob(glob.escape(prefix) + ".*"):
         with open(path, encoding="utf-8", errors="surrogateescape") as file:

@@ -325,6 +325,28 @@ def other_users(box, repo):
     say("other users: each sees its own, root sees all")
 
 
+def no_text(box, repo):
+    """Paths that are not UTF-8: the mount is known as any other is, and lists hold them."""
+    def odd(name):
+        return os.fsdecode(os.fsencode(box.path(name)) + b"-\xe9")
+
+    def as_json(path):
+        return {"hex": os.fsencode(path).hex()}
+
+    cache, place = odd("cache"), odd("place")
+    os.mkdir(place)
+    with box.mount(repo, f"cache_dir={cache}"):
+        equal(box.json("cache", "status", "--cache-dir", cache)["directory"], as_json(cache), "the cache directory")
+    box.dsfs("mount", repo, place, "-o", f"cache_dir={box.cache}")
+    row = next((row for row in box.json("mount") if row["mountpoint"] == as_json(place)), None)
+    check(row and row["pid"] and row["version"], f"the list says: {row}")
+    found = [other["mountpoint"] for other in box.json("cache", "status", "--cache-dir", box.cache)["mounts"]]
+    equal(found.count(as_json(place)), 1, "in the list of those that use the cache")
+    box.dsfs("umount", place)
+    check(not lib.is_alive(row["pid"]), f"process {row['pid']} lives after umount")
+    say("paths that are not UTF-8: known and listed")
+
+
 def not_allowed(box, repo):
     """A user is told why fusermount3 has refused, and what would help."""
     user = lib.User(box)
@@ -576,6 +598,7 @@ def run(box, args):
     box.commit(source, local, "--init")
     crowded(box, local, remote, proxy)
     symlinks(box, local)
+    no_text(box, local)
     stopped(box, local)
     mute(box, local)
     if os.geteuid() == 0:

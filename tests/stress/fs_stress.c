@@ -2,7 +2,8 @@
  * A mount whose store stops and goes, with readers that are killed: parked requests, interrupts,
  * deadlines and the end, all at once. What is read is right or EIO; the mount ends within END_S of
  * SIGTERM whatever is parked. A third of the readers list directories, the same and others, of which
- * the mount makes the next part ahead. Where no version fits the memory (a limit of RSS), with rings, what is here
+ * the mount makes the next part ahead. With kernel=passthrough the large file is now whole and read by the kernel itself, now gone from
+ * the cache. Where no version fits the memory (a limit of RSS), with rings, what is here
  * is dropped from the page cache now and then, and has to be read past it.
  *
  * STEADY_N readers are not killed: each of them gets some answer within STALL_S, and one of all readers a right one. Where
@@ -29,6 +30,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "cache/cache_survey.h"
 #include "fs/fs.h"
 #include "stress.h"
 #include "util/mem.h"
@@ -46,6 +48,10 @@
 /* One stop of so many outlasts the deadline of a read, and of the one that the kernel makes of its failed read-ahead. */
 #define LONG_EVERY_N 16u
 #define LONG_MS	     (2 * TIMEOUT_MS + 50)
+/* Of the cache. What was read is missed again; what the kernel is to read by itself has to fit, beside next to nothing. */
+#define SMALL_BYTES  DS_MIB(3)
+#define LARGE_BYTES  DS_MIB(9)
+#define PRUNE_ONE_IN 16u
 #define SKIP	     77
 
 /* 8.5 s were seen of six such programs under TSan at once, on two cores with a load of 50. */
@@ -81,6 +87,7 @@ struct shared {
 	_Atomic uint64_t directs_n;	/* reads past the page cache that went well */
 	_Atomic bool is_calm;		/* the store is not to stop */
 	bool reads_directly;		/* there are to be some */
+	bool passes;			/* the kernel is to read by itself, too */
 };
 
 static struct shared *shared;
@@ -155,6 +162,8 @@ static void *troubler_thread(void *ctx)
 {
 	struct daemon *daemon = ctx;
 	struct ds_prng prng = {.state = daemon->seed};
+	struct ds_prune_options prune = {0};
+	struct ds_prune_result pruned;
 	bool is_resting = false, is_long;
 	sigset_t all;
 
@@ -182,6 +191,8 @@ static void *troubler_thread(void *ctx)
 		pause_ms(ds_prng_below(&prng, 20));
 		if (shared->reads_directly)
 			nftw(support_path("c"), drop_pages, 8, FTW_PHYS);
+		if (shared->passes && ds_prng_below(&prng, PRUNE_ONE_IN) == 0)
+			STRESS_CHECK(ds_cache_prune(daemon->bench.cache, &prune, &pruned) == 0);
 	}
 	fault_store_release(daemon->bench.store);
 	return NULL;
@@ -214,8 +225,8 @@ static int run_daemon(uint64_t seed, enum ds_fs_mode mode, enum ds_fs_uring urin
 	/* Whatever the program ends of, the mount does. */
 	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	view_bench_init(&daemon.bench);
-	/* Small, so that what was read is missed again. */
-	STRESS_CHECK(view_bench_open(&daemon.bench, support_path("c"), DS_MIB(3), 1, false) == 0);
+	STRESS_CHECK(view_bench_open(&daemon.bench, support_path("c"),
+				     shared->passes ? LARGE_BYTES : SMALL_BYTES, 1, false) == 0);
 	r = ds_fs_run(&options, daemon.bench.view, daemon.bench.record, daemon.bench.fetcher,
 		      &diag);
 	daemon.is_over = true;
@@ -467,13 +478,37 @@ static void check_calm(void)
 	}
 }
 
+struct stats {
+	unsigned long long requests_n, parked_n, ahead_n, passed_n;
+};
+
+static struct stats read_stats(void)
+{
+	struct stats stats = {0};
+	char path[512], line[128];
+	FILE *file;
+
+	snprintf(path, sizeof(path), "%s/.dsfs/stats", mountpoint);
+	file = fopen(path, "re");
+	STRESS_CHECK(file);
+	while (fgets(line, sizeof(line), file)) {
+		sscanf(line, "requests %llu", &stats.requests_n);
+		sscanf(line, "parked %llu", &stats.parked_n);
+		sscanf(line, "listings_ahead %llu", &stats.ahead_n);
+		sscanf(line, "passthrough_opens %llu", &stats.passed_n);
+	}
+	fclose(file);
+	return stats;
+}
+
 /* A slow machine is waited for. */
 static bool is_enough(const struct stress *stress)
 {
 	struct counts counts = count();
 
 	return counts.reads_n >= LEAST_N * stress->length_ns / DS_NS_PER_S && counts.eios_n > 0 &&
-	       kills_n > 0 && (!shared->reads_directly || shared->directs_n > 0);
+	       kills_n > 0 && (!shared->reads_directly || shared->directs_n > 0) &&
+	       (!shared->passes || read_stats().passed_n > 0);
 }
 
 static void trouble_readers(const struct stress *stress, struct ds_prng *prng, pid_t *readers)
@@ -493,29 +528,8 @@ static void trouble_readers(const struct stress *stress, struct ds_prng *prng, p
 		kills_n++;
 	}
 	if (!is_enough(stress))
-		fail("too few right reads, or none past the page cache, or no EIO");
-}
-
-struct stats {
-	unsigned long long requests_n, parked_n, ahead_n;
-};
-
-static struct stats read_stats(void)
-{
-	struct stats stats = {0};
-	char path[512], line[128];
-	FILE *file;
-
-	snprintf(path, sizeof(path), "%s/.dsfs/stats", mountpoint);
-	file = fopen(path, "re");
-	STRESS_CHECK(file);
-	while (fgets(line, sizeof(line), file)) {
-		sscanf(line, "requests %llu", &stats.requests_n);
-		sscanf(line, "parked %llu", &stats.parked_n);
-		sscanf(line, "listings_ahead %llu", &stats.ahead_n);
-	}
-	fclose(file);
-	return stats;
+		fail("too few right reads, or none past the page cache or by the kernel itself, or "
+		     "no EIO");
 }
 
 int main(int argc, char *argv[])
@@ -551,6 +565,7 @@ int main(int argc, char *argv[])
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
 		      0);
 	STRESS_CHECK(shared != MAP_FAILED);
+	shared->passes = mode == DS_FS_PASSTHROUGH;
 	shared->reads_directly = uring == DS_FS_URING_ON && has_limit();
 	STRESS_CHECK(mkdtemp(mountpoint) && pipe2(fds, O_CLOEXEC) == 0);
 	daemon_pid = fork();
@@ -581,9 +596,10 @@ int main(int argc, char *argv[])
 	rmdir(mountpoint);
 	print_counts(stdout);
 	printf("%llu of %llu requests were parked; %llu parts of listings were made ahead; "
-	       "%llu reads past the page cache; the end took %.2f s\n",
+	       "%llu reads past the page cache; %llu opens read by the kernel itself; the end took "
+	       "%.2f s\n",
 	       stats.parked_n, stats.requests_n, stats.ahead_n,
-	       (unsigned long long)shared->directs_n, (double)took_ns / 1e9);
+	       (unsigned long long)shared->directs_n, stats.passed_n, (double)took_ns / 1e9);
 	STRESS_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 	STRESS_CHECK(kills_n > 0 && stats.ahead_n > 0 &&
 		     stats.parked_n * PARKED_ONE_IN >= stats.requests_n &&

@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -14,10 +15,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "cache/cache_survey.h"
 #include "cache_support.h"
 #include "util/clock.h"
 #include "util/file.h"
@@ -34,7 +37,9 @@ static _Atomic int fail_errno;
 static _Atomic uint64_t failed_n;
 /* Only calls of this thread: the keeper's would make the count differ from run to run. */
 static __thread bool is_sick;
-static uint64_t directs_n; /* reads past the page cache that went well */
+static const char *refused_name; /* of this name no file can be opened: no descriptor is left */
+static uint32_t fs_type;	 /* what statfs(2) is to say; 0: the truth */
+static uint64_t directs_n;	 /* reads past the page cache that went well */
 
 static bool fails(void)
 {
@@ -88,6 +93,11 @@ int __wrap_openat64(int fd, const char *name, int flags, ...)
 	va_start(args, flags);
 	mode = flags & O_CREAT ? va_arg(args, mode_t) : 0;
 	va_end(args);
+	if (is_sick && refused_name && strcmp(name, refused_name) == 0) {
+		failed_n++;
+		errno = EMFILE;
+		return -1;
+	}
 	return fails() ? -1 : __real_openat64(fd, name, flags, mode);
 }
 
@@ -102,6 +112,17 @@ int __wrap_fcntl64(int fd, int what, ...)
 	arg = va_arg(args, void *);
 	va_end(args);
 	return fails() ? -1 : __real_fcntl64(fd, what, arg);
+}
+
+int __real_fstatfs64(int fd, struct statfs64 *fs);
+int __wrap_fstatfs64(int fd, struct statfs64 *fs);
+int __wrap_fstatfs64(int fd, struct statfs64 *fs)
+{
+	int r = __real_fstatfs64(fd, fs);
+
+	if (fs_type)
+		fs->f_type = fs_type;
+	return r;
 }
 
 /* Past the page cache, out of which nobody is ill. */
@@ -275,4 +296,52 @@ Test(sick_disk, F01_each_image_has_trouble_of_its_own)
 	cr_assert_eq(stats.unstored_n, 0, "%s", ds_strerror(stats.trouble));
 	cr_assert_eq(stats.trouble, 0);
 	ds_cache_unref(cache);
+}
+
+/* How many images are left when all that can go has gone. */
+static unsigned left_of_prune(struct ds_cache *cache)
+{
+	struct ds_prune_options options = {0};
+	struct ds_prune_result result;
+
+	is_sick = true;
+	ds_cache_prune(cache, &options, &result);
+	is_sick = false;
+	return support_images(support_path("c"), 0, NULL);
+}
+
+/* evict, INV-2: what a program has open may not seem free because it cannot be looked at, nor be kept because nobody can be asked. */
+Test(sick_disk, J02_what_was_handed_out_goes_as_far_as_it_can_be_told)
+{
+	static const char *const names[] = {"data", "map"};
+	struct support_pack pack;
+	struct ds_cache *cache;
+	struct ds_image *image;
+	int fd;
+
+	support_pack_init(&pack, 7, SLOTS, 5000, true);
+	cache = support_open(support_path("c"), DS_MIB(1), 1);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), SLOTS);
+	support_hand_out(image, &pack);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	cache = support_open(support_path("c"), DS_MIB(1), 1);
+	fd = support_data(support_path("c"), O_RDONLY);
+	cr_assert_eq(left_of_prune(cache), 1);
+	for (size_t i = 0; i < DS_ARRAY_SIZE(names); i++) {
+		uint64_t before = failed_n;
+
+		refused_name = names[i];
+		cr_expect_eq(left_of_prune(cache), 1, "%s", names[i]);
+		cr_assert_gt(failed_n, before);
+	}
+	refused_name = NULL;
+	/* There a lease says nothing. */
+	fs_type = NFS_SUPER_MAGIC;
+	cr_expect_eq(left_of_prune(cache), 0);
+	fs_type = 0;
+	close(fd);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
 }
