@@ -4,11 +4,32 @@ The driver of the benchmark runs two rows that need neither root nor a server, w
 reports figures of all that they were to measure. How large they are counts for nothing."""
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def interrupted(base, dsfs):
+    """Ended by a signal, it shows what it has measured."""
+    out = f"{base}/interrupted.json"
+    bench = subprocess.Popen(
+        [f"{HERE}/bench.py", "--only", "epoch-warm", "--scale", "0.001", "--rounds", "1000000", "--peers", "none",
+         "--dir", f"{base}/data", "--json", out], env={**os.environ, "DSFS": dsfs},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said = []
+    for line in bench.stderr:
+        said.append(line)
+        if "4 readers: dsfs:" in line:
+            break
+    bench.terminate()
+    table, rest = bench.communicate(timeout=60)
+    with open(out, encoding="utf-8") as file:
+        measured = [row for row in json.load(file)["figures"] if row["contender"] == "dsfs"]
+    if bench.returncode != 128 + signal.SIGTERM or "4 readers" not in table or not measured:
+        sys.exit(f"bench_driver_test: after a signal: status {bench.returncode}:\n{table}{''.join(said)}{rest}")
 
 
 def main():
@@ -40,6 +61,7 @@ def main():
         if sorted(wanted) != sorted([("dsfs", "local"), ("dsfs:other", "local")] * 3 +
                                     [("dsfs:kernel=classic", "bare"), ("dsfs:kernel=stateless", "bare")] * 2):
             sys.exit(f"bench_driver_test: {report['wanted']}")
+        interrupted(base, sys.argv[1])
         left = [name for name in os.listdir(f"{base}/data") if not name.startswith("scale-")]
         if left:
             sys.exit(f"bench_driver_test: left behind: {left}")

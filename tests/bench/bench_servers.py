@@ -123,6 +123,7 @@ class Servers:
         self.write_port = int(self.netloc.rsplit(":", 1)[1])
         self.port = self.start_cache()
         # One connection's end of the line must not be that of the others: one proxy for all.
+        self.delays = []
         self.delay_port = self.start_delay(self.port, latency_ms)
         self.write_delay_port = self.start_delay(self.write_port, latency_ms)
 
@@ -139,7 +140,7 @@ class Servers:
     def start_cache(self):
         base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         place = tempfile.mkdtemp(prefix="dsfs-bench-nginx.", dir=base)
-        self.box.at_end(lambda: shutil.rmtree(place, ignore_errors=True))
+        self.end_cache = self.box.at_end(lambda: shutil.rmtree(place, ignore_errors=True))
         port = free_port()
         config = os.path.join(place, "nginx.conf")
         with open(config, "w", encoding="ascii") as file:
@@ -154,7 +155,14 @@ class Servers:
     def start_delay(self, port, latency_ms):
         process = self.box.start_program([program("bench_delay"), str(port), str(latency_ms)],
                                          stdout=subprocess.PIPE, text=True)
+        self.delays.append(process)
         return int(process.stdout.readline())
+
+    def end(self):
+        for process in (*self.delays, self.cache):
+            self.box.end(process)
+        self.end_cache()
+        self.store.end()
 
     def env(self, delayed=False):
         """What leads a reader to the cache, or through the line before it."""

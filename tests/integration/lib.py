@@ -113,7 +113,7 @@ class S3:
 
     def __init__(self, box, host="localhost"):
         self.box = box
-        self.dir = box.path("radosgw")
+        self.dir = box.path(f"radosgw-{box.number()}")
         script = os.path.join(LIB, "radosgw.sh")
         try:
             done = subprocess.run([script, "start", self.dir, "--owner", str(os.getpid()),
@@ -124,7 +124,7 @@ class S3:
         if done.returncode == 77:
             raise Skip(done.stderr.strip())
         check(done.returncode == 0, f"radosgw does not start: {done.stderr}")
-        box.at_end(lambda: subprocess.run([script, "stop", self.dir], timeout=60, check=False))
+        self.end = box.at_end(lambda: subprocess.run([script, "stop", self.dir], timeout=60, check=False))
         self.env = exports(done.stdout)
         self.bucket = self.env.pop("BUCKET")
 
@@ -347,7 +347,9 @@ class Box:
         return path
 
     def at_end(self, function):
+        """Returns the function, for who calls it before: it is called again."""
         self.ends.append(function)
+        return function
 
     def store(self, kind):
         return S3(self) if kind == "s3" else Dir(self)
