@@ -186,7 +186,9 @@ Test(fill, what_does_not_fit_together_is_tried_by_itself)
 	ds_image_fill_run(image, run.fills, run.n);
 	for (uint32_t i = 0; i < run.n; i++) {
 		cr_assert(run.fills[i].result == 0 || run.fills[i].result == -ENOSPC);
-		cr_assert_eq(support_read(image, &pack, i, false), run.fills[i].result == 0);
+		cr_assert_eq(support_read(image, &pack, i, false), run.fills[i].result == 0,
+			     "slot %u of %zu, after %u: %s", i, run.n, filled_n,
+			     ds_strerror(run.fills[i].result));
 		filled_n += run.fills[i].result == 0;
 	}
 	cr_assert_gt(filled_n, 16u);
