@@ -137,7 +137,7 @@ struct ds_image_disk {
 	uint64_t segment_bytes;
 	_Atomic uint64_t used_ms;
 	_Atomic uint64_t segment_used_ms[DS_IMAGE_SEGMENTS_MAX];
-	uint64_t flushed_ms; /* used_ms as the map has it; by image->mutex */
+	_Atomic bool is_stamped; /* one of these was set since the map got them */
 	pthread_mutex_t claim_mutex;
 	struct ds_copy_byte *states;  /* of the slots: DS_COPY_... */
 	struct ds_copy_byte *filling; /* bits: this process holds the slot's lock */

@@ -40,9 +40,10 @@ void ds_scan_init(struct ds_cache_scan *scan)
 void ds_scan_reads(struct ds_cache_scan *scan, uint64_t at_ms)
 {
 	pthread_mutex_lock(&scan->mutex);
-	if (at_ms > scan->locked.last_ms + PAUSE_MS)
+	/* Earlier than it began: the clock was put back, and what is stamped from now on is no colder than before. */
+	if (at_ms > scan->locked.last_ms + PAUSE_MS || at_ms < scan->locked.began_ms)
 		scan->locked.began_ms = at_ms;
-	scan->locked.last_ms = DS_MAX(scan->locked.last_ms, at_ms);
+	scan->locked.last_ms = at_ms;
 	pthread_mutex_unlock(&scan->mutex);
 }
 
@@ -83,9 +84,12 @@ void ds_scan_refused(struct ds_cache_scan *scan, uint64_t key, uint64_t now_ms)
 		uint64_t turns = scan->locked.refused_n - i;
 
 		if (marker->key == key) {
-			marker->before_it_ms = marker->again_ms;
-			/* At least 1, since 0 stands for none. */
-			marker->again_ms = now_ms > marker->seen_ms ? now_ms - marker->seen_ms : 1;
+			/* No span can be told where the clock was put back. */
+			if (now_ms >= marker->seen_ms) {
+				marker->before_it_ms = marker->again_ms;
+				/* At least 1, since 0 stands for none. */
+				marker->again_ms = DS_MAX(now_ms - marker->seen_ms, UINT64_C(1));
+			}
 			marker->seen_ms = now_ms;
 		} else if (scan->locked.refused_n >= i &&
 			   turns % (UINT64_C(1) << (i + MARKER_SHIFT)) == 0) {

@@ -363,7 +363,7 @@ static void keep_one(struct ds_image *image, uint64_t idle_ms)
 		return;
 	disk = atomic_load(&image->disk); /* stays, the mutex is ours */
 	if (disk) {
-		if (disk->used_ms != disk->flushed_ms)
+		if (atomic_load(&disk->is_stamped))
 			ds_scan_reads(&image->cache->scan, disk->used_ms);
 		ds_image_disk_flush(disk);
 		ds_image_disk_forget_lent(disk);

@@ -106,6 +106,7 @@ static void touch_all(struct ds_image_disk *disk)
 	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
 		if (disk->segment_used_ms[i])
 			disk->segment_used_ms[i] = now;
+	disk->is_stamped = true;
 }
 
 /* A description of the map of its own, with the shared lock on byte 0. -1: it cannot be had. */

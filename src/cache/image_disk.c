@@ -256,7 +256,7 @@ static int open_in(struct ds_cache *cache, int parent_fd, const char *name, int 
 		return r;
 	disk->number = header.number;
 	disk->is_handed_out = header.flags & DS_IMAGE_HANDED_OUT;
-	disk->used_ms = disk->flushed_ms = header.used_ms;
+	disk->used_ms = header.used_ms;
 	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
 		disk->segment_used_ms[i] = header.segment_used_ms[i];
 	return 0;
@@ -490,13 +490,14 @@ int ds_image_find_byte(int fd, uint64_t off, uint64_t end, uint64_t *ret_off)
 void ds_image_disk_flush(struct ds_image_disk *disk)
 {
 	struct ds_map_header header;
-	uint64_t used_ms = disk->used_ms;
 
-	/* Others use it too: what they have written stays, unless ours is later. */
-	if (used_ms == disk->flushed_ms || ds_map_read_header(disk->map_fd, &header) < 0)
+	/* Before they are read: a later one is for the next time. */
+	if (!atomic_exchange(&disk->is_stamped, false))
 		return;
-	disk->flushed_ms = used_ms;
-	header.used_ms = DS_MAX(used_ms, header.used_ms);
+	/* Others use it too: what they have written stays, unless ours is later. */
+	if (ds_map_read_header(disk->map_fd, &header) < 0)
+		return;
+	header.used_ms = DS_MAX((uint64_t)disk->used_ms, header.used_ms);
 	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++) {
 		uint64_t ours = disk->segment_used_ms[i];
 

@@ -30,10 +30,14 @@ void ds_image_disk_touch(struct ds_image_disk *disk, uint64_t raw_off)
 	_Atomic uint64_t *stamp = &disk->segment_used_ms[raw_off / disk->segment_bytes];
 
 	/* Seldom written, so that readers do not fight for the line. */
-	if (now >= atomic_load_explicit(stamp, memory_order_relaxed) + STAMP_MS)
+	if (now >= atomic_load_explicit(stamp, memory_order_relaxed) + STAMP_MS) {
 		atomic_store_explicit(stamp, now, memory_order_relaxed);
-	if (now >= atomic_load_explicit(&disk->used_ms, memory_order_relaxed) + STAMP_MS)
+		atomic_store_explicit(&disk->is_stamped, true, memory_order_release);
+	}
+	if (now >= atomic_load_explicit(&disk->used_ms, memory_order_relaxed) + STAMP_MS) {
 		atomic_store_explicit(&disk->used_ms, now, memory_order_relaxed);
+		atomic_store_explicit(&disk->is_stamped, true, memory_order_release);
+	}
 }
 
 static bool copy_is_claim(const struct ds_copy_claim *copy, const struct ds_image_slot *slot)

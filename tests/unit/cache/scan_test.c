@@ -293,6 +293,39 @@ Test(scan, the_cold_parts_of_an_image_go_while_others_stay)
 	support_pack_release(&pack);
 }
 
+static void read_header(struct ds_map_header *ret_header)
+{
+	int dir_fd, fd;
+
+	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
+	fd = openat(dir_fd, "map", O_RDONLY | O_CLOEXEC);
+	cr_assert_eq(ds_map_read_header(fd, ret_header), 0);
+	close(fd);
+	close(dir_fd);
+}
+
+/* The stamp of the image is some time old before it is set again; a part's first one is not to wait for that. */
+Test(scan, what_is_filled_as_soon_as_the_image_is_made_is_used)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DATA_BYTES, 1);
+	struct ds_map_header header;
+	struct support_pack pack;
+	struct ds_image *image;
+	unsigned stamped_n = 0;
+
+	packs_init(&pack, 1, SLOTS, 100);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill(image, &pack, 0), 0);
+	cr_assert_eq(support_fill(image, &pack, SLOTS - 1), 0);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	read_header(&header);
+	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
+		stamped_n += header.segment_used_ms[i] > 0;
+	cr_assert_eq(stamped_n, 2);
+	support_pack_release(&pack);
+}
+
 /* Its reads do not come here: being handed out counts as one of all of it. */
 Test(scan, what_the_kernel_reads_is_used)
 {
@@ -302,7 +335,7 @@ Test(scan, what_the_kernel_reads_is_used)
 	struct support_pack pack;
 	struct ds_image *image;
 	uint64_t before;
-	int dir_fd, fd, hold_fd;
+	int fd, hold_fd;
 
 	packs_init(&pack, 1, SLOTS, 100);
 	image = support_image(cache, &pack);
@@ -317,14 +350,10 @@ Test(scan, what_the_kernel_reads_is_used)
 	close(hold_fd);
 	ds_image_unref(image);
 	ds_cache_unref(cache);
-	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
-	fd = openat(dir_fd, "map", O_RDONLY | O_CLOEXEC);
-	cr_assert_eq(ds_map_read_header(fd, &header), 0);
+	read_header(&header);
 	cr_assert_geq(header.used_ms, before);
 	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
 		cr_assert(!header.segment_used_ms[i] || header.segment_used_ms[i] >= before);
-	close(fd);
-	close(dir_fd);
 	support_pack_release(&pack);
 }
 
@@ -393,6 +422,27 @@ Test(scan, what_was_not_used_for_two_epochs_is_cold)
 	ds_scan_reads(&clocked.scan, clocked.now_ms);
 	clocked.now_ms += 5;
 	cr_assert_eq(cold_age(&clocked), 5);
+	pthread_mutex_destroy(&clocked.scan.mutex);
+}
+
+Test(scan, a_clock_that_is_put_back_makes_nothing_cold)
+{
+	struct clocked clocked = {.now_ms = 10 * HOUR};
+	uint64_t put_back_ms;
+
+	ds_scan_init(&clocked.scan);
+	refuse_all(&clocked, 20000, CYCLIC, 1);
+	/* Before this process began to read. */
+	clocked.now_ms = put_back_ms = HOUR;
+	refuse_all(&clocked, 10, CYCLIC, 1);
+	cr_assert_leq(ds_scan_cold_before(&clocked.scan, clocked.now_ms), put_back_ms + 10);
+	/* A span that is known stays; and none is made of two clocks. */
+	for (unsigned i = 0; i < 2; i++)
+		refuse_all(&clocked, 20000, CYCLIC, 1);
+	cr_assert_eq(cold_age(&clocked), 2 * 20000 * 10);
+	clocked.now_ms -= 20000 * 10;
+	refuse_all(&clocked, 20000, CYCLIC, 1);
+	cr_assert_eq(cold_age(&clocked), 2 * 20000 * 10);
 	pthread_mutex_destroy(&clocked.scan.mutex);
 }
 
