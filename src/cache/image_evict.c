@@ -16,7 +16,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
@@ -260,20 +259,11 @@ static bool has_leases(int fd)
 	}
 }
 
-/*
- * Whether anybody has the data open: a program's mapping of what the kernel reads by itself stays when its file is closed, and nothing of
- * that comes to the mount. A lease for writing is granted to who has a file open alone (fcntl(2), F_SETLEASE), be the others in the
- * kernel. Who opens it in the moment between is told EWOULDBLOCK, and we by a signal that would end us, were it not another one.
- * False where the file system has no leases.
- */
+/* Whether anybody has the data open: a program's mapping of what the kernel reads by itself stays when its file is closed, and nothing of
+ * that comes to the mount. False where the file system has no leases. */
 static bool is_open_elsewhere(int data_fd)
 {
-	if (fcntl(data_fd, F_SETSIG, SIGURG) < 0)
-		return false;
-	if (fcntl(data_fd, F_SETLEASE, F_WRLCK) < 0)
-		return errno == EAGAIN && has_leases(data_fd);
-	fcntl(data_fd, F_SETLEASE, F_UNLCK);
-	return false;
+	return ds_try_lease(data_fd, F_WRLCK) == -EAGAIN && has_leases(data_fd);
 }
 
 /* Without a descriptor: what is there is none of ours, and goes with the image. -EBUSY: somebody else asks for a lease just now. */

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -273,17 +272,6 @@ static bool is_same(const struct stat *a, const struct stat *b)
 	       a->st_ctim.tv_sec == b->st_ctim.tv_sec && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
 }
 
-/* fcntl(2), "Leases": a read lease is for owners (and root), on local file systems, and while nobody has the file open for writing, or
- * mapped so. */
-static bool has_no_writer(int fd)
-{
-	/* Who opens it for writing in between waits until it is given back; what tells us so is a signal that does nothing. */
-	if (fcntl(fd, F_SETSIG, SIGURG) < 0 || fcntl(fd, F_SETLEASE, F_RDLCK) < 0)
-		return false;
-	fcntl(fd, F_SETLEASE, F_UNLCK);
-	return true;
-}
-
 bool commit_read_is_unsure(int fd, bool is_free, int64_t age_ns)
 {
 	struct statfs fs;
@@ -323,7 +311,7 @@ static int wait_rest(struct task *task, int fd)
 			return -errno;
 		if (!S_ISREG(task->st.st_mode))
 			return -DS_E_SOURCE_CHANGED;
-		is_free = has_no_writer(fd);
+		is_free = ds_try_lease(fd, F_RDLCK) == 0;
 		ctime = (struct ds_time){.s = task->st.st_ctim.tv_sec,
 					 .ns = (uint32_t)task->st.st_ctim.tv_nsec};
 		age_ns = ds_time_diff_ns(now, ctime);

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -150,6 +151,14 @@ int ds_file_read_at(int dir_fd, const char *path, struct ds_buf *buf)
 	if (fd < 0)
 		return -errno;
 	return ds_file_read_fd(fd, buf);
+}
+
+int ds_try_lease(int fd, int type)
+{
+	if (fcntl(fd, F_SETSIG, SIGURG) < 0 || fcntl(fd, F_SETLEASE, type) < 0)
+		return -errno;
+	fcntl(fd, F_SETLEASE, F_UNLCK);
+	return 0;
 }
 
 int ds_fsync_dir(int dir_fd)

@@ -51,6 +51,16 @@ int ds_each_entry_at(int dir_fd, const char *path, ds_entry_fn *fn, void *ctx);
 /* Device of what is mounted at a path, from the kernel's memory: asks no file system, and has autofs mount nothing. 0: not known. */
 dev_t ds_mount_device(const char *path);
 
+/*
+ * Whether others have the file open: asks for a lease (fcntl(2), "Leases") and gives it back at once. F_RDLCK, through a descriptor
+ * that only reads, is granted where nobody has the file open for writing, or mapped so; F_WRLCK where nobody else has it open at
+ * all, be it in the kernel. 0: granted. -EAGAIN: somebody has; on NFS and SMB also what the server has not delegated. Else -errno: no
+ * leases there, or none for this user (they are for the owner, and root).
+ * Who opens the file in the moment between waits, or with O_NONBLOCK is told EWOULDBLOCK; this process then gets SIGURG,
+ * which does nothing: SIGIO would end it.
+ */
+int ds_try_lease(int fd, int type);
+
 /* Removes a directory with everything below it, without following links. No error if absent. */
 int ds_rmtree_at(int dir_fd, const char *path);
 

@@ -288,3 +288,24 @@ Test(file, closing_keeps_errno_and_is_done_once)
 	ds_close_ptr(&fd);
 	cr_assert_eq(errno, ENOSPC);
 }
+
+Test(file, a_lease_tells_who_else_has_it_open)
+{
+	int fd, writer_fd, reader_fd;
+
+	write_file("leased", "text");
+	fd = openat(root_fd, "leased", O_RDONLY | O_CLOEXEC);
+	cr_assert_eq(ds_try_lease(fd, F_RDLCK), 0);
+	cr_assert_eq(ds_try_lease(fd, F_WRLCK), 0);
+	reader_fd = openat(root_fd, "leased", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	cr_assert_geq(reader_fd, 0, "it was given back");
+	cr_assert_eq(ds_try_lease(fd, F_RDLCK), 0);
+	cr_assert_eq(ds_try_lease(fd, F_WRLCK), -EAGAIN);
+	close(reader_fd);
+	writer_fd = openat(root_fd, "leased", O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+	cr_assert_eq(ds_try_lease(fd, F_RDLCK), -EAGAIN);
+	close(writer_fd);
+	cr_assert_eq(ds_try_lease(fd, F_RDLCK), 0);
+	close(fd);
+	cr_assert_eq(ds_try_lease(fd, F_RDLCK), -EBADF);
+}
