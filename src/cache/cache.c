@@ -317,13 +317,17 @@ uint64_t ds_cache_usage_mark(struct ds_cache *cache)
 	return mark;
 }
 
-void ds_cache_usage_set(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes,
-			uint64_t mark)
+uint64_t ds_cache_usage_set(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes,
+			    uint64_t mark)
 {
+	uint64_t added;
+
 	pthread_mutex_lock(&cache->usage.mutex);
-	bytes += cache->usage.locked.added_bytes - mark;
+	added = cache->usage.locked.added_bytes - mark;
+	bytes += added;
 	usage_write_locked(cache, root, &bytes);
 	pthread_mutex_unlock(&cache->usage.mutex);
+	return added;
 }
 
 void ds_cache_usage_flush(struct ds_cache *cache, struct ds_cache_root *root)

@@ -248,6 +248,7 @@ struct ds_cache {
 		uint64_t no_room_until_ns;
 		_Atomic uint64_t no_cold_until_ns;
 		uint64_t scanned_ns;
+		_Atomic uint64_t doubt_bytes; /* what the last scan may have counted twice */
 	} evict;
 
 	_Atomic uint64_t images_n; /* at the last scan, and since */
@@ -292,9 +293,10 @@ void ds_cache_root_suspect(struct ds_cache *cache);
 void ds_cache_usage_add(struct ds_cache *cache, struct ds_cache_root *root, int64_t delta_bytes);
 /* Taken when a scan begins. */
 uint64_t ds_cache_usage_mark(struct ds_cache *cache);
-/* What a scan has found, and what this process has added since: the scan may have seen it or not, and too much is put right by the next. */
-void ds_cache_usage_set(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes,
-			uint64_t mark);
+/* What a scan has found, and what this process has added since: the scan may have seen that or not. It is returned: so much may be
+ * counted twice, until the next scan. */
+uint64_t ds_cache_usage_set(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes,
+			    uint64_t mark);
 uint64_t ds_cache_usage_get(struct ds_cache *cache, struct ds_cache_root *root, bool look);
 void ds_cache_usage_flush(struct ds_cache *cache, struct ds_cache_root *root);
 /* Tells the other processes that there is nothing left to evict but what they have open. */
@@ -441,7 +443,8 @@ int ds_map_give_up(int map_fd, struct ds_map_header *header, uint64_t goal_bytes
 int ds_evict_scan_locked(struct ds_cache *cache, struct ds_cache_root *root);
 /* Removes what killed processes left in tmp. */
 void ds_evict_clean_tmp(struct ds_cache_root *root);
-/* Whether `bytes` fit, evicting if need be (with `yields`, only what is cold): 0 or -ENOSPC. */
+/* Whether `bytes` fit, evicting if need be (with `yields`, only what is cold): 0 or -ENOSPC. With 0 bytes nobody waits for room,
+ * and nothing goes for what the last scan may have counted twice. */
 int ds_evict_for(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes, bool yields);
 
 /* ---- cache_scan.c */

@@ -163,7 +163,7 @@ int ds_evict_scan_locked(struct ds_cache *cache, struct ds_cache_root *root)
 	cache->evict.next = 0;
 	cache->evict.listed_ns = ds_mono_ns();
 	cache->images_n = walk.n;
-	ds_cache_usage_set(cache, root, walk.allocated_bytes, mark);
+	cache->evict.doubt_bytes = ds_cache_usage_set(cache, root, walk.allocated_bytes, mark);
 	if (cache->capacity_is_default)
 		cache->capacity_bytes = (free_bytes(root, &total) + walk.allocated_bytes) / 2;
 	return 0;
@@ -361,8 +361,9 @@ static uint64_t shortage(struct ds_cache *cache, struct ds_cache_root *root, uin
 	uint64_t used = ds_cache_usage_get(cache, root, true);
 	uint64_t total, left = free_bytes(root, &total), over = 0, under = 0;
 	uint64_t floor = total / 100 * cache->free_floor_percent;
+	uint64_t doubt = bytes ? 0 : (uint64_t)cache->evict.doubt_bytes;
 
-	if (used + bytes > cache->capacity_bytes)
+	if (used + bytes > cache->capacity_bytes + doubt)
 		over = used + bytes - cache->capacity_bytes;
 	if (floor + bytes > left)
 		under = floor + bytes - left;

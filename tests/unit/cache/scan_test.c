@@ -115,6 +115,54 @@ Test(scan, what_is_added_while_the_cache_is_counted_is_not_lost)
 	ds_cache_unref(cache);
 }
 
+/* What is written before a scan looks, and counted while it looks. */
+static uint64_t counted_late_bytes;
+
+uint64_t __real_ds_cache_usage_mark(struct ds_cache *cache);
+uint64_t __wrap_ds_cache_usage_mark(struct ds_cache *cache);
+uint64_t __wrap_ds_cache_usage_mark(struct ds_cache *cache)
+{
+	uint64_t mark = __real_ds_cache_usage_mark(cache);
+	struct ds_cache_root *root;
+
+	if (counted_late_bytes) {
+		root = ds_cache_root_get(cache);
+		ds_cache_usage_add(cache, root, (int64_t)counted_late_bytes);
+		ds_cache_root_unref(root);
+	}
+	return mark;
+}
+
+Test(scan, nothing_goes_for_what_was_counted_twice)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(1), 1);
+	struct ds_cache_root *root = ds_cache_root_get(cache);
+	struct support_pack pack;
+	struct ds_image *image;
+	unsigned filled_n;
+
+	packs_init(&pack, 1, SLOTS, 100);
+	image = support_image(cache, &pack);
+	filled_n = support_fill_all(image, &pack);
+	cr_assert_eq(filled_n, DS_MIB(1) / CHUNK - 1);
+	counted_late_bytes = CHUNK;
+	pthread_mutex_lock(&cache->evict_mutex);
+	cr_assert_eq(ds_evict_scan_locked(cache, root), 0);
+	pthread_mutex_unlock(&cache->evict_mutex);
+	cr_assert_gt(ds_cache_usage_get(cache, root, true), DS_MIB(1));
+	cr_assert_eq(ds_evict_for(cache, root, 0, false), 0);
+	cr_assert_eq(support_count(image, &pack, false), filled_n);
+	/* And for what is too much. */
+	cache->capacity_bytes -= 4 * CHUNK;
+	cr_assert_eq(ds_evict_for(cache, root, 0, false), 0);
+	cr_assert_lt(support_count(image, &pack, false), filled_n - 1);
+	counted_late_bytes = 0;
+	ds_image_unref(image);
+	ds_cache_root_unref(root);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
 Test(scan, a_cyclic_scan_keeps_a_part)
 {
 	check_scan(CYCLIC, PACKS, SLOTS);
