@@ -362,13 +362,15 @@ except OSError as error:
 
 
 def signalled(box, repo, proxy):
-    """A signal that is handled ends a look-up or a listing that waits, with EINTR, whatever the handler asks for; a read goes on."""
+    """A signal that is handled ends a look-up or a listing that waits, with EINTR, whatever the handler asks for, and so does a stop; a
+    read goes on."""
     with box.mount(repo, "timeout=10m", f"cache_dir={box.path('signalled')}", CACHE, env=proxy.env) as mount:
         warm(mount)
         calls = {("stat", f"{mount.path}/many/{n:04}/050-{'name' * 20}", mode): str(errno.EINTR)
-                 for n, mode in ((171, "interrupts"), (31, "restarts"))}
+                 for n, mode in ((171, "interrupts"), (31, "restarts"), (131, "stops"))}
         calls["listdir", f"{mount.path}/many/0101", "interrupts"] = str(errno.EINTR)
         calls["read", f"{mount.path}/cold/0009", "interrupts"] = "ok"
+        calls["read", f"{mount.path}/cold/0109", "stops"] = "ok"
         for call, wanted in calls.items():
             hang(proxy)
             before = stats(mount)
@@ -376,14 +378,20 @@ def signalled(box, repo, proxy):
                                        preexec_fn=lib.die_with_parent)
             box.processes.append(process)
             wait_parked(box, mount, 1)
-            process.send_signal(signal.SIGALRM)
+            if call[2] == "stops":
+                process.send_signal(signal.SIGSTOP)
+            else:
+                process.send_signal(signal.SIGALRM)
             if wanted == "ok":
                 proxy.rules()
+            else:
+                box.wait(lambda: stats(mount)["interrupted"] > before["interrupted"], "the request to be interrupted")
+            process.send_signal(signal.SIGCONT)
             equal(process.communicate(timeout=120)[0].strip(), wanted, f"{call[0]} with a signal that {call[2]}")
             equal(stats(mount)["interrupted"] - before["interrupted"], int(wanted != "ok"), "requests that were interrupted")
             proxy.rules()
             box.wait(lambda: stats(mount)["fetch_waiting"] == 0, "the requests to end")
-    say("a handled signal: EINTR of a look-up or a listing, none of a read")
+    say("a handled signal, a stop: EINTR of a look-up or a listing, none of a read")
 
 
 def run(box, args):
