@@ -395,10 +395,11 @@ static int evict_locked(struct ds_cache *cache, struct ds_cache_root *root, uint
 	bool scanned = false;
 	int r;
 
+	/* Where nobody waits for room, nothing goes by a count that was added to since. */
 	if (ds_mono_ns() - cache->evict.listed_ns > LIST_LIFE_MS * (uint64_t)DS_NS_PER_MS ||
-	    !cache->evict.listed_ns) {
+	    !cache->evict.listed_ns || !bytes) {
 		r = ds_evict_scan_locked(cache, root);
-		scanned = true;
+		scanned = bytes > 0;
 		if (r < 0)
 			return r;
 		if (shortage(cache, root, bytes) == 0)

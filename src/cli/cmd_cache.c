@@ -90,10 +90,10 @@ static int add_image(void *ctx, const struct ds_survey_image *image)
 }
 
 /* Those of this user, as they said when they mounted: what a mount has open, only root may see. */
-static json_t *mounts_of(const char *dir)
+static void each_mount_of(const char *dir, void (*fn)(void *ctx, const struct cli_mount *mount),
+			  void *ctx)
 {
 	char *real = realpath(dir, NULL);
-	json_t *list = json_array();
 	struct cli_mounts mounts = {0};
 
 	if (real && cli_mounts_read(&mounts) == 0)
@@ -101,24 +101,36 @@ static json_t *mounts_of(const char *dir)
 			const struct cli_mount *mount = &mounts.mounts[i];
 
 			if (mount->pid && mount->cache_dir && strcmp(mount->cache_dir, real) == 0)
-				json_array_append_new(list,
-						      json_pack("{s:o, s:o, s:i}", "source",
-								cli_text_json(mount->source),
-								"mountpoint",
-								cli_text_json(mount->mountpoint),
-								"pid", (int)mount->pid));
+				fn(ctx, mount);
 		}
 	cli_mounts_release(&mounts);
 	free(real);
-	return list;
+}
+
+static void add_mount_json(void *ctx, const struct cli_mount *mount)
+{
+	json_array_append_new(ctx,
+			      json_pack("{s:o, s:o, s:i}", "source", cli_text_json(mount->source),
+					"mountpoint", cli_text_json(mount->mountpoint), "pid",
+					(int)mount->pid));
+}
+
+static void print_mount(void *ctx, const struct cli_mount *mount)
+{
+	char safe[PATH_MAX];
+
+	(void)ctx;
+	printf("used by %s on ",
+	       cli_safe(mount->source, strlen(mount->source), safe, sizeof(safe)));
+	printf("%s\n", cli_safe(mount->mountpoint, strlen(mount->mountpoint), safe, sizeof(safe)));
 }
 
 static void print_status_json(const char *dir, const struct status *status,
-			      const struct ds_cache_stats *stats, const struct statvfs *vfs,
-			      json_t *mounts)
+			      const struct ds_cache_stats *stats, const struct statvfs *vfs)
 {
-	json_t *kinds = json_array();
+	json_t *kinds = json_array(), *mounts = json_array();
 
+	each_mount_of(dir, add_mount_json, mounts);
 	for (size_t i = 0; i < KINDS_N; i++) {
 		const struct kind_row *row = &status->rows[i];
 
@@ -134,7 +146,7 @@ static void print_status_json(const char *dir, const struct status *status,
 					  (json_int_t)row->handed_out_bytes, "allocated_bytes",
 					  (json_int_t)row->allocated_bytes));
 	}
-	cli_print_json(json_pack("{s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:O}", "directory",
+	cli_print_json(json_pack("{s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "directory",
 				 cli_text_json(dir), "used_bytes",
 				 (json_int_t)status->allocated_bytes, "default_capacity_bytes",
 				 (json_int_t)stats->capacity_bytes, "file_system_bytes",
@@ -145,12 +157,9 @@ static void print_status_json(const char *dir, const struct status *status,
 }
 
 static void print_status(const char *dir, const struct status *status,
-			 const struct ds_cache_stats *stats, const struct statvfs *vfs,
-			 json_t *mounts)
+			 const struct ds_cache_stats *stats, const struct statvfs *vfs)
 {
 	char safe[PATH_MAX], a[32], b[32], c[32];
-	json_t *mount;
-	size_t i;
 
 	printf("%s: %s used, %s free on a file system of %s\n",
 	       cli_safe(dir, strlen(dir), safe, sizeof(safe)),
@@ -159,7 +168,7 @@ static void print_status(const char *dir, const struct status *status,
 	       ds_format_size(vfs->f_blocks * vfs->f_frsize, c, sizeof(c)));
 	printf("without cache_size=, a mount lets it grow to %s\n",
 	       ds_format_size(stats->capacity_bytes, a, sizeof(a)));
-	for (i = 0; i < KINDS_N; i++) {
+	for (size_t i = 0; i < KINDS_N; i++) {
 		const struct kind_row *row = &status->rows[i];
 
 		if (!row->images_n)
@@ -179,13 +188,7 @@ static void print_status(const char *dir, const struct status *status,
 		printf("damaged: %" PRIu64 " %s ('dsfs cache verify' drops %s)\n",
 		       CLI_COUNT(status->damaged_n, "image"),
 		       status->damaged_n == 1 ? "it" : "them");
-	json_array_foreach (mounts, i, mount) {
-		const char *source = json_string_value(json_object_get(mount, "source"));
-		const char *place = json_string_value(json_object_get(mount, "mountpoint"));
-
-		printf("used by %s on ", cli_safe(source, strlen(source), safe, sizeof(safe)));
-		printf("%s\n", cli_safe(place, strlen(place), safe, sizeof(safe)));
-	}
+	each_mount_of(dir, print_mount, NULL);
 }
 
 static int run_status(struct cli_call *call, struct ds_cache *cache, const char *dir)
@@ -193,7 +196,6 @@ static int run_status(struct cli_call *call, struct ds_cache *cache, const char 
 	struct status status = {0};
 	struct ds_cache_stats stats;
 	struct statvfs vfs;
-	json_t *mounts;
 	int r;
 
 	cli_progress_start(&status.progress, call);
@@ -205,12 +207,10 @@ static int run_status(struct cli_call *call, struct ds_cache *cache, const char 
 	if (r < 0)
 		return cli_fail(call, r, dir);
 	ds_cache_get_stats(cache, &stats);
-	mounts = mounts_of(dir);
 	if (call->json)
-		print_status_json(dir, &status, &stats, &vfs, mounts);
+		print_status_json(dir, &status, &stats, &vfs);
 	else
-		print_status(dir, &status, &stats, &vfs, mounts);
-	json_decref(mounts);
+		print_status(dir, &status, &stats, &vfs);
 	return cli_finish_output(call);
 }
 

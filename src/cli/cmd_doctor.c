@@ -46,6 +46,8 @@ static void say(struct doctor *doctor, enum verdict verdict, const char *what, c
 	va_start(ap, format);
 	vsnprintf(text, sizeof(text), format, ap);
 	va_end(ap);
+	/* Other users' mount points are in it, of any bytes. */
+	ds_defuse(text);
 	doctor->bad_n += verdict == BAD;
 	if (doctor->rows)
 		json_array_append_new(doctor->rows,

@@ -56,7 +56,7 @@ static void print_row(const struct cli_mount *m)
 	else if (!m->pid && m->state != CLI_MOUNT_DEAD)
 		printf(" (its version and process are not known)");
 	if (m->state == CLI_MOUNT_DEAD)
-		printf(" (dead: its process is gone)");
+		printf(" (dead: its %s)", m->pid ? "connection is cut" : "process is gone");
 	else if (m->state == CLI_MOUNT_STUCK)
 		printf(" (stuck: no answer within %u s)", CLI_MOUNT_ASK_MS / 1000);
 	else if (m->state == CLI_MOUNT_UNKNOWN)
@@ -151,7 +151,7 @@ const struct cli_command cli_command_mount = {
 		"Alone it lists your own mounts; root's lists those of all users, without their "
 		"versions and processes, which are known to their user only. A mount that does "
 		"not answer within 2 s is listed as stuck: its process is stopped, or has no "
-		"time; one whose process is gone, as dead.",
+		"time; one whose process is gone, or whose connection is cut, as dead.",
 	.examples = "  dsfs mount s3://bucket/imagenet@v2.1 /mnt/imagenet\n"
 		    "  dsfs mount /srv/datasets/imagenet /mnt/imagenet -o version=2026-03-01\n"
 		    "  mount -t dsfs s3://bucket/imagenet /mnt/imagenet -o "

@@ -17,8 +17,9 @@ const struct cli_option cli_mount_option_table[] = {
 	 "instead of REPO@VERSION",
 	 false},
 	{0, "cache_dir", "DIR",
-	 "where the cache lies (/var/cache/dsfs for root, else "
-	 "$XDG_CACHE_HOME/dsfs); it is shared by all mounts of the user; in fstab an absolute path",
+	 "where the cache lies ($DSFS_CACHE_DIR, else /var/cache/dsfs for root and "
+	 "$XDG_CACHE_HOME/dsfs for others); it is shared by all mounts of the user; in fstab an "
+	 "absolute path",
 	 false},
 	{0, "cache_size", "SIZE",
 	 "the cache's quota, such as 500G (half of what is free and of what it takes "

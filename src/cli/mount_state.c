@@ -13,10 +13,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cli/cli.h"
 #include "codec/digest.h"
 #include "util/clock.h"
 #include "util/file.h"
 #include "util/mem.h"
+#include "util/str.h"
 
 #define COPIES_SHOWN_MAX 4u
 #define STATE_MAX	 DS_KIB(64)
@@ -88,25 +90,43 @@ static bool is_locked(int fd)
 	return errno == EWOULDBLOCK;
 }
 
+/* What cli_text_json made of a path. NULL: none of it. */
+static char *path_of(const json_t *json)
+{
+	const char *text = json_string_value(json);
+	const char *hex = json_string_value(json_object_get(json, "hex"));
+	size_t len = hex ? strlen(hex) / 2 : 0;
+	char *path;
+
+	if (!hex)
+		return text ? ds_strdup(text) : NULL;
+	path = ds_calloc(len + 1, 1);
+	if (path && (strlen(hex) != 2 * len || ds_hex_decode(hex, path, len) < 0)) {
+		ds_free(path);
+		path = NULL;
+	}
+	return path;
+}
+
 void cli_mount_state_read(struct cli_mount *mount)
 {
 	_ds_cleanup_buf_ struct ds_buf buf = DS_BUF_INIT(STATE_MAX);
 	_ds_cleanup_close_ int fd = open_state(mount->mountpoint, O_RDONLY | O_NONBLOCK);
-	const char *version, *selector, *how = NULL, *cache_dir = NULL;
-	json_t *state;
+	const char *version, *selector, *how = NULL;
+	json_t *state, *cache_dir = NULL;
 	int pid;
 
 	if (fd < 0 || !is_locked(fd) || ds_file_read_fd(fd, &buf) < 0)
 		return;
 	state = json_loadb(ds_buf_str(&buf), buf.len_bytes, 0, NULL);
 	if (state &&
-	    json_unpack(state, "{s:i, s:s, s:s, s?s, s?s}", "pid", &pid, "version", &version,
+	    json_unpack(state, "{s:i, s:s, s:s, s?s, s?o}", "pid", &pid, "version", &version,
 			"selector", &selector, "how", &how, "cache_dir", &cache_dir) == 0) {
 		mount->pid = pid;
 		mount->version = ds_strdup(version);
 		mount->selector = ds_strdup(selector);
 		mount->how = how ? ds_strdup(how) : NULL;
-		mount->cache_dir = cache_dir ? ds_strdup(cache_dir) : NULL;
+		mount->cache_dir = cache_dir ? path_of(cache_dir) : NULL;
 	}
 	json_decref(state);
 }
@@ -140,9 +160,8 @@ void cli_mount_state_write(const char *mountpoint, const char *version, const ch
 	}
 	state = json_pack("{s:i, s:s, s:s, s:s*}", "pid", (int)getpid(), "version", version,
 			  "selector", selector ? selector : "", "how", how);
-	/* A path that is not UTF-8 is left out. */
 	if (state && cache_dir)
-		json_object_set_new(state, "cache_dir", json_string(cache_dir));
+		json_object_set_new(state, "cache_dir", cli_text_json(cache_dir));
 	text = state ? json_dumps(state, JSON_COMPACT) : NULL;
 	if (text && ftruncate(fd, 0) == 0 && ds_pwrite_full(fd, text, strlen(text), 0) == 0) {
 		*ret_fd = fd;

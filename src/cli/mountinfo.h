@@ -16,7 +16,7 @@
 	X(UNKNOWN, "unknown") /* not asked yet */ \
 	X(ANSWERS, "answers")                     \
 	X(STUCK, "stuck")                         \
-	X(DEAD, "dead") /* its process is gone */
+	X(DEAD, "dead") /* its process is gone, or its connection is cut */
 
 enum cli_mount_state {
 #define CLI_X(name, text) CLI_MOUNT_##name,

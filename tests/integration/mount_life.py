@@ -335,13 +335,20 @@ def no_text(box, repo):
 
     cache, place = odd("cache"), odd("place")
     os.mkdir(place)
-    with box.mount(repo, f"cache_dir={cache}"):
-        equal(box.json("cache", "status", "--cache-dir", cache)["directory"], as_json(cache), "the cache directory")
+    with box.mount(repo, f"cache_dir={cache}") as mount:
+        told = box.json("cache", "status", "--cache-dir", cache)
+        equal(told["directory"], as_json(cache), "the cache directory")
+        equal([other["mountpoint"] for other in told["mounts"]], [mount.path], "those that use it")
     box.dsfs("mount", repo, place, "-o", f"cache_dir={box.cache}")
     row = next((row for row in box.json("mount") if row["mountpoint"] == as_json(place)), None)
     check(row and row["pid"] and row["version"], f"the list says: {row}")
     found = [other["mountpoint"] for other in box.json("cache", "status", "--cache-dir", box.cache)["mounts"]]
     equal(found.count(as_json(place)), 1, "in the list of those that use the cache")
+    for command in ["cache", "status", "--cache-dir", box.cache], ["doctor"]:
+        text = os.fsdecode(box.dsfs(*command, status=None).out)
+        check("place-" in text and not any("\udc80" <= c <= "\udcff" for c in text), f"{command} says: {text!r}")
+    rows = [row["text"] for row in box.json("doctor", status=None) if row["what"] == "mount"]
+    check(any("place-" in row for row in rows), f"doctor --json says: {rows}")
     box.dsfs("umount", place)
     check(not lib.is_alive(row["pid"]), f"process {row['pid']} lives after umount")
     say("paths that are not UTF-8: known and listed")

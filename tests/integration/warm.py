@@ -118,7 +118,7 @@ def check_too_small(box, repo, proxy):
     with box.mount(repo, f"cache_dir={box.path('small')}", "cache_size=30M", "warm", env=proxy.env) as mount:
         box.wait(lambda: not stats(mount)["warm_running"], "the warming to end")
         equal(stats(mount)["warm_incomplete"], 1, "warm_incomplete")
-        check("cache_size=" in mount.log_text(), mount.log_text())
+        box.wait(lambda: "cache_size=" in mount.log_text(), "the line in the log")
 
 
 def check_names_too_large(box, rng, proxy, store):
@@ -227,7 +227,7 @@ def check_mount(box, repo, proxy, wanted):
         equal(found["warm_bytes_here"] + found["warm_bytes_fetched"], found["warm_bytes_wanted"], "bytes")
         equal((found["warm_incomplete"], found["warm_files_failed"]), (0, 0), "what is missing")
         for text in f"warming {len(names)} files", f"warmed {len(names)} files":
-            check(text in mount.log_text(), f"{text!r} is not in the log")
+            box.wait(lambda text=text: text in mount.log_text(), f"{text!r} in the log")
         before = found["fetch_gets"]
         for name in names:
             with open(f"{mount.path}/{name}", "rb") as file:
@@ -258,7 +258,7 @@ def check_mount(box, repo, proxy, wanted):
     with box.mount(repo, f"cache_dir={box.path('hung')}", "warm", "timeout=2s", env=proxy.env) as mount:
         box.wait(lambda: not stats(mount)["warm_running"], "the warming to be given up")
         equal(stats(mount)["warm_incomplete"], 1, "warm_incomplete")
-        check("warming ended" in mount.log_text(), mount.log_text())
+        box.wait(lambda: "warming ended" in mount.log_text(), "the line in the log")
     proxy.rules()
 
 

@@ -152,11 +152,25 @@ Test(scan, nothing_goes_for_what_was_counted_twice)
 	cr_assert_gt(ds_cache_usage_get(cache, root, true), DS_MIB(1));
 	cr_assert_eq(ds_evict_for(cache, root, 0, false), 0);
 	cr_assert_eq(support_count(image, &pack, false), filled_n);
+	/* Nor of a closed image for what is counted behind the scan. */
+	counted_late_bytes = 0;
+	ds_image_unref(image);
+	ds_cache_root_unref(root);
+	ds_cache_unref(cache);
+	cache = support_open(support_path("c"), DS_MIB(1), 1);
+	root = ds_cache_root_get(cache);
+	pthread_mutex_lock(&cache->evict_mutex);
+	cr_assert_eq(ds_evict_scan_locked(cache, root), 0);
+	pthread_mutex_unlock(&cache->evict_mutex);
+	ds_cache_usage_add(cache, root, CHUNK);
+	cr_assert_gt(ds_cache_usage_get(cache, root, true), DS_MIB(1));
+	cr_assert_eq(ds_evict_for(cache, root, 0, false), 0);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_count(image, &pack, false), filled_n);
 	/* And for what is too much. */
 	cache->capacity_bytes -= 4 * CHUNK;
 	cr_assert_eq(ds_evict_for(cache, root, 0, false), 0);
 	cr_assert_lt(support_count(image, &pack, false), filled_n - 1);
-	counted_late_bytes = 0;
 	ds_image_unref(image);
 	ds_cache_root_unref(root);
 	ds_cache_unref(cache);
