@@ -336,7 +336,12 @@ static int evict_one(struct ds_cache *cache, struct ds_cache_root *root,
 	struct ds_image *image = ds_image_pin(cache, &candidate->name);
 	int r = -EBUSY;
 
-	if (image) {
+	/* The list of files that this process serves: what is in the kernel's memory is not read here for long, and to fetch it again costs
+	 * more data their place than it takes. */
+	if (image && before_ms != UINT64_MAX && !image->layout.yields) {
+		r = -ESTALE;
+		ds_image_unpin(image);
+	} else if (image) {
 		/* Busy: it is just being opened; perhaps by who waits for us to make room. */
 		if ((own_too || !atomic_load(&image->disk)) &&
 		    pthread_mutex_trylock(&image->mutex) == 0) {
@@ -391,7 +396,9 @@ static int evict_listed(struct ds_cache *cache, struct ds_cache_root *root, uint
 static int evict_locked(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes,
 			uint64_t before_ms, bool *ret_busy)
 {
-	uint64_t slack = DS_MIN(cache->capacity_bytes / SLACK_OF_CAPACITY, SLACK_BYTES_MAX);
+	/* None where nobody waits for room: fills side by side go a little over the quota, and each time that much would go. */
+	uint64_t slack =
+		bytes ? DS_MIN(cache->capacity_bytes / SLACK_OF_CAPACITY, SLACK_BYTES_MAX) : 0;
 	bool scanned = false;
 	int r;
 

@@ -323,6 +323,54 @@ Test(scan, who_turns_to_other_data_gets_the_cache_for_them)
 	packs_release(others, 1);
 }
 
+/* Fills side by side each find room for themselves alone. */
+Test(scan, for_a_byte_too_much_little_goes)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(16), 1);
+	struct ds_cache_root *root = ds_cache_root_get(cache);
+	struct support_pack pack;
+	struct ds_image *image;
+	unsigned left_n;
+
+	packs_init(&pack, 1, 200, 100);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), 200);
+	pthread_mutex_lock(&cache->evict_mutex);
+	cr_assert_eq(ds_evict_scan_locked(cache, root), 0);
+	pthread_mutex_unlock(&cache->evict_mutex);
+	cache->capacity_bytes = ds_cache_usage_get(cache, root, true) - 1;
+	cr_assert_eq(ds_evict_for(cache, root, 0, false), 0);
+	left_n = support_count(image, &pack, false);
+	cr_assert(left_n >= 198 && left_n < 200, "%u are left", left_n);
+	ds_image_unref(image);
+	ds_cache_root_unref(root);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+/* As a version's list of files, which the kernel asks for seldom. */
+Test(scan, what_does_not_yield_is_not_cold_to_data_of_the_same_process)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DATA_BYTES / 4, 1);
+	struct support_pack packs[PACKS], list;
+	uint64_t deadline;
+	struct ds_image *image;
+
+	support_pack_init(&list, 500, 2, CHUNK, true);
+	packs_init(packs, PACKS, SLOTS, 100);
+	image = support_image(cache, &list);
+	cr_assert_eq(support_fill_all(image, &list), 2);
+	cache->scan.protect_min_ms = 300;
+	deadline = ds_deadline_in_ms(2000);
+	for (uint64_t i = 0; ds_mono_ns() < deadline; i++)
+		epoch(cache, packs, PACKS, CYCLIC, i);
+	cr_assert_eq(support_count(image, &list, false), 2);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	packs_release(packs, PACKS);
+	support_pack_release(&list);
+}
+
 /* Half of each image: its other half goes. */
 Test(scan, the_cold_parts_of_an_image_go_while_others_stay)
 {
