@@ -383,6 +383,8 @@ struct ds_image_disk *ds_image_disk_unref(struct ds_image_disk *disk);
 void ds_image_disk_unmap(struct ds_image_disk *disk);
 /* What was lent is no longer counted as memory of this process; it stays in the page cache. image->mutex held, or in the gate. */
 void ds_image_disk_forget_lent(struct ds_image_disk *disk);
+/* Stamps ahead of the clock, which was put back since, become stamps of now. image->mutex held. */
+void ds_image_disk_pull_back(struct ds_image_disk *disk);
 /* Writes the stamps of last use into the map, and learns those of other processes. image->mutex held. */
 void ds_image_disk_flush(struct ds_image_disk *disk);
 /* The first byte from `off` on that is not zero, or is not there; `end`: none before it. Reads only what the file system does not call a
@@ -407,6 +409,8 @@ int ds_map_lock_soon(int fd, short type, uint64_t off);
 #define DS_MAP_LOCK_CLAIM 1u
 #define DS_MAP_LOCK_SLOT  (UINT64_C(1) << 40)
 
+/* A stamp ahead of the clock, which was put back since, says nothing: it comes as one of long ago, or what has it would be the last to go
+ * until the clock has caught up. */
 int ds_map_read_header(int map_fd, struct ds_map_header *ret_header);
 /* First opener in this boot, with the exclusive lock: no slot is trusted, claims that are not present or make no sense are dropped. */
 int ds_map_new_boot(int map_fd, const struct ds_image_layout *layout,

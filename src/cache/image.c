@@ -363,10 +363,9 @@ static void keep_one(struct ds_image *image, uint64_t idle_ms)
 		return;
 	disk = atomic_load(&image->disk); /* stays, the mutex is ours */
 	if (disk) {
+		ds_image_disk_pull_back(disk);
 		if (atomic_load(&disk->is_stamped))
-			/* It is ahead of us where the clock was put back. */
-			ds_scan_reads(&image->cache->scan,
-				      DS_MIN((uint64_t)disk->used_ms, ds_cache_now_ms()));
+			ds_scan_reads(&image->cache->scan, disk->used_ms);
 		ds_image_disk_flush(disk);
 		ds_image_disk_forget_lent(disk);
 		if (!ds_image_disk_is_sound(disk))

@@ -487,6 +487,19 @@ int ds_image_find_byte(int fd, uint64_t off, uint64_t end, uint64_t *ret_off)
 	return 0;
 }
 
+void ds_image_disk_pull_back(struct ds_image_disk *disk)
+{
+	uint64_t now = ds_cache_now_ms();
+
+	if (disk->used_ms <= now)
+		return;
+	disk->used_ms = now;
+	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
+		if (disk->segment_used_ms[i] > now)
+			disk->segment_used_ms[i] = now;
+	disk->is_stamped = true;
+}
+
 void ds_image_disk_flush(struct ds_image_disk *disk)
 {
 	struct ds_map_header header;

@@ -28,6 +28,8 @@ _Static_assert(sizeof(struct ds_map_header) <= DS_MAP_HEADER_LEN, "the header fi
 #define BLOCK_SLOTS	 1024u /* slots that are looked at in one piece */
 #define CLAIM_AGAIN_MS	 1000u
 #define CLAIM_BRIEFLY_MS 20u
+#define AHEAD_MS	 60000u /* by so much a stamp may be ahead of the clock */
+#define LONG_AGO_MS	 1u	/* 0 stands for no use at all */
 
 int ds_map_lock(int fd, short type, uint64_t off)
 {
@@ -70,7 +72,17 @@ static int read_exactly(int fd, void *ret_data, size_t len_bytes, uint64_t off)
 
 int ds_map_read_header(int map_fd, struct ds_map_header *ret_header)
 {
-	return read_exactly(map_fd, ret_header, sizeof(*ret_header), 0);
+	int r = read_exactly(map_fd, ret_header, sizeof(*ret_header), 0);
+	uint64_t latest_ms = ds_cache_now_ms() + AHEAD_MS;
+
+	if (r < 0)
+		return r;
+	if (ret_header->used_ms > latest_ms)
+		ret_header->used_ms = LONG_AGO_MS;
+	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
+		if (ret_header->segment_used_ms[i] > latest_ms)
+			ret_header->segment_used_ms[i] = LONG_AGO_MS;
+	return 0;
 }
 
 /* ---- bitmap of claims */

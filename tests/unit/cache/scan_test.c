@@ -20,6 +20,7 @@ TestSuite(scan, .fini = support_clean, .timeout = 120);
 #define SLOTS	   32u
 #define CHUNK	   DS_KIB(64)
 #define DATA_BYTES ((uint64_t)PACKS * SLOTS * CHUNK)
+#define HOUR	   UINT64_C(3600000)
 /* Their maps, and what is less than a chunk at the end. */
 #define ALLOWANCE 4u
 
@@ -467,9 +468,68 @@ Test(scan, what_the_kernel_reads_is_used)
 	support_pack_release(&pack);
 }
 
-/* ---- the markers, by a clock of their own */
+/* By so much the clock is put back later on. */
+static uint64_t ahead_ms;
 
-#define HOUR UINT64_C(3600000)
+uint64_t __real_ds_cache_now_ms(void);
+uint64_t __wrap_ds_cache_now_ms(void);
+uint64_t __wrap_ds_cache_now_ms(void)
+{
+	return __real_ds_cache_now_ms() + ahead_ms;
+}
+
+/* Another process that needs the room would wait until the clock has caught up. */
+Test(scan, an_image_is_let_go_of_when_the_clock_was_put_back)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DATA_BYTES, 1);
+	struct ds_map_header header;
+	struct support_pack pack;
+	struct ds_image *image;
+
+	packs_init(&pack, 1, SLOTS, 100);
+	ahead_ms = HOUR;
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), SLOTS);
+	ahead_ms = 0;
+	ds_image_keep(cache, 400);
+	cr_assert(atomic_load(&image->disk), "it may have been used just now");
+	ds_sleep_ms(600);
+	ds_image_keep(cache, 400);
+	cr_assert(!atomic_load(&image->disk));
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	read_header(&header);
+	cr_assert_leq(header.used_ms, ds_cache_now_ms());
+	cr_assert_gt(header.used_ms, ds_cache_now_ms() - HOUR);
+	support_pack_release(&pack);
+}
+
+/* Its process died before it could set the stamps right. */
+Test(scan, what_was_used_later_than_now_goes_first)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DATA_BYTES, 1);
+	struct support_pack packs[2];
+	struct ds_image *image;
+
+	packs_init(packs, 2, SLOTS, 100);
+	for (unsigned i = 0; i < 2; i++) {
+		ahead_ms = i == 0 ? HOUR : 0;
+		image = support_image(cache, &packs[i]);
+		cr_assert_eq(support_fill_all(image, &packs[i]), SLOTS);
+		ds_image_flush(image);
+		ds_image_unref(image);
+		ds_cache_unref(cache);
+		cache = support_open(support_path("c"), DATA_BYTES, 1);
+	}
+	cr_assert_eq(ds_cache_make_room(cache, DATA_BYTES - SLOTS * 3 / 2 * CHUNK), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		image = support_image(cache, &packs[i]);
+		cr_assert_eq(support_count(image, &packs[i], false) == SLOTS, i == 1, "%u", i);
+		ds_image_unref(image);
+	}
+	ds_cache_unref(cache);
+	packs_release(packs, 2);
+}
 
 struct clocked {
 	struct ds_cache_scan scan;
