@@ -421,7 +421,7 @@ static void keep(struct ds_cache *cache)
 	}
 	pthread_mutex_unlock(&cache->evict_mutex);
 	/* Others fill the disk too. */
-	ds_evict_for(cache, root, 0, false);
+	ds_evict_keep(cache, root);
 	ds_cache_root_unref(root);
 }
 

@@ -248,6 +248,7 @@ struct ds_cache {
 		uint64_t no_room_until_ns;
 		_Atomic uint64_t no_cold_until_ns;
 		uint64_t scanned_ns;
+		uint64_t keep_again_ns;	      /* the keeper's own */
 		_Atomic uint64_t doubt_bytes; /* what the last scan may have counted twice */
 	} evict;
 
@@ -450,6 +451,9 @@ void ds_evict_clean_tmp(struct ds_cache_root *root);
 /* Whether `bytes` fit, evicting if need be (with `yields`, only what is cold): 0 or -ENOSPC. With 0 bytes nobody waits for room,
  * and nothing goes for what the last scan may have counted twice. */
 int ds_evict_for(struct ds_cache *cache, struct ds_cache_root *root, uint64_t bytes, bool yields);
+/* For one thread, every few seconds: brings the cache back to its quota. Walking all images for it takes a fiftieth of the time at most,
+ * unless that would be less often than every 10 s. */
+void ds_evict_keep(struct ds_cache *cache, struct ds_cache_root *root);
 
 /* ---- cache_scan.c */
 

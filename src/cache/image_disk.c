@@ -502,18 +502,20 @@ void ds_image_disk_pull_back(struct ds_image_disk *disk)
 
 void ds_image_disk_flush(struct ds_image_disk *disk)
 {
+	uint64_t now = ds_cache_now_ms();
 	struct ds_map_header header;
 
 	/* Before they are read: a later one is for the next time. */
 	if (!atomic_exchange(&disk->is_stamped, false))
 		return;
-	/* Others use it too: what they have written stays, unless ours is later. */
+	/* Others use it too: what they have written stays, unless ours is later, or it is ahead of the clock. */
 	if (ds_map_read_header(disk->map_fd, &header) < 0)
 		return;
-	header.used_ms = DS_MAX((uint64_t)disk->used_ms, header.used_ms);
+	header.used_ms = DS_MAX((uint64_t)disk->used_ms, DS_MIN(header.used_ms, now));
 	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++) {
 		uint64_t ours = disk->segment_used_ms[i];
 
+		header.segment_used_ms[i] = DS_MIN(header.segment_used_ms[i], now);
 		if (ours < header.segment_used_ms[i])
 			/* Not over a use that was noted just now. */
 			atomic_compare_exchange_strong(&disk->segment_used_ms[i], &ours,

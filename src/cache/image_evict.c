@@ -38,6 +38,8 @@
 #define TMP_NEW_LIFE_S	  600 /* an image that is being made is not older than this */
 #define SLACK_BYTES_MAX	  DS_MIB(256)
 #define SLACK_OF_CAPACITY 32u /* 1/32 more than needed is evicted, so that it is worth the walk */
+#define LIST_OF_CAPACITY  4u  /* a list of files may keep 1/4 of the cache from data */
+#define PUNCH_BYTES_MIN	  DS_KIB(64)
 
 /* ---- the walk */
 
@@ -229,6 +231,8 @@ static uint64_t punch_some(struct victim *victim, uint64_t goal_bytes, uint64_t 
 	    (uint64_t)victim->map.st_size != ds_map_len(header.slots_n) ||
 	    (uint64_t)victim->data.st_size != header.size_bytes)
 		return 0;
+	/* Of a few small chunks no whole block may become free. */
+	goal_bytes = DS_MAX(goal_bytes, PUNCH_BYTES_MIN);
 	if (ds_map_give_up(victim->map_fd, &header, goal_bytes, before_ms, punch, victim) < 0 ||
 	    fstat(victim->data_fd, &after) < 0 || after.st_blocks >= victim->data.st_blocks)
 		return 0;
@@ -329,6 +333,15 @@ static int evict_files(struct ds_cache *cache, struct ds_cache_root *root,
 	return 0;
 }
 
+/* The list of files that this process serves: what is in the kernel's memory is not read here for long, and to fetch it again costs
+ * more data their place than it takes. Unless it leaves them hardly any. */
+static bool is_own_list(const struct ds_cache *cache, const struct ds_image *image,
+			const struct ds_evict_candidate *candidate)
+{
+	return !image->layout.yields &&
+	       candidate->allocated_bytes <= cache->capacity_bytes / LIST_OF_CAPACITY;
+}
+
 static int evict_one(struct ds_cache *cache, struct ds_cache_root *root,
 		     const struct ds_evict_candidate *candidate, uint64_t goal_bytes,
 		     uint64_t before_ms, bool own_too)
@@ -336,9 +349,7 @@ static int evict_one(struct ds_cache *cache, struct ds_cache_root *root,
 	struct ds_image *image = ds_image_pin(cache, &candidate->name);
 	int r = -EBUSY;
 
-	/* The list of files that this process serves: what is in the kernel's memory is not read here for long, and to fetch it again costs
-	 * more data their place than it takes. */
-	if (image && before_ms != UINT64_MAX && !image->layout.yields) {
+	if (image && before_ms != UINT64_MAX && is_own_list(cache, image, candidate)) {
 		r = -ESTALE;
 		ds_image_unpin(image);
 	} else if (image) {
@@ -369,7 +380,7 @@ static uint64_t shortage(struct ds_cache *cache, struct ds_cache_root *root, uin
 	uint64_t doubt = bytes ? 0 : (uint64_t)cache->evict.doubt_bytes;
 
 	if (used + bytes > cache->capacity_bytes + doubt)
-		over = used + bytes - cache->capacity_bytes;
+		over = used + bytes - cache->capacity_bytes - doubt;
 	if (floor + bytes > left)
 		under = floor + bytes - left;
 	return DS_MAX(over, under);
@@ -497,6 +508,16 @@ int ds_evict_for(struct ds_cache *cache, struct ds_cache_root *root, uint64_t by
 			   : evict_any_locked(cache, root, bytes);
 	pthread_mutex_unlock(&cache->evict_mutex);
 	return r;
+}
+
+void ds_evict_keep(struct ds_cache *cache, struct ds_cache_root *root)
+{
+	uint64_t started_ns = ds_mono_ns();
+
+	if (started_ns < cache->evict.keep_again_ns)
+		return;
+	ds_evict_for(cache, root, 0, false);
+	cache->evict.keep_again_ns = ds_mono_ns() + pause_after_ns(started_ns, 0);
 }
 
 int ds_cache_make_room(struct ds_cache *cache, uint64_t bytes)

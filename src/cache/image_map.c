@@ -28,8 +28,9 @@ _Static_assert(sizeof(struct ds_map_header) <= DS_MAP_HEADER_LEN, "the header fi
 #define BLOCK_SLOTS	 1024u /* slots that are looked at in one piece */
 #define CLAIM_AGAIN_MS	 1000u
 #define CLAIM_BRIEFLY_MS 20u
-#define AHEAD_MS	 60000u /* by so much a stamp may be ahead of the clock */
-#define LONG_AGO_MS	 1u	/* 0 stands for no use at all */
+#define AHEAD_MS \
+	86400000u /* a stamp is no further ahead, unless the clock was wrong; more than a wrong zone */
+#define LONG_AGO_MS 1u /* 0 stands for no use at all */
 
 int ds_map_lock(int fd, short type, uint64_t off)
 {

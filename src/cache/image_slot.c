@@ -29,13 +29,13 @@ void ds_image_disk_touch(struct ds_image_disk *disk, uint64_t raw_off)
 	uint64_t now = ds_cache_now_ms();
 	_Atomic uint64_t *stamp = &disk->segment_used_ms[raw_off / disk->segment_bytes];
 
-	/* Seldom written, so that readers do not fight for the line. */
-	if (now >= atomic_load_explicit(stamp, memory_order_relaxed) + STAMP_MS) {
-		atomic_store_explicit(stamp, now, memory_order_relaxed);
-		atomic_store_explicit(&disk->is_stamped, true, memory_order_release);
-	}
+	/* Seldom written, so that readers do not fight for the line. The image's first: who finds any stamp goes by it. */
 	if (now >= atomic_load_explicit(&disk->used_ms, memory_order_relaxed) + STAMP_MS) {
 		atomic_store_explicit(&disk->used_ms, now, memory_order_relaxed);
+		atomic_store_explicit(&disk->is_stamped, true, memory_order_release);
+	}
+	if (now >= atomic_load_explicit(stamp, memory_order_relaxed) + STAMP_MS) {
+		atomic_store_explicit(stamp, now, memory_order_relaxed);
 		atomic_store_explicit(&disk->is_stamped, true, memory_order_release);
 	}
 }

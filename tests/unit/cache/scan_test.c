@@ -2,7 +2,7 @@
  * Readers of more than the cache holds: a part stays, in whatever order they read; and who reads something else gets the cache.
  */
 #include <criterion/criterion.h>
-#include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -23,6 +23,13 @@ TestSuite(scan, .fini = support_clean, .timeout = 120);
 #define HOUR	   UINT64_C(3600000)
 /* Their maps, and what is less than a chunk at the end. */
 #define ALLOWANCE 4u
+
+/* What goes is to be seen, and goes when a test says so. */
+void __wrap_ds_cache_start_keeper(struct ds_cache *cache);
+void __wrap_ds_cache_start_keeper(struct ds_cache *cache)
+{
+	(void)cache;
+}
 
 enum order { CYCLIC, SHUFFLED };
 
@@ -118,6 +125,7 @@ Test(scan, what_is_added_while_the_cache_is_counted_is_not_lost)
 
 /* What is written before a scan looks, and counted while it looks. */
 static uint64_t counted_late_bytes;
+static unsigned walks_n, walk_takes_ms;
 
 uint64_t __real_ds_cache_usage_mark(struct ds_cache *cache);
 uint64_t __wrap_ds_cache_usage_mark(struct ds_cache *cache);
@@ -126,6 +134,8 @@ uint64_t __wrap_ds_cache_usage_mark(struct ds_cache *cache)
 	uint64_t mark = __real_ds_cache_usage_mark(cache);
 	struct ds_cache_root *root;
 
+	walks_n++;
+	ds_sleep_ms(walk_takes_ms);
 	if (counted_late_bytes) {
 		root = ds_cache_root_get(cache);
 		ds_cache_usage_add(cache, root, (int64_t)counted_late_bytes);
@@ -168,10 +178,13 @@ Test(scan, nothing_goes_for_what_was_counted_twice)
 	cr_assert_eq(ds_evict_for(cache, root, 0, false), 0);
 	image = support_image(cache, &pack);
 	cr_assert_eq(support_count(image, &pack, false), filled_n);
-	/* And for what is too much. */
+	/* And no more than what is too much. */
+	counted_late_bytes = 16 * CHUNK;
 	cache->capacity_bytes -= 4 * CHUNK;
 	cr_assert_eq(ds_evict_for(cache, root, 0, false), 0);
-	cr_assert_lt(support_count(image, &pack, false), filled_n - 1);
+	counted_late_bytes = 0;
+	cr_assert_lt(support_count(image, &pack, false), filled_n);
+	cr_assert_geq(support_count(image, &pack, false), filled_n - 6);
 	ds_image_unref(image);
 	ds_cache_root_unref(root);
 	ds_cache_unref(cache);
@@ -349,27 +362,107 @@ Test(scan, for_a_byte_too_much_little_goes)
 	support_pack_release(&pack);
 }
 
-/* As a version's list of files, which the kernel asks for seldom. */
-Test(scan, what_does_not_yield_is_not_cold_to_data_of_the_same_process)
+/* A punched part of a block frees nothing. */
+Test(scan, for_a_byte_too_much_little_goes_of_small_chunks)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(16), 1);
+	struct ds_cache_root *root = ds_cache_root_get(cache);
+	struct support_pack pack;
+	struct ds_image *image;
+	unsigned filled_n = 0;
+
+	support_pack_init(&pack, 100, 4000, 5000, true);
+	pack.layout.yields = true;
+	image = support_image(cache, &pack);
+	/* One in each part that goes by itself. */
+	for (uint32_t i = 17; i < 4000; i += 17)
+		filled_n += support_fill(image, &pack, i) == 0;
+	cr_assert_gt(filled_n, 200);
+	pthread_mutex_lock(&cache->evict_mutex);
+	cr_assert_eq(ds_evict_scan_locked(cache, root), 0);
+	pthread_mutex_unlock(&cache->evict_mutex);
+	cache->capacity_bytes = ds_cache_usage_get(cache, root, true) - 1;
+	cr_assert_eq(ds_evict_for(cache, root, 0, false), 0);
+	cr_assert_lt(support_count(image, &pack, false), filled_n);
+	cr_assert_gt(support_count(image, &pack, false), filled_n - 20);
+	ds_image_unref(image);
+	ds_cache_root_unref(root);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+/* What the walk costs is bounded where it is needed at each look. */
+Test(scan, the_keeper_does_not_walk_all_the_time)
+{
+	struct ds_cache *cache = support_open(support_path("c"), DS_MIB(16), 1);
+	struct ds_cache_root *root = ds_cache_root_get(cache);
+	struct support_pack pack;
+	struct ds_image *image;
+	uint64_t started_ns;
+
+	packs_init(&pack, 1, 200, 100);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), 200);
+	walk_takes_ms = 40;
+	cache->capacity_bytes = ds_cache_usage_get(cache, root, true) - 1;
+	started_ns = ds_mono_ns();
+	ds_evict_keep(cache, root);
+	cr_assert_gt(walks_n, 0);
+	cr_assert_leq(ds_cache_usage_get(cache, root, true), cache->capacity_bytes);
+	cr_assert_geq(cache->evict.keep_again_ns, started_ns + 50 * 40 * DS_NS_PER_MS);
+	cache->capacity_bytes = ds_cache_usage_get(cache, root, true) - 1;
+	cache->evict.keep_again_ns = ds_deadline_in_ms(HOUR);
+	walks_n = 0;
+	ds_evict_keep(cache, root);
+	cr_assert_eq(walks_n, 0);
+	cache->evict.keep_again_ns = 0;
+	ds_evict_keep(cache, root);
+	cr_assert_gt(walks_n, 0);
+	cr_assert_leq(ds_cache_usage_get(cache, root, true), cache->capacity_bytes);
+	ds_image_unref(image);
+	ds_cache_root_unref(root);
+	ds_cache_unref(cache);
+	support_pack_release(&pack);
+}
+
+/* How much of a list of so many chunks is there after some time of epochs of more data than the cache holds; or as soon as one of them
+ * hits so often. */
+static unsigned left_of_list(uint32_t chunks_n, uint64_t time_ms, unsigned enough_n)
 {
 	struct ds_cache *cache = support_open(support_path("c"), DATA_BYTES / 4, 1);
 	struct support_pack packs[PACKS], list;
 	uint64_t deadline;
 	struct ds_image *image;
+	unsigned hits_n = 0, left_n;
 
-	support_pack_init(&list, 500, 2, CHUNK, true);
+	support_pack_init(&list, 500, chunks_n, CHUNK, true);
 	packs_init(packs, PACKS, SLOTS, 100);
 	image = support_image(cache, &list);
-	cr_assert_eq(support_fill_all(image, &list), 2);
+	cr_assert_eq(support_fill_all(image, &list), chunks_n);
 	cache->scan.protect_min_ms = 300;
-	deadline = ds_deadline_in_ms(2000);
-	for (uint64_t i = 0; ds_mono_ns() < deadline; i++)
-		epoch(cache, packs, PACKS, CYCLIC, i);
-	cr_assert_eq(support_count(image, &list, false), 2);
+	deadline = ds_deadline_in_ms(time_ms);
+	for (uint64_t i = 0; ds_mono_ns() < deadline && hits_n < enough_n; i++)
+		hits_n = epoch(cache, packs, PACKS, CYCLIC, i);
+	left_n = support_count(image, &list, false);
 	ds_image_unref(image);
 	ds_cache_unref(cache);
 	packs_release(packs, PACKS);
 	support_pack_release(&list);
+	return left_n;
+}
+
+/* As a version's list of files, which the kernel asks for seldom. */
+Test(scan, what_does_not_yield_is_not_cold_to_data_of_the_same_process)
+{
+	cr_assert_eq(left_of_list(2, 2000, UINT_MAX), 2);
+}
+
+/* Else a list that fills the cache, after one listing of all, would leave no room for data until the mount ends. */
+Test(scan, a_list_that_is_not_read_leaves_room)
+{
+	uint32_t most = PACKS * SLOTS / 4 - 2;
+
+	cr_assert_leq(left_of_list(most, 60000, most / 2), most / 2);
 }
 
 /* Half of each image: its other half goes. */
@@ -404,132 +497,7 @@ Test(scan, the_cold_parts_of_an_image_go_while_others_stay)
 	support_pack_release(&pack);
 }
 
-static void read_header(struct ds_map_header *ret_header)
-{
-	int dir_fd, fd;
-
-	cr_assert_eq(support_images(support_path("c"), 0, &dir_fd), 1);
-	fd = openat(dir_fd, "map", O_RDONLY | O_CLOEXEC);
-	cr_assert_eq(ds_map_read_header(fd, ret_header), 0);
-	close(fd);
-	close(dir_fd);
-}
-
-/* The stamp of the image is some time old before it is set again; a part's first one is not to wait for that. */
-Test(scan, what_is_filled_as_soon_as_the_image_is_made_is_used)
-{
-	struct ds_cache *cache = support_open(support_path("c"), DATA_BYTES, 1);
-	struct ds_map_header header;
-	struct support_pack pack;
-	struct ds_image *image;
-	unsigned stamped_n = 0;
-
-	packs_init(&pack, 1, SLOTS, 100);
-	image = support_image(cache, &pack);
-	cr_assert_eq(support_fill(image, &pack, 0), 0);
-	cr_assert_eq(support_fill(image, &pack, SLOTS - 1), 0);
-	ds_image_unref(image);
-	ds_cache_unref(cache);
-	read_header(&header);
-	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
-		stamped_n += header.segment_used_ms[i] > 0;
-	cr_assert_eq(stamped_n, 2);
-	support_pack_release(&pack);
-}
-
-/* Its reads do not come here: being handed out counts as one of all of it. */
-Test(scan, what_the_kernel_reads_is_used)
-{
-	struct ds_cache *cache = support_open(support_path("c"), DATA_BYTES, 1);
-	struct ds_image_backing backing;
-	struct ds_map_header header;
-	struct support_pack pack;
-	struct ds_image *image;
-	uint64_t before;
-	int fd, hold_fd;
-
-	packs_init(&pack, 1, SLOTS, 100);
-	image = support_image(cache, &pack);
-	cr_assert_eq(support_fill_all(image, &pack), SLOTS);
-	ds_sleep_ms(200);
-	before = ds_cache_now_ms();
-	cr_assert_lt(ds_image_used_ms(image), before);
-	cr_assert_eq(ds_image_backing_begin(image, true, &backing), 0);
-	cr_assert_eq(ds_image_backing_take(&backing, &fd, &hold_fd), 0);
-	ds_image_backing_end(&backing);
-	close(fd);
-	close(hold_fd);
-	ds_image_unref(image);
-	ds_cache_unref(cache);
-	read_header(&header);
-	cr_assert_geq(header.used_ms, before);
-	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
-		cr_assert(!header.segment_used_ms[i] || header.segment_used_ms[i] >= before);
-	support_pack_release(&pack);
-}
-
-/* By so much the clock is put back later on. */
-static uint64_t ahead_ms;
-
-uint64_t __real_ds_cache_now_ms(void);
-uint64_t __wrap_ds_cache_now_ms(void);
-uint64_t __wrap_ds_cache_now_ms(void)
-{
-	return __real_ds_cache_now_ms() + ahead_ms;
-}
-
-/* Another process that needs the room would wait until the clock has caught up. */
-Test(scan, an_image_is_let_go_of_when_the_clock_was_put_back)
-{
-	struct ds_cache *cache = support_open(support_path("c"), DATA_BYTES, 1);
-	struct ds_map_header header;
-	struct support_pack pack;
-	struct ds_image *image;
-
-	packs_init(&pack, 1, SLOTS, 100);
-	ahead_ms = HOUR;
-	image = support_image(cache, &pack);
-	cr_assert_eq(support_fill_all(image, &pack), SLOTS);
-	ahead_ms = 0;
-	ds_image_keep(cache, 400);
-	cr_assert(atomic_load(&image->disk), "it may have been used just now");
-	ds_sleep_ms(600);
-	ds_image_keep(cache, 400);
-	cr_assert(!atomic_load(&image->disk));
-	ds_image_unref(image);
-	ds_cache_unref(cache);
-	read_header(&header);
-	cr_assert_leq(header.used_ms, ds_cache_now_ms());
-	cr_assert_gt(header.used_ms, ds_cache_now_ms() - HOUR);
-	support_pack_release(&pack);
-}
-
-/* Its process died before it could set the stamps right. */
-Test(scan, what_was_used_later_than_now_goes_first)
-{
-	struct ds_cache *cache = support_open(support_path("c"), DATA_BYTES, 1);
-	struct support_pack packs[2];
-	struct ds_image *image;
-
-	packs_init(packs, 2, SLOTS, 100);
-	for (unsigned i = 0; i < 2; i++) {
-		ahead_ms = i == 0 ? HOUR : 0;
-		image = support_image(cache, &packs[i]);
-		cr_assert_eq(support_fill_all(image, &packs[i]), SLOTS);
-		ds_image_flush(image);
-		ds_image_unref(image);
-		ds_cache_unref(cache);
-		cache = support_open(support_path("c"), DATA_BYTES, 1);
-	}
-	cr_assert_eq(ds_cache_make_room(cache, DATA_BYTES - SLOTS * 3 / 2 * CHUNK), 0);
-	for (unsigned i = 0; i < 2; i++) {
-		image = support_image(cache, &packs[i]);
-		cr_assert_eq(support_count(image, &packs[i], false) == SLOTS, i == 1, "%u", i);
-		ds_image_unref(image);
-	}
-	ds_cache_unref(cache);
-	packs_release(packs, 2);
-}
+/* ---- the markers, by a clock of their own */
 
 struct clocked {
 	struct ds_cache_scan scan;
