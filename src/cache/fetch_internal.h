@@ -206,8 +206,10 @@ struct ds_fetch_buffer {
 	struct ds_fetch_pool *pool;
 	struct ds_buf buf;    /* not to be changed once it is shared */
 	size_t touched_bytes; /* of its memory, before it was taken */
+	size_t beyond_bytes;  /* of these, more than it may get */
 };
-/* `spare_len_bytes`: of the buffers that are kept to be used again, with so many bytes together that were ever written to. */
+/* `spare_len_bytes`: of the buffers that are kept to be used again. So many bytes together were ever written to, of those that are
+ * kept, and behind their ends of those that are out. */
 int ds_fetch_pool_new(size_t spare_len_bytes, uint64_t touched_max_bytes,
 		      struct ds_fetch_pool **ret_pool);
 struct ds_fetch_pool *ds_fetch_pool_unref(struct ds_fetch_pool *pool);
