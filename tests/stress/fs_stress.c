@@ -37,6 +37,7 @@
 #include "view_support.h"
 
 #define READERS_N  12u
+#define READ_BYTES 65536u
 #define STEADY_N   4u
 #define STALL_S	   10u
 #define HUNGRY_NS  DS_NS_PER_S /* without a right read for so long the store is let go */
@@ -51,7 +52,7 @@
 #define LONG_MS	     (2 * TIMEOUT_MS + 50)
 /* Of the cache. What was read is missed again; what the kernel is to read by itself has to fit, beside next to nothing. */
 #define SMALL_BYTES  DS_MIB(3)
-#define LARGE_BYTES  DS_MIB(9)
+#define LARGE_BYTES  DS_MIB(12)
 #define PRUNE_ONE_IN 16u
 #define SKIP	     77
 
@@ -158,6 +159,13 @@ static bool is_hungry(void)
 	return since(&shared->right_ns) > HUNGRY_NS;
 }
 
+/* The kernel gets the large file when all of it is in the cache and nobody else has it open: one of four seconds is one reader's, who
+ * reads it in order. The cache is emptied as it begins, and then not before it is over. */
+static bool is_apart(uint64_t now_ns)
+{
+	return shared->passes && now_ns / DS_NS_PER_S % 4 == 0;
+}
+
 /* Lets the store stop and go on. */
 static void *troubler_thread(void *ctx)
 {
@@ -165,7 +173,7 @@ static void *troubler_thread(void *ctx)
 	struct ds_prng prng = {.state = daemon->seed};
 	struct ds_prune_options prune = {0};
 	struct ds_prune_result pruned;
-	bool is_resting = false, is_long;
+	bool is_resting = false, is_long, apart = false, was_apart;
 	sigset_t all;
 
 	sigfillset(&all);
@@ -192,7 +200,10 @@ static void *troubler_thread(void *ctx)
 		pause_ms(ds_prng_below(&prng, 20));
 		if (shared->reads_directly)
 			nftw(support_path("c"), drop_pages, 8, FTW_PHYS);
-		if (shared->passes && ds_prng_below(&prng, PRUNE_ONE_IN) == 0)
+		was_apart = apart;
+		apart = is_apart(ds_mono_ns());
+		if (shared->passes &&
+		    (apart ? !was_apart : ds_prng_below(&prng, PRUNE_ONE_IN) == 0))
 			STRESS_CHECK(ds_cache_prune(daemon->bench.cache, &prune, &pruned) == 0);
 	}
 	fault_store_release(daemon->bench.store);
@@ -259,11 +270,10 @@ static void check_errno(void)
 		pause();
 }
 
-static void read_one(unsigned i, struct ds_prng *prng)
+static void read_one(unsigned i, uint64_t off, struct ds_prng *prng)
 {
 	char path[512], name[64];
-	uint8_t data[65536];
-	uint64_t off = ds_prng_below(prng, view_file_size(i) + 1u);
+	uint8_t data[READ_BYTES];
 	size_t wanted = DS_MIN(sizeof(data), (size_t)(view_file_size(i) - off));
 	struct stat st;
 	ssize_t n;
@@ -349,14 +359,19 @@ __attribute__((noreturn)) static void run_reader(unsigned which, uint64_t seed)
 	place = &shared->places[which];
 	while (lists)
 		list_one(&prng);
-	for (;;) {
-		bool is_large = ds_prng_below(&prng, 3) == 0;
+	for (uint64_t in_order_off = 0;;) {
+		bool apart = is_apart(ds_mono_ns());
+		unsigned i = (unsigned)ds_prng_below(&prng, VIEW_FILES_N);
+		uint64_t off;
 
-		/* The kernel gets the large file when nobody else has it open: one of four seconds is one reader's. */
-		if (shared->passes && ds_mono_ns() / DS_NS_PER_S % 4 == 0)
-			is_large = which == STEADY_N - 1;
-		read_one(is_large ? VIEW_FILES_N : (unsigned)ds_prng_below(&prng, VIEW_FILES_N),
-			 &prng);
+		if (apart ? which == STEADY_N - 1 : ds_prng_below(&prng, 3) == 0)
+			i = VIEW_FILES_N;
+		off = ds_prng_below(&prng, view_file_size(i) + 1u);
+		if (apart && i == VIEW_FILES_N) {
+			off = in_order_off;
+			in_order_off = (off + READ_BYTES) % view_file_size(i);
+		}
+		read_one(i, off, &prng);
 	}
 }
 
