@@ -51,6 +51,7 @@ struct ds_fetch_waiter {
 	uint64_t deadline_ns;
 	/* set before done: the bytes came from the store, for this waiter or who was first; false: they were here, if only to be checked */
 	bool has_come;
+	bool is_stored; /* set before done: they are in the image, too, which may be evicted at any time */
 	/* the fetcher's own */
 	struct ds_list node;
 	struct ds_list deadline_node;

@@ -110,6 +110,7 @@ void ds_flight_finish(struct ds_flight *flight, int result, struct ds_chunk_byte
 
 		ds_list_remove(&waiter->node);
 		waiter->has_come = flight->has_come;
+		waiter->is_stored = flight->is_stored;
 		/* It may be gone when this returns. */
 		waiter->done(waiter, result, bytes, result < 0 ? flight->diag : NULL);
 	}
@@ -297,6 +298,7 @@ static void fill_and_finish(struct ds_flight **flights, struct ds_chunk_bytes **
 		if (fills[i].result < 0)
 			ds_fetch_keep(fetcher, &flights[i]->slot.digest, bytes[i]);
 		flights[i]->has_come = true;
+		flights[i]->is_stored = fills[i].result == 0;
 		ds_flight_finish(flights[i], 0, bytes[i]);
 		ds_chunk_bytes_unref(bytes[i]);
 	}

@@ -94,6 +94,7 @@ struct ds_flight {
 	uint64_t ahead_bytes; /* counted as prefetch that has not set out; 0: not */
 	bool is_looked_for;   /* a worker has looked for it */
 	bool has_come;	      /* from the store */
+	bool is_stored;	      /* in the image */
 	struct ds_list waiters;
 
 	struct ds_image *image;

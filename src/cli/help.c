@@ -250,8 +250,9 @@ static void print_man_overview(void)
 	       ".TP\n.B https_proxy, http_proxy, no_proxy\n"
 	       "as for curl; what goes to this machine itself never takes a proxy\n"
 	       ".TP\n.B DSFS_CACHE_DIR\nthe cache directory, an absolute path\n"
-	       ".TP\n.B XDG_CACHE_HOME\nwhere the cache of users other than root lies\n"
+	       ".TP\n.B XDG_CACHE_HOME\nwhere the cache of users other than root lies (~/.cache)\n"
 	       ".TP\n.B XDG_RUNTIME_DIR\nwhere the state of their mounts lies\n"
+	       ".TP\n.B HOME\nwhat ~ stands for\n"
 	       ".TP\n.B TMPDIR\nfor temporary files of verify and fingerprint, and of commit where "
 	       "there is no cache directory (/var/tmp)\n"
 	       ".SH SEE ALSO\n");

@@ -94,6 +94,7 @@ struct fs_request {
 	struct ds_demand demand;
 	struct ds_work_item work;
 	struct ds_list node; /* in fs->locked.requests */
+	bool was_parked;
 	pthread_mutex_t mutex;
 	bool is_interrupted; /* under mutex */
 };

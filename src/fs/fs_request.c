@@ -93,7 +93,8 @@ static void park(struct fs_request *request)
 	bool is_ending, is_interrupted;
 	int r = 0;
 
-	fs->stats.parked_n++;
+	fs->stats.parked_n += !request->was_parked;
+	request->was_parked = true;
 	fuse_req_interrupt_func(request->req, on_interrupt, request);
 	pthread_mutex_lock(&request->mutex);
 	pthread_mutex_lock(&fs->mutex);

@@ -180,7 +180,9 @@ static void on_fetched(struct ds_fetch_waiter *fetch, int result, struct ds_chun
 
 	pthread_mutex_lock(&wait->mutex);
 	if (!wait->locked.is_over) {
-		if (result == 0 && bytes)
+		/* A pin holds all that was received with it, which counts in no budget any more: not for as long as another chunk takes. Of each
+		 * run one is pinned, so that it gets further even if what is stored is evicted at once. */
+		if (result == 0 && bytes && (!fetch->is_stored || wait->locked.pending_n == 1))
 			result = pin_locked(wait, &waiter->target.ref.digest, bytes);
 		if (result < 0 && wait->locked.result == 0) {
 			wait->locked.result = result;

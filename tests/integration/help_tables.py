@@ -111,8 +111,13 @@ def run(box, args):
         check(text.split(":")[0].split(",")[0].startswith(in_readme[int(number)]) or
               in_readme[int(number)].split()[0] in text,
               f"status {number}: {text!r} in the page, {in_readme[int(number)]!r} in the README")
+    variables = set(re.findall(r"[A-Z_]{4,}", " ".join(re.findall(r"^\.B (.+)$", overview.split(".SH ENVIRONMENT")[1], re.M))))
     for variable in re.findall(r"AWS_[A-Z_]+", readme):
-        check(variable in overview or f"${variable}" in readme, f"{variable} is not in the man page")
+        check(variable in variables, f"{variable} is not in the man page")
+    used = subprocess.run(["grep", "-rhoP", r'(getenv|environment)\("\K[A-Z_]+', os.path.join(lib.TREE, "src")],
+                          capture_output=True, text=True, check=True).stdout.split()
+    check("AWS_PROFILE" in used and "TMPDIR" in used, used)
+    equal(set(used) - variables, set(), "variables of the sources that are not in the man page")
 
     section = parse_help(box.dsfs("mount", "--help").text)["Mount options (-o):"]
     there = set(re.findall(r"^  ([a-z_]+)(?:\[?=|  |$)", section, re.M))

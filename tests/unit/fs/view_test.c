@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -205,6 +206,64 @@ Test(view, T43_without_may_check_a_miss_is_told_at_once_and_nothing_is_fetched)
 	ds_demand_release(&demand);
 	view_bench_close(&bench);
 	view_bench_release(&bench);
+}
+
+struct pinning {
+	struct ds_view *view;
+	uint64_t ino;
+	uint8_t *data;
+	size_t n, targets_n; /* of the run before */
+	unsigned pins_n;
+	size_t wanted_n, pinned_n; /* by runs that wanted several chunks */
+};
+
+static int call_read_pinning(struct ds_demand *demand, void *ctx)
+{
+	struct pinning *pinning = ctx;
+	unsigned pins_n = 0;
+	int r;
+
+	ds_list_for_each (node, &demand->pins)
+		pins_n++;
+	if (pinning->targets_n > 1) {
+		pinning->wanted_n += pinning->targets_n;
+		pinning->pinned_n += pins_n - pinning->pins_n;
+	}
+	pinning->pins_n = pins_n;
+	r = ds_view_read(pinning->view, demand, pinning->ino, 0, VIEW_LARGE_SIZE, pinning->data,
+			 &pinning->n);
+	pinning->targets_n = demand->targets_n;
+	return r;
+}
+
+static struct pinning read_pinning(const char *cache_dir)
+{
+	struct pinning pinning = {.data = malloc(VIEW_LARGE_SIZE)};
+	struct view_bench bench;
+
+	view_bench_init(&bench);
+	cr_assert_eq(view_bench_open(&bench, cache_dir, DS_MIB(256), 1, false), 0);
+	pinning.view = bench.view;
+	cr_assert_eq(view_find(bench.view, LARGE, 20000, &pinning.ino), 0);
+	cr_assert_eq(view_run(bench.view, 20000, call_read_pinning, &pinning, NULL), 0);
+	cr_assert_eq(pinning.n, VIEW_LARGE_SIZE);
+	cr_assert(view_file_is_right(LARGE, 0, pinning.data, pinning.n));
+	view_bench_close(&bench);
+	view_bench_release(&bench);
+	free(pinning.data);
+	return pinning;
+}
+
+/* Each holds the whole buffer that it was received in, however long another takes. */
+Test(view, what_the_cache_took_is_not_held_while_another_chunk_is_waited_for)
+{
+	struct pinning pinning = read_pinning(support_path("c"));
+
+	cr_assert_gt(pinning.wanted_n, 2);
+	cr_assert_leq(pinning.pinned_n, 1);
+	pinning = read_pinning(NULL);
+	cr_assert_gt(pinning.wanted_n, 2);
+	cr_assert_eq(pinning.pinned_n, pinning.wanted_n);
 }
 
 static void never(struct ds_demand *demand, int result, void *ctx)
