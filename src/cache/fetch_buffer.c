@@ -7,6 +7,7 @@
  */
 #include <assert.h>
 #include <stdatomic.h>
+#include <string.h>
 
 #include "cache/fetch_internal.h"
 
@@ -47,25 +48,20 @@ int ds_fetch_pool_new(size_t spare_len_bytes, uint64_t touched_max_bytes,
 /* Takes the i-th. What it holds still counts. */
 static struct spare take_locked(struct ds_fetch_pool *pool, unsigned i)
 {
-	struct spare spare = pool->locked.spares[i];
+	struct spare *spares = pool->locked.spares, spare = spares[i];
 
-	pool->locked.spares[i] = pool->locked.spares[--pool->locked.spares_n];
+	pool->locked.spares_n--;
+	memmove(&spares[i], &spares[i + 1], (pool->locked.spares_n - i) * sizeof(spares[0]));
 	return spare;
 }
 
-/* The one that holds what is needed and the least more; else the one that holds the most. */
+/* The last one that was given back, which the CPU's caches hold, and which is not much too long. */
 static unsigned best_locked(const struct ds_fetch_pool *pool, size_t len_bytes)
 {
-	const struct spare *spares = pool->locked.spares;
-	unsigned best = 0;
-
-	for (unsigned i = 1; i < pool->locked.spares_n; i++) {
-		size_t is = spares[i].touched_bytes, was = spares[best].touched_bytes;
-
-		if (was < len_bytes ? is >= was : is >= len_bytes && is <= was)
-			best = i;
-	}
-	return best;
+	for (unsigned i = pool->locked.spares_n; i-- > 0;)
+		if (pool->locked.spares[i].touched_bytes <= 2 * len_bytes)
+			return i;
+	return pool->locked.spares_n - 1;
 }
 
 static size_t beyond(size_t touched_bytes, size_t len_bytes)

@@ -60,15 +60,15 @@ Test(fetch_buffer, what_slow_short_gets_sit_on_is_bounded)
 	ds_fetch_pool_unref(pool);
 }
 
-Test(fetch_buffer, the_one_that_fits_best_is_used_again)
+Test(fetch_buffer, the_last_one_that_is_not_much_too_long_is_used_again)
 {
 	static const size_t lens[] = {DS_MIB(1), DS_MIB(6), DS_MIB(2), DS_KIB(512)};
 	static const struct {
 		size_t len_bytes, touched_bytes;
-	} wants[] = {{DS_MIB(1) + 1, DS_MIB(2)},
-		     {DS_MIB(2), DS_MIB(6)},
-		     {DS_MIB(4), DS_MIB(1)},
-		     {DS_KIB(256), DS_KIB(512)},
+	} wants[] = {{DS_KIB(256), DS_KIB(512)},
+		     {DS_MIB(1) - 1, DS_MIB(1)},
+		     {DS_MIB(4), DS_MIB(2)},
+		     {DS_KIB(256), DS_MIB(6)},
 		     {DS_KIB(256), 0}};
 	struct ds_fetch_buffer *buffers[DS_ARRAY_SIZE(wants)];
 	struct ds_fetch_pool *pool;
