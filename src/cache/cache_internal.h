@@ -410,8 +410,8 @@ int ds_map_lock_soon(int fd, short type, uint64_t off);
 #define DS_MAP_LOCK_CLAIM 1u
 #define DS_MAP_LOCK_SLOT  (UINT64_C(1) << 40)
 
-/* A stamp ahead of the clock, which was put back since, says nothing: it comes as one of long ago, or what has it would be the last to go
- * until the clock has caught up. */
+/* A stamp more than a day ahead of the clock, which was put back since, says nothing: it comes as one of long ago, or what has it would be
+ * the last to go until the clock has caught up. One that is less ahead comes as it is: the process that set it may live and set it right. */
 int ds_map_read_header(int map_fd, struct ds_map_header *ret_header);
 /* First opener in this boot, with the exclusive lock: no slot is trusted, claims that are not present or make no sense are dropped. */
 int ds_map_new_boot(int map_fd, const struct ds_image_layout *layout,

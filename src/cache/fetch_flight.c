@@ -168,6 +168,7 @@ bool ds_flight_serve_local(struct ds_flight *flight)
 		ds_chunk_bytes_unref(bytes);
 		return false;
 	}
+	flight->is_stored = state == DS_IMAGE_READY;
 	ds_flight_finish(flight, 0, bytes);
 	ds_chunk_bytes_unref(bytes);
 	return true;
@@ -195,7 +196,7 @@ static bool serve_stashed(struct ds_flight *flight)
 	}
 	/* What is kept was not taken just before. */
 	if (!is_kept)
-		ds_image_fill(flight->image, &flight->slot, bytes->data);
+		flight->is_stored = ds_image_fill(flight->image, &flight->slot, bytes->data) == 0;
 	ds_flight_finish(flight, 0, bytes);
 	ds_chunk_bytes_unref(bytes);
 	return true;

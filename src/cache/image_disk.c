@@ -491,13 +491,16 @@ void ds_image_disk_pull_back(struct ds_image_disk *disk)
 {
 	uint64_t now = ds_cache_now_ms();
 
-	if (disk->used_ms <= now)
-		return;
-	disk->used_ms = now;
+	if (disk->used_ms > now) {
+		disk->used_ms = now;
+		disk->is_stamped = true;
+	}
+	/* Each by itself: a reader may have read the clock before it was put back, and set its stamp after we looked. */
 	for (size_t i = 0; i < DS_IMAGE_SEGMENTS_MAX; i++)
-		if (disk->segment_used_ms[i] > now)
+		if (disk->segment_used_ms[i] > now) {
 			disk->segment_used_ms[i] = now;
-	disk->is_stamped = true;
+			disk->is_stamped = true;
+		}
 }
 
 void ds_image_disk_flush(struct ds_image_disk *disk)

@@ -3,8 +3,8 @@
  *
  * Look-ups never wait in a view that is opened for a mount: when something is not local, they note
  * it in the caller's `demand`, end with -DS_E_NOT_LOCAL, and the caller parks until ds_demand_wait
- * calls back, then calls again. A demand keeps what was delivered to it and the cache did not take, and the last of all (pins the
- * bytes), so that each run gets further even if the cache can hold nothing.
+ * calls back, then calls again. A demand keeps what was delivered to it and is not in the cache for sure, and the last of all (pins
+ * the bytes), so that each run gets further even if the cache can hold nothing.
  *
  * A blocking view waits inside; the demand may be NULL there, and if it is not, says more about an
  * error.

@@ -154,22 +154,13 @@ static int pin_locked(struct wait *wait, const struct ds_digest *digest,
 	return 0;
 }
 
-/* One less is pending; the last one ends the wait. Drops its reference. */
-static void finish_one(struct wait *wait)
+/* One less is pending. The last one ends the wait: its demand; else NULL. */
+static struct ds_demand *count_down_locked(struct wait *wait)
 {
-	struct ds_demand *demand = NULL;
-	int result = 0;
-
-	pthread_mutex_lock(&wait->mutex);
-	if (--wait->locked.pending_n == 0 && !wait->locked.is_over) {
-		wait->locked.is_over = true;
-		demand = wait->locked.demand;
-		result = wait->locked.result;
-	}
-	pthread_mutex_unlock(&wait->mutex);
-	if (demand)
-		wait->done(demand, result, wait->ctx);
-	wait_unref(wait);
+	if (--wait->locked.pending_n > 0 || wait->locked.is_over)
+		return NULL;
+	wait->locked.is_over = true;
+	return wait->locked.demand;
 }
 
 static void on_fetched(struct ds_fetch_waiter *fetch, int result, struct ds_chunk_bytes *bytes,
@@ -177,11 +168,13 @@ static void on_fetched(struct ds_fetch_waiter *fetch, int result, struct ds_chun
 {
 	struct waiter *waiter = ds_container_of(fetch, struct waiter, fetch);
 	struct wait *wait = waiter->wait;
+	struct ds_demand *demand;
 
 	pthread_mutex_lock(&wait->mutex);
 	if (!wait->locked.is_over) {
 		/* A pin holds all that was received with it, which counts in no budget any more: not for as long as another chunk takes. Of each
-		 * run one is pinned, so that it gets further even if what is stored is evicted at once. */
+		 * run one is pinned, so that it gets further even if what is stored is evicted at once: who is the last is counted with the same
+		 * hold of the mutex. */
 		if (result == 0 && bytes && (!fetch->is_stored || wait->locked.pending_n == 1))
 			result = pin_locked(wait, &waiter->target.ref.digest, bytes);
 		if (result < 0 && wait->locked.result == 0) {
@@ -190,8 +183,12 @@ static void on_fetched(struct ds_fetch_waiter *fetch, int result, struct ds_chun
 				wait->locked.demand->diag = *diag;
 		}
 	}
+	demand = count_down_locked(wait);
+	result = wait->locked.result;
 	pthread_mutex_unlock(&wait->mutex);
-	finish_one(wait);
+	if (demand)
+		wait->done(demand, result, wait->ctx);
+	wait_unref(wait);
 }
 
 static int wait_new(struct ds_demand *demand, uint64_t deadline_ns, struct wait **ret_wait)
@@ -289,6 +286,6 @@ bool ds_demand_abandon(struct ds_demand *demand)
 	/* Callbacks that are on their way find is_over. */
 	for (size_t i = 0; i < wait->started_n; i++)
 		if (ds_fetcher_abandon(demand->view->fetcher, &wait->waiters[i].fetch))
-			finish_one(wait);
+			wait_unref(wait);
 	return true;
 }

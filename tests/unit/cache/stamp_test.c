@@ -130,6 +130,30 @@ Test(stamp, an_image_is_let_go_of_when_the_clock_was_put_back)
 	support_pack_release(&pack);
 }
 
+/* Its reader had read the clock before that. */
+Test(stamp, a_part_that_is_stamped_late_does_not_stay_ahead)
+{
+	struct ds_cache *cache = support_open(support_path("c"), CACHE_BYTES, 1);
+	struct ds_map_header header;
+	struct support_pack pack;
+	struct ds_image *image;
+	struct ds_image_disk *disk;
+
+	pack_init(&pack, 100);
+	image = support_image(cache, &pack);
+	cr_assert_eq(support_fill_all(image, &pack), SLOTS);
+	disk = atomic_load(&image->disk);
+	cr_assert(disk);
+	atomic_store(&disk->segment_used_ms[0], ds_cache_now_ms() + HOUR);
+	ds_image_keep(cache, 60000);
+	ds_image_unref(image);
+	ds_cache_unref(cache);
+	read_header(&header);
+	cr_assert_gt(header.segment_used_ms[0], 0);
+	cr_assert_leq(header.segment_used_ms[0], ds_cache_now_ms());
+	support_pack_release(&pack);
+}
+
 /* Its process died before it could set the stamps right. */
 Test(stamp, what_was_used_later_than_now_goes_first)
 {
